@@ -1,0 +1,460 @@
+//! Describes a cache, checks the description once, and starts it.
+
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[cfg(feature = "lower")]
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::cache::{Cache, Counters, Inner, LowerTiers, WritePolicy};
+use crate::clock::{Clock, millis};
+#[cfg(feature = "lower")]
+use crate::codec::{Bincode, Codec};
+#[cfg(feature = "disk")]
+use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
+use crate::error::{BuildError, Problem};
+use crate::inflight::InFlight;
+use crate::lower::{LowerTier, Tier};
+#[cfg(feature = "lower")]
+use crate::lower::Sealer;
+use crate::memory::{Demote, MemoryOptions, MemoryTier, Weigher};
+#[cfg(feature = "redis")]
+use crate::redis::{RedisConfig, RedisFront};
+use crate::sweeper;
+#[cfg(feature = "lower")]
+use crate::write_behind::WriteBehind;
+
+/// Entries of a memory tier that was not told otherwise.
+const DEFAULT_ENTRIES: u64 = 10_000;
+/// The weight that an entry is expected to have when the bound is in bytes.
+const EXPECTED_WEIGHT: u64 = 1_024;
+
+/// Describes a [`Cache`]; every setting has a default.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use cache_tiered::Cache;
+///
+/// let pages = Cache::<String, Vec<u8>>::builder("pages")
+///     .bytes(64 << 20, |url, page| (url.len() + page.len()) as u64)
+///     .ttl(Duration::from_secs(300))
+///     .time_to_idle(Duration::from_secs(60))
+///     .build()?;
+/// # Ok::<_, cache_tiered::BuildError>(())
+/// ```
+#[must_use = "a builder does nothing before `build` or `open`"]
+pub struct CacheBuilder<K, V> {
+    name: String,
+    entries: Option<u64>,
+    bytes: Option<(u64, Weigher<K, V>)>,
+    ttl: Option<Duration>,
+    time_to_idle: Option<Duration>,
+    expiry_sweep: Duration,
+    clock: Clock,
+    order: Vec<Tier>,
+    write_policy: WritePolicy,
+    #[cfg(feature = "lower")]
+    lower: LowerSettings<K, V>,
+}
+
+/// What only the tiers below memory need.
+#[cfg(feature = "lower")]
+struct LowerSettings<K, V> {
+    codec: Option<Arc<dyn Codec<K, V>>>,
+    schema_version: u32,
+    compress_above: Option<usize>,
+    queue_entries: usize,
+    queue_bytes: u64,
+    #[cfg(feature = "disk")]
+    disk: Option<DiskConfig>,
+    #[cfg(feature = "redis")]
+    redis: Option<RedisConfig>,
+}
+
+#[cfg(feature = "lower")]
+impl<K, V> Default for LowerSettings<K, V> {
+    fn default() -> Self {
+        Self {
+            codec: None,
+            schema_version: 0,
+            compress_above: Some(2 << 10),
+            queue_entries: 16_384,
+            queue_bytes: 64 << 20,
+            #[cfg(feature = "disk")]
+            disk: None,
+            #[cfg(feature = "redis")]
+            redis: None,
+        }
+    }
+}
+
+impl<K, V> std::fmt::Debug for CacheBuilder<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CacheBuilder")
+            .field("name", &self.name)
+            .field("entries", &self.entries)
+            .field("bytes", &self.bytes.as_ref().map(|(capacity, _)| capacity))
+            .field("ttl", &self.ttl)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K, V> CacheBuilder<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    pub(crate) fn new(name: String) -> Self {
+        Self {
+            name,
+            entries: None,
+            bytes: None,
+            ttl: None,
+            time_to_idle: None,
+            expiry_sweep: Duration::from_secs(60),
+            clock: Clock::default(),
+            order: vec![Tier::Redis, Tier::Disk],
+            write_policy: WritePolicy::default(),
+            #[cfg(feature = "lower")]
+            lower: LowerSettings::default(),
+        }
+    }
+
+    /// Bounds the memory tier by a number of entries; 10,000 unless told otherwise.
+    ///
+    /// Beside a bound in bytes both hold: an entry then weighs at least its share of the bytes.
+    pub fn entries(mut self, entries: u64) -> Self {
+        self.entries = Some(entries);
+        self
+    }
+
+    /// Bounds the memory tier by bytes, as `weigher` tells them of a key and its value.
+    ///
+    /// The weigher runs once for each insert. What it does not count (about 100 bytes for an entry)
+    /// comes on top; a weight of zero counts as one.
+    pub fn bytes(
+        mut self,
+        capacity_bytes: u64,
+        weigher: impl Fn(&K, &V) -> u64 + Send + Sync + 'static,
+    ) -> Self {
+        self.bytes = Some((capacity_bytes, Arc::new(weigher)));
+        self
+    }
+
+    /// Sets the time to live of entries that name none; without it they live until pushed out.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// Lets memory drop entries that nobody has read for this long; tiers below keep their copies.
+    pub fn time_to_idle(mut self, idle: Duration) -> Self {
+        self.time_to_idle = Some(idle);
+        self
+    }
+
+    /// Sets how often entries that nobody asks for any more are taken out; a minute by default.
+    pub fn expiry_sweep(mut self, every: Duration) -> Self {
+        self.expiry_sweep = every;
+        self
+    }
+
+    /// Sets where the time comes from; tests give a [`Clock::manual`].
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Sets the order in which the tiers below memory are read: Redis, then disk, by default.
+    ///
+    /// Tiers that the cache does not have may be named; a tier that it has must be.
+    pub fn order(mut self, order: impl IntoIterator<Item = Tier>) -> Self {
+        self.order = order.into_iter().collect();
+        self
+    }
+
+    /// Sets when values go to the tiers below memory.
+    pub fn write_policy(mut self, policy: WritePolicy) -> Self {
+        self.write_policy = policy;
+        self
+    }
+
+    /// Builds a cache of memory alone; it needs no runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::Invalid`] with every problem of the description. A disk or Redis tier is one:
+    /// [`open`](Self::open) starts those.
+    pub fn build(self) -> Result<Cache<K, V>, BuildError> {
+        let problems = self.problems();
+        #[cfg(feature = "lower")]
+        let problems = {
+            let mut problems = problems;
+            problems.extend(self.tiers().into_iter().map(|tier| {
+                let expected = "is started by `open().await`; `build()` makes caches of memory alone";
+                Problem::new(tier.as_str(), "configured", expected)
+            }));
+            problems
+        };
+        if !problems.is_empty() {
+            return Err(BuildError::Invalid { cache: self.name, problems });
+        }
+        self.finish(Vec::new())
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.name.is_empty() || self.name.len() > 64 || self.name.contains(|c: char| !is_plain(c)) {
+            let expected = "must be 1 to 64 letters, digits, '.', '_' or '-'";
+            problems.push(Problem::new("name", &self.name, expected));
+        }
+        let bytes = self.bytes.as_ref().map(|(capacity, _)| *capacity);
+        for (path, bound) in [("memory.entries", self.entries), ("memory.bytes", bytes)] {
+            if bound == Some(0) {
+                problems.push(Problem::new(path, 0, "must be at least 1"));
+            }
+        }
+        let times = [
+            ("ttl", self.ttl),
+            ("time_to_idle", self.time_to_idle),
+            ("expiry_sweep", Some(self.expiry_sweep)),
+        ];
+        for (path, time) in times {
+            if time.is_some_and(|time| time < Duration::from_millis(1)) {
+                problems.push(Problem::new(path, "0", "must be at least 1ms"));
+            }
+        }
+        for (at, tier) in self.order.iter().enumerate() {
+            if *tier == Tier::Memory || self.order[..at].contains(tier) {
+                let expected = "must name tiers below memory, each once";
+                problems.push(Problem::new(format!("order[{at}]"), tier.as_str(), expected));
+            }
+        }
+        #[cfg(feature = "lower")]
+        self.lower_problems(&mut problems);
+        problems
+    }
+
+    /// Starts a memory tier over the lower tiers given, which are in reading order.
+    fn finish(self, lower: Vec<Box<dyn LowerTier<K, V>>>) -> Result<Cache<K, V>, BuildError> {
+        let weighs_bytes = self.bytes.is_some();
+        let (capacity, weigher, estimated) = match (self.bytes, self.entries) {
+            (None, entries) => {
+                let entries = entries.unwrap_or(DEFAULT_ENTRIES);
+                (entries, None, entries)
+            }
+            (Some((bytes, weigher)), None) => (bytes, Some(weigher), bytes / EXPECTED_WEIGHT),
+            (Some((bytes, weigh)), Some(entries)) => {
+                let share = bytes.div_ceil(entries);
+                let weigher: Weigher<K, V> = Arc::new(move |key, value| weigh(key, value).max(share));
+                (bytes, Some(weigher), entries.min(bytes / EXPECTED_WEIGHT))
+            }
+        };
+        let lower = Arc::new(LowerTiers(lower));
+        let demotes = self.write_policy == WritePolicy::OnEviction && !lower.0.is_empty();
+        let demote: Option<Demote<K, V>> = demotes.then(|| {
+            let (lower, clock) = (Arc::clone(&lower), self.clock.clone());
+            Arc::new(move |key: &K, entry: &_| lower.demote(key, entry, &clock, weighs_bytes)) as _
+        });
+        let memory = MemoryTier::new(MemoryOptions {
+            capacity,
+            estimated_entries: usize::try_from(estimated).unwrap_or(usize::MAX).max(1),
+            weigher,
+            time_to_idle: self.time_to_idle.map(millis),
+            clock: self.clock.clone(),
+            demote,
+        });
+        let inner = Arc::new(Inner {
+            name: self.name,
+            memory,
+            lower,
+            inflight: InFlight::new(),
+            clock: self.clock,
+            ttl: self.ttl.map(millis),
+            write_policy: self.write_policy,
+            weighs_bytes,
+            counters: Counters::default(),
+        });
+        sweeper::register(&inner, self.expiry_sweep)
+            .map_err(|source| BuildError::Thread { cache: inner.name.clone(), source })?;
+        Ok(Cache::from_inner(inner))
+    }
+}
+
+/// What a name may hold: it becomes part of thread names, metric labels and Redis keys.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+#[cfg(feature = "lower")]
+impl<K, V> CacheBuilder<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Gives the cache a disk tier, its values written through serde.
+    #[cfg(feature = "disk")]
+    pub fn disk(self, config: DiskConfig) -> Self
+    where
+        K: Serialize,
+        V: Serialize + DeserializeOwned,
+    {
+        self.disk_with(config, Bincode)
+    }
+
+    /// Gives the cache a disk tier and its own codec; the last codec given is used by all tiers.
+    #[cfg(feature = "disk")]
+    pub fn disk_with(mut self, config: DiskConfig, codec: impl Codec<K, V>) -> Self {
+        self.lower.disk = Some(config);
+        self.lower.codec = Some(Arc::new(codec));
+        self
+    }
+
+    /// Gives the cache a Redis tier, its values written through serde.
+    #[cfg(feature = "redis")]
+    pub fn redis(self, config: RedisConfig) -> Self
+    where
+        K: Serialize,
+        V: Serialize + DeserializeOwned,
+    {
+        self.redis_with(config, Bincode)
+    }
+
+    /// Gives the cache a Redis tier and its own codec; the last codec given is used by all tiers.
+    #[cfg(feature = "redis")]
+    pub fn redis_with(mut self, config: RedisConfig, codec: impl Codec<K, V>) -> Self {
+        self.lower.redis = Some(config);
+        self.lower.codec = Some(Arc::new(codec));
+        self
+    }
+
+    /// Sets the schema version of the value's type; bump it whenever the type changes shape.
+    ///
+    /// Values that were written under another version are misses.
+    pub fn schema_version(mut self, version: u32) -> Self {
+        self.lower.schema_version = version;
+        self
+    }
+
+    /// Compresses values of this many encoded bytes or more, `None` for none; 2 KiB by default.
+    ///
+    /// A value that would not shrink by a tenth is stored as it is.
+    pub fn compress_above(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.lower.compress_above = bytes.into();
+        self
+    }
+
+    /// Bounds the writes that wait for each lower tier: 16,384 entries and 64 MiB by default.
+    ///
+    /// The bytes are those of the weigher given to [`bytes`](Self::bytes); without one, only entries
+    /// count. A write that does not fit is dropped and counted.
+    pub fn write_queue(mut self, entries: usize, bytes: u64) -> Self {
+        self.lower.queue_entries = entries;
+        self.lower.queue_bytes = bytes;
+        self
+    }
+
+    /// Builds the cache and opens its tiers.
+    ///
+    /// The disk tier is read through, which takes about a second for each GiB in it. Redis is not
+    /// waited for: until it answers, it has no values.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::Invalid`] with every problem of the description, [`BuildError::Disk`] when the
+    /// directory is locked, foreign, of a newer version or not accessible, [`BuildError::Thread`]
+    /// when the system has no threads left.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, when the cache has a Redis or a disk tier.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped; what has been opened is closed.
+    pub async fn open(self) -> Result<Cache<K, V>, BuildError> {
+        let problems = self.problems();
+        if !problems.is_empty() {
+            return Err(BuildError::Invalid { cache: self.name, problems });
+        }
+        let mut tiers: Vec<Box<dyn LowerTier<K, V>>> = Vec::new();
+        if let Some(codec) = self.lower.codec.clone() {
+            let sealer = Arc::new(Sealer {
+                codec,
+                schema: self.lower.schema_version,
+                compress_above: self.lower.compress_above,
+                clock: self.clock.clone(),
+            });
+            for tier in &self.order {
+                tiers.extend(self.open_tier(*tier, &sealer).await?);
+            }
+        }
+        self.finish(tiers)
+    }
+
+    async fn open_tier(
+        &self,
+        tier: Tier,
+        sealer: &Arc<Sealer<K, V>>,
+    ) -> Result<Option<Box<dyn LowerTier<K, V>>>, BuildError> {
+        let queue = WriteBehind::new(self.lower.queue_entries, self.lower.queue_bytes);
+        match tier {
+            #[cfg(feature = "disk")]
+            Tier::Disk => {
+                let Some(config) = self.lower.disk.clone() else { return Ok(None) };
+                let (name, sealer) = (self.name.clone(), Arc::clone(sealer));
+                let opened = tokio::task::spawn_blocking(move || {
+                    DiskFront::open(&name, &config, sealer, queue)
+                });
+                let cache = self.name.clone();
+                match opened.await {
+                    Ok(Ok(front)) => Ok(Some(Box::new(front))),
+                    Ok(Err(DiskOpenError::Open(source))) => Err(BuildError::Disk { cache, source }),
+                    Ok(Err(DiskOpenError::Thread(source))) => {
+                        Err(BuildError::Thread { cache, source })
+                    }
+                    Err(join) => {
+                        Err(BuildError::Thread { cache, source: std::io::Error::other(join) })
+                    }
+                }
+            }
+            #[cfg(feature = "redis")]
+            Tier::Redis => {
+                let Some(config) = self.lower.redis.clone() else { return Ok(None) };
+                let sealer = Arc::clone(sealer);
+                let front = RedisFront::start(&self.name, config, sealer, queue)
+                    .map_err(|problems| BuildError::Invalid { cache: self.name.clone(), problems })?;
+                Ok(Some(Box::new(front)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The tiers below memory that were asked for.
+    fn tiers(&self) -> Vec<Tier> {
+        let mut tiers = Vec::new();
+        #[cfg(feature = "redis")]
+        tiers.extend(self.lower.redis.as_ref().map(|_| Tier::Redis));
+        #[cfg(feature = "disk")]
+        tiers.extend(self.lower.disk.as_ref().map(|_| Tier::Disk));
+        tiers
+    }
+
+    fn lower_problems(&self, problems: &mut Vec<Problem>) {
+        for tier in self.tiers().into_iter().filter(|tier| !self.order.contains(tier)) {
+            let expected = format!("must name {}, which the cache has", tier.as_str());
+            let order: Vec<_> = self.order.iter().map(|tier| tier.as_str()).collect();
+            problems.push(Problem::new("order", order.join(", "), expected));
+        }
+        if self.lower.queue_entries == 0 {
+            problems.push(Problem::new("write_queue.entries", 0, "must be at least 1"));
+        }
+        #[cfg(feature = "disk")]
+        problems.extend(self.lower.disk.iter().flat_map(DiskConfig::problems));
+        #[cfg(feature = "redis")]
+        problems.extend(self.lower.redis.iter().flat_map(RedisConfig::validate));
+    }
+}

@@ -1,0 +1,615 @@
+//! The cache's handle: one set of calls over all tiers.
+//!
+//! A look-up goes down, memory first, and a value that it finds comes up into memory with the time
+//! that it has left to live. A write goes into memory at once and is queued for the tiers below, or
+//! goes there when memory pushes it out, as the builder says. How a slow value and a quick write of
+//! the same key are kept apart stands in [`inflight`](crate::inflight).
+
+use std::error::Error;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use quick_cache::Equivalent;
+
+use crate::builder::CacheBuilder;
+use crate::clock::{Clock, Millis, NEVER, millis};
+use crate::error::LoadError;
+use crate::inflight::{InFlight, Role, Ticket};
+use crate::lower::{Found, Item, LowerTier, Tier, Write};
+use crate::memory::{Entry, MemoryTier, Victims};
+use crate::stats::{CacheStats, Counter};
+use crate::sweeper::Sweep;
+
+/// A cache with a memory tier and, if it was given them, a Redis and a disk tier.
+///
+/// Handles are cheap to clone and share one cache. When the last one is dropped, the tiers finish
+/// their queues in the background; [`close`](Self::close) waits for that.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use cache_tiered::Cache;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let users = Cache::<u64, String>::builder("users")
+///     .entries(10_000)
+///     .ttl(Duration::from_secs(600))
+///     .build()?;
+///
+/// let name = users.get_or_load(&7, || async { Ok::<_, std::io::Error>("Ada".to_owned()) }).await?;
+/// assert_eq!(name, "Ada");
+/// assert_eq!(users.get_in_memory(&7).as_deref(), Some("Ada"));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Cache<K, V> {
+    inner: Arc<Inner<K, V>>,
+}
+
+/// When values go to the tiers below memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum WritePolicy {
+    /// With every insert, in the background: a restart finds all of them.
+    #[default]
+    Through,
+    /// When memory pushes them out, and when the cache is closed: fewer writes, but a killed process
+    /// loses what was in memory.
+    OnEviction,
+}
+
+/// What an insert sets for its entry alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct InsertOptions {
+    /// The time to live, instead of the cache's; `Duration::MAX` is for ever, zero removes the key.
+    pub ttl: Option<Duration>,
+}
+
+impl InsertOptions {
+    /// Makes options with a time to live.
+    #[must_use]
+    pub fn ttl(ttl: Duration) -> Self {
+        Self { ttl: Some(ttl) }
+    }
+}
+
+/// What a loader returns: a value, and how to keep it. Any `V` turns into one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loaded<V> {
+    /// The value.
+    pub value: V,
+    /// How to keep it.
+    pub options: InsertOptions,
+}
+
+impl<V> Loaded<V> {
+    /// Gives a loaded value its own time to live.
+    pub fn with_ttl(value: V, ttl: Duration) -> Self {
+        Self { value, options: InsertOptions::ttl(ttl) }
+    }
+}
+
+impl<V> From<V> for Loaded<V> {
+    fn from(value: V) -> Self {
+        Self { value, options: InsertOptions::default() }
+    }
+}
+
+/// The tiers below memory, in reading order. Memory's victims go here too, so it stands apart.
+pub(crate) struct LowerTiers<K, V>(pub(crate) Vec<Box<dyn LowerTier<K, V>>>);
+
+impl<K, V> LowerTiers<K, V> {
+    fn push(&self, key: &K, write: &Write<V>) {
+        for tier in &self.0 {
+            tier.push(key, write.clone());
+        }
+    }
+}
+
+impl<K, V: Clone> LowerTiers<K, V> {
+    /// Writes an entry that memory gives up to each tier that does not hold it yet.
+    pub(crate) fn demote(&self, key: &K, entry: &Entry<V>, clock: &Clock, weighs_bytes: bool) {
+        if entry.expires_at <= clock.now() {
+            return;
+        }
+        let wanting = self.0.iter().filter(|tier| !(entry.stored_below && tier.holds(key)));
+        let mut write = None;
+        for tier in wanting {
+            let write = write.get_or_insert_with(|| write_of(entry, clock, weighs_bytes));
+            tier.push(key, write.clone());
+        }
+    }
+}
+
+fn write_of<V: Clone>(entry: &Entry<V>, clock: &Clock, weighs_bytes: bool) -> Write<V> {
+    let weight = if weighs_bytes { entry.weight } else { 0 };
+    let expires_unix_ms = clock.unix_expiry_of(entry.expires_at);
+    Write::Put(Arc::new(Item::new(entry.value.clone(), entry.expires_at, expires_unix_ms, weight)))
+}
+
+impl<K, V> Drop for LowerTiers<K, V> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|tier| tier.start_close());
+    }
+}
+
+pub(crate) struct Inner<K, V> {
+    pub(crate) name: String,
+    pub(crate) memory: MemoryTier<K, V>,
+    pub(crate) lower: Arc<LowerTiers<K, V>>,
+    pub(crate) inflight: Arc<InFlight<K, V>>,
+    pub(crate) clock: Clock,
+    pub(crate) ttl: Option<Millis>,
+    pub(crate) write_policy: WritePolicy,
+    pub(crate) weighs_bytes: bool,
+    pub(crate) counters: Counters,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    loads: Counter,
+    load_failures: Counter,
+    load_nanos: Counter,
+    coalesced: Counter,
+    superseded: Counter,
+}
+
+impl<K, V> Clone for Cache<K, V> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<K, V> fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+impl<K, V> Cache<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Starts to describe a cache; the name is for statistics, threads and keys in Redis.
+    pub fn builder(name: impl Into<String>) -> CacheBuilder<K, V> {
+        CacheBuilder::new(name.into())
+    }
+
+    pub(crate) fn from_inner(inner: Arc<Inner<K, V>>) -> Self {
+        Self { inner }
+    }
+
+    /// Returns the name that the cache was built with.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Returns the value from memory, without looking further down.
+    ///
+    /// # Cost
+    ///
+    /// One hash, one shared lock and a clone of the value; a coarse clock where the entry can expire.
+    #[inline]
+    pub fn get_in_memory<Q>(&self, key: &Q) -> Option<V>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        self.inner.memory.get(key)
+    }
+
+    /// Returns the value from the first tier that has it, and keeps it in memory.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any point; a value on its way up is then not kept.
+    ///
+    /// # Cost
+    ///
+    /// In memory as [`get_in_memory`](Self::get_in_memory). Below, a thread hop for the disk, a round
+    /// trip (shared with other look-ups, and bounded by the tier's time budget) for Redis.
+    pub async fn get(&self, key: &K) -> Option<V> {
+        let inner = &*self.inner;
+        if let Some(value) = inner.memory.get(key) {
+            return Some(value);
+        }
+        if inner.lower.0.is_empty() {
+            return None;
+        }
+        let ticket = inner.inflight.ticket(key);
+        inner.get_below(key, &ticket).await
+    }
+
+    /// Returns the values of several keys, in the order asked; each tier is asked once.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any point; values on their way up are then not kept.
+    pub async fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
+        let inner = &*self.inner;
+        let mut values: Vec<_> = keys.iter().map(|key| inner.memory.get(key)).collect();
+        if inner.lower.0.is_empty() {
+            return values;
+        }
+        let mut missing: Vec<_> = (0..keys.len())
+            .filter(|&at| values[at].is_none())
+            .map(|at| (at, inner.inflight.ticket(&keys[at])))
+            .collect();
+        for tier in &inner.lower.0 {
+            if missing.is_empty() {
+                break;
+            }
+            let asked: Vec<_> = missing.iter().map(|(at, _)| &keys[*at]).collect();
+            let found = tier.get_many(&asked).await;
+            let mut found = found.into_iter();
+            missing.retain(|(at, ticket)| {
+                let Some(found) = found.next().flatten() else { return true };
+                values[*at] = Some(inner.promote(&keys[*at], found, ticket));
+                false
+            });
+        }
+        values
+    }
+
+    /// Puts a value in, under the cache's own time to live.
+    ///
+    /// From here on no call returns an older value of the key from this cache. The tiers below are
+    /// written in the background.
+    ///
+    /// # Cost
+    ///
+    /// Two short locks and, with tiers below, a push to each of their queues. Never waits: a queue
+    /// that is full drops the value, counts that, and has the older one removed.
+    pub fn insert(&self, key: K, value: V) {
+        self.insert_with(key, value, InsertOptions::default());
+    }
+
+    /// Puts a value in, with options for this entry alone.
+    pub fn insert_with(&self, key: K, value: V, options: InsertOptions) {
+        let inner = &*self.inner;
+        let Some(expires_at) = inner.deadline(options) else {
+            self.remove_now(&key);
+            return;
+        };
+        let mut victims = Victims::default();
+        let locked = inner.inflight.overtake(&key);
+        inner.store(key, value, expires_at, &mut victims);
+        locked.release();
+    }
+
+    /// Returns the value, and has `loader` make it if no tier has it.
+    ///
+    /// However many calls ask for one key at once, one loader runs; the others wait for its value, or
+    /// get its error. Errors are not kept: the next call loads again. A value whose key is written
+    /// while it is being loaded is returned, but not kept.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError::Loader`] with the loader's own error.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any point. The loader runs inside this future: when the call that runs it is
+    /// dropped, or panics, one that waits goes on with its own loader.
+    ///
+    /// # Examples
+    ///
+    /// A loader that says how long its value is good:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use cache_tiered::{Cache, Loaded};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let cache = Cache::<u64, String>::builder("users").entries(10).build()?;
+    /// let token = cache
+    ///     .get_or_load(&7, || async {
+    ///         Ok::<_, std::io::Error>(Loaded::with_ttl("token".to_owned(), Duration::from_secs(30)))
+    ///     })
+    ///     .await?;
+    /// # assert_eq!(token, "token");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn get_or_load<F, Fut, R, E>(&self, key: &K, loader: F) -> Result<V, LoadError>
+    where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<R, E>> + Send,
+        R: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let inner = &*self.inner;
+        if let Some(value) = inner.memory.get(key) {
+            return Ok(value);
+        }
+        let (ticket, publish) = loop {
+            match inner.inflight.join(key) {
+                Role::Leader(ticket, publish) => break (ticket, publish),
+                Role::Waiter(mut landing) => {
+                    // An error here means that the leader was dropped: the key is free again.
+                    if landing.changed().await.is_ok()
+                        && let Some(result) = landing.borrow_and_update().clone()
+                    {
+                        inner.counters.coalesced.increment();
+                        return result;
+                    }
+                }
+            }
+        };
+        // Whoever led before may have landed between the first look and the ticket.
+        let found = match inner.memory.peek_alive(key) {
+            Some(value) => Some(value),
+            None => inner.get_below(key, &ticket).await,
+        };
+        let result = match found {
+            Some(value) => Ok(value),
+            None => inner.load(key, &ticket, loader).await,
+        };
+        // Whoever waits gets this; if nobody does, there is nobody to tell.
+        let _ = publish.send(Some(result.clone()));
+        result
+    }
+
+    /// Reserves a key for a value that is being fetched elsewhere.
+    ///
+    /// For callers that cannot fetch inside a loader, such as one that streams a value while it
+    /// stores it. [`Reservation::insert`] stores only what no write has overtaken.
+    #[must_use = "a reservation that is dropped stores nothing"]
+    pub fn reserve(&self, key: &K) -> Reservation<K, V> {
+        let ticket = self.inner.inflight.ticket(key);
+        Reservation { inner: Arc::clone(&self.inner), ticket, key: key.clone() }
+    }
+
+    /// Removes a key from every tier.
+    ///
+    /// Resolves when memory has lost it and the tiers below hold its removal in their queues, so that
+    /// no call returns the value from this cache any more. It does not wait for disk or Redis.
+    ///
+    /// # Cancel safety
+    ///
+    /// There is nothing to wait for: it is done at the first poll.
+    pub async fn remove(&self, key: &K) {
+        self.remove_now(key);
+    }
+
+    fn remove_now(&self, key: &K) {
+        let inner = &*self.inner;
+        let locked = inner.inflight.overtake(key);
+        let removed = inner.memory.remove(key);
+        inner.lower.push(key, &Write::Remove);
+        locked.release();
+        drop(removed);
+    }
+
+    /// Empties one tier, or all of them with `None`.
+    ///
+    /// Entries written before the call are not read again from that tier. In Redis the whole
+    /// namespace is replaced at once, for other machines within about a second.
+    ///
+    /// # Cancel safety
+    ///
+    /// When dropped, some tiers may be empty and others not.
+    pub async fn clear(&self, tier: impl Into<Option<Tier>>) {
+        let inner = &*self.inner;
+        let which = tier.into();
+        let wanted = |tier| which.is_none() || which == Some(tier);
+        join_all(inner.lower.0.iter().filter(|it| wanted(it.tier())).map(|it| it.clear())).await;
+        // Only now: a value that is read below while that tier is still full must not come up later.
+        inner.inflight.overtake_all();
+        if wanted(Tier::Memory) {
+            inner.memory.clear();
+        }
+    }
+
+    /// Removes entries past their time from memory and disk, and tells how many; Redis does it itself.
+    pub async fn remove_expired(&self) -> u64 {
+        let inner = &*self.inner;
+        let mut removed = inner.memory.remove_expired();
+        for tier in &inner.lower.0 {
+            removed += tier.remove_expired().await;
+        }
+        removed
+    }
+
+    /// Resolves when everything written before has reached the tiers below.
+    ///
+    /// For the disk that means that the bytes survive a killed process; surviving a power cut is a
+    /// matter of the tier's fsync policy.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped; the writes go on.
+    pub async fn flush(&self) {
+        join_all(self.inner.lower.0.iter().map(|tier| tier.flush())).await;
+    }
+
+    /// Writes down what has to be, then stops every thread and task of the cache.
+    ///
+    /// Other handles still see the entries in memory. The disk tier's directory is free afterwards.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped; what has begun goes on in the background.
+    pub async fn close(&self) {
+        let inner = &*self.inner;
+        if inner.write_policy == WritePolicy::OnEviction {
+            inner.memory.for_each_alive(|key, entry| inner.lower.demote(key, entry, &inner.clock, inner.weighs_bytes));
+        }
+        join_all(inner.lower.0.iter().map(|tier| tier.close())).await;
+    }
+
+    /// Returns what the cache has done and holds.
+    ///
+    /// # Cost
+    ///
+    /// Some hundred relaxed loads and a short lock for each shard and queue.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        let inner = &*self.inner;
+        let counters = &inner.counters;
+        let mut stats = CacheStats {
+            memory: inner.memory.stats(),
+            loads: counters.loads.get(),
+            load_failures: counters.load_failures.get(),
+            load_time: Duration::from_nanos(counters.load_nanos.get()),
+            coalesced: counters.coalesced.get(),
+            superseded: counters.superseded.get(),
+            ..CacheStats::default()
+        };
+        for tier in &inner.lower.0 {
+            match tier.tier() {
+                Tier::Redis => stats.redis = Some(tier.stats()),
+                Tier::Disk => stats.disk = Some(tier.stats()),
+                Tier::Memory => {}
+            }
+        }
+        stats
+    }
+}
+
+/// The right to store a value that was asked for before; see [`Cache::reserve`].
+pub struct Reservation<K: Hash + Eq, V> {
+    inner: Arc<Inner<K, V>>,
+    ticket: Ticket<K, V>,
+    key: K,
+}
+
+impl<K: Hash + Eq, V> fmt::Debug for Reservation<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation").field("cache", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+impl<K, V> Reservation<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Stores the value, unless its key was inserted, removed or cleared since the reservation.
+    ///
+    /// Tells whether it was stored. Works as [`Cache::insert_with`] otherwise.
+    pub fn insert(&self, value: V, options: InsertOptions) -> bool {
+        self.inner.store_unless_overtaken(&self.ticket, self.key.clone(), value, options)
+    }
+
+    /// Tells whether the key was not inserted, removed or cleared since the reservation.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.ticket.redeem(|| ())
+    }
+}
+
+impl<K, V> Inner<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// The deadline of an entry that comes now; `None` when it would be dead at once.
+    fn deadline(&self, options: InsertOptions) -> Option<Millis> {
+        match options.ttl.map(millis).or(self.ttl) {
+            Some(0) => None,
+            Some(ttl) => Some(self.clock.now().saturating_add(ttl)),
+            None => Some(NEVER),
+        }
+    }
+
+    /// Stores a new value in memory and queues it for the tiers below; the key's shard is locked.
+    fn store(&self, key: K, value: V, expires_at: Millis, victims: &mut Victims<K, V>) {
+        let through = self.write_policy == WritePolicy::Through;
+        let entry = self.memory.entry(&key, value, expires_at, through);
+        if !self.lower.0.is_empty() {
+            // A value that stays in memory must not leave an older one below: that one would come
+            // back when this one expires first.
+            let stays = !through && self.memory.admits(&entry);
+            let write = match stays {
+                true => Write::Remove,
+                false => write_of(&entry, &self.clock, self.weighs_bytes),
+            };
+            self.lower.push(&key, &write);
+        }
+        self.memory.insert(key, entry, victims);
+    }
+
+    fn store_unless_overtaken(
+        &self,
+        ticket: &Ticket<K, V>,
+        key: K,
+        value: V,
+        options: InsertOptions,
+    ) -> bool {
+        let Some(expires_at) = self.deadline(options) else { return false };
+        let mut victims = Victims::default();
+        let kept = ticket.redeem(|| self.store(key, value, expires_at, &mut victims));
+        if !kept {
+            self.counters.superseded.increment();
+        }
+        kept
+    }
+
+    async fn get_below(&self, key: &K, ticket: &Ticket<K, V>) -> Option<V> {
+        for tier in &self.lower.0 {
+            if let Some(found) = tier.get(key).await {
+                return Some(self.promote(key, found, ticket));
+            }
+        }
+        None
+    }
+
+    /// Brings a value up into memory, with the time that it has left.
+    fn promote(&self, key: &K, found: Found<V>, ticket: &Ticket<K, V>) -> V {
+        let Found { value, expires_at } = found;
+        let mut victims = Victims::default();
+        let kept = ticket.redeem(|| {
+            let entry = self.memory.entry(key, value.clone(), expires_at, true);
+            self.memory.insert(key.clone(), entry, &mut victims);
+        });
+        if !kept {
+            self.counters.superseded.increment();
+        }
+        value
+    }
+
+    async fn load<F, Fut, R, E>(
+        &self,
+        key: &K,
+        ticket: &Ticket<K, V>,
+        loader: F,
+    ) -> Result<V, LoadError>
+    where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<R, E>> + Send,
+        R: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let started = Instant::now();
+        let loaded = loader().await;
+        self.counters.load_nanos.add(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let Loaded { value, options } = match loaded {
+            Ok(loaded) => loaded.into(),
+            Err(error) => {
+                self.counters.load_failures.increment();
+                return Err(LoadError::Loader(Arc::from(error.into())));
+            }
+        };
+        self.counters.loads.increment();
+        self.store_unless_overtaken(ticket, key.clone(), value.clone(), options);
+        Ok(value)
+    }
+}
+
+impl<K, V> Sweep for Inner<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    fn sweep(&self) {
+        self.memory.remove_expired();
+    }
+}

@@ -1,0 +1,110 @@
+//! Between values and the bytes that the lower tiers keep.
+//!
+//! Keys and values go down through a [`Codec`]. The default, [`Bincode`], takes any serde type and
+//! writes the format of bincode 1: fixed-width little-endian integers, lengths as `u64`. It is compact
+//! and positional, which means that bytes of an older shape of a type can decode to nonsense without
+//! an error; the schema version of the cache stands in front of every value for that reason.
+
+use std::error::Error;
+
+use bincode::Options as _;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// What a codec failed with.
+pub type CodecError = Box<dyn Error + Send + Sync>;
+
+/// Turns keys and values into bytes and values back.
+///
+/// # Contract
+///
+/// `encode_key` is injective and the same in every process and version: it names the entry. What
+/// `encode` writes, `decode` reads back. `decode` gets only bytes whose checksum, codec id, schema
+/// version and key were right; it must all the same fail, and not panic, on bytes that it does not
+/// understand.
+pub trait Codec<K, V>: Send + Sync + 'static {
+    /// Names the format, 128 to 255 for a user's own. Bytes of another id are a miss.
+    fn id(&self) -> u8;
+
+    /// Appends the canonical bytes of a key.
+    ///
+    /// # Errors
+    ///
+    /// A key that cannot be written stays in memory only.
+    fn encode_key(&self, key: &K, out: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// Appends the bytes of a value.
+    ///
+    /// # Errors
+    ///
+    /// A value that cannot be written stays in memory only.
+    fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// Reads a value back.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are no value are a counted miss.
+    fn decode(&self, bytes: &[u8]) -> Result<V, CodecError>;
+}
+
+/// The default codec: serde through the format of bincode 1.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bincode;
+
+/// Bincode 1's own defaults, but with a limit, and bytes left over are an error.
+fn bincode() -> impl bincode::Options {
+    bincode::DefaultOptions::new()
+        .with_fixint_encoding()
+        .with_limit(crate::envelope::MAX_VALUE_BYTES as u64)
+}
+
+impl<K, V> Codec<K, V> for Bincode
+where
+    K: Serialize,
+    V: Serialize + DeserializeOwned,
+{
+    fn id(&self) -> u8 {
+        1
+    }
+
+    fn encode_key(&self, key: &K, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        Ok(bincode().serialize_into(out, key)?)
+    }
+
+    fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        Ok(bincode().serialize_into(out, value)?)
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<V, CodecError> {
+        Ok(bincode().deserialize(bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Value = (u64, String, Option<Vec<f32>>);
+
+    fn decode(bytes: &[u8]) -> Result<Value, CodecError> {
+        Codec::<u8, Value>::decode(&Bincode, bytes)
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_bincode_1() {
+        let value: Value = (7, "seven".to_owned(), Some(vec![0.5, 1.5]));
+        let mut bytes = Vec::new();
+        Codec::<u8, Value>::encode(&Bincode, &value, &mut bytes).unwrap();
+        assert_eq!(bytes, bincode::serialize(&value).unwrap());
+        assert_eq!(decode(&bytes).unwrap(), value);
+    }
+
+    #[test]
+    fn bytes_left_over_and_lengths_that_lie_are_errors() {
+        let mut bytes = bincode::serialize(&(7u64, "seven", None::<Vec<f32>>)).unwrap();
+        bytes.push(0);
+        assert!(decode(&bytes).is_err());
+        bytes[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(decode(&bytes).is_err());
+    }
+}

@@ -1,0 +1,544 @@
+//! The disk tier: engines behind one trait, and the threads that keep disks away from async workers.
+//!
+//! One writer thread takes pending writes off the [queue](crate::write_behind), seals and puts them,
+//! and flushes the engine when the queue runs dry or a tenth of a second has passed. A few reader
+//! threads serve look-ups from a bounded channel; when that is full, the look-up is a counted miss
+//! and nobody waits. Closing lets the writer finish its queue; then all threads end and the
+//! directory's lock is released.
+
+mod directory;
+mod engine;
+mod segment_log;
+#[cfg(feature = "sled")]
+mod sled;
+
+use std::hash::Hash;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use futures_util::future::{BoxFuture, join_all};
+use parking_lot::RwLock;
+use tokio::sync::{oneshot, watch};
+
+pub use self::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
+pub use self::segment_log::{SegmentLog, SegmentLogOptions};
+#[cfg(feature = "sled")]
+pub use self::sled::{SledEngine, SledOptions};
+use crate::error::Problem;
+use crate::lower::{Found, LowerTier, Opening, Sealer, Tier, Write};
+use crate::stats::{Counter, Evictions, TierStats};
+use crate::write_behind::{Pushed, Taken, Work, WriteBehind};
+
+/// The engines that can keep the disk tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum DiskEngine {
+    /// Append-only segments with an index in memory: the fastest, and bounded to the byte.
+    #[default]
+    SegmentLog,
+    /// sled 0.34, for values of a few KiB at most.
+    #[cfg(feature = "sled")]
+    Sled,
+}
+
+/// The settings of a disk tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiskConfig {
+    /// The directory; made if missing, and locked against a second process.
+    pub path: PathBuf,
+    /// The most bytes that the directory may take, as `du` counts.
+    pub capacity_bytes: u64,
+    /// The engine.
+    pub engine: DiskEngine,
+    /// When written bytes are forced to the medium. They survive a killed process in any case.
+    pub fsync: Fsync,
+    /// Threads that read.
+    pub read_threads: usize,
+    /// Look-ups that may wait for a reader; more are misses.
+    pub read_queue: usize,
+}
+
+impl DiskConfig {
+    /// Describes a disk tier in `path`: 1 GiB, the segment log, no fsync, four readers.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            capacity_bytes: 1 << 30,
+            engine: DiskEngine::default(),
+            fsync: Fsync::Never,
+            read_threads: 4,
+            read_queue: 4_096,
+        }
+    }
+
+    /// Sets the most bytes that the directory may take.
+    #[must_use]
+    pub fn capacity_bytes(mut self, bytes: u64) -> Self {
+        self.capacity_bytes = bytes;
+        self
+    }
+
+    /// Chooses the engine.
+    #[must_use]
+    pub fn engine(mut self, engine: DiskEngine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// Sets when written bytes are forced to the medium.
+    #[must_use]
+    pub fn fsync(mut self, fsync: Fsync) -> Self {
+        self.fsync = fsync;
+        self
+    }
+
+    /// Sets the number of threads that read.
+    #[must_use]
+    pub fn read_threads(mut self, threads: usize) -> Self {
+        self.read_threads = threads;
+        self
+    }
+
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.path.as_os_str().is_empty() {
+            problems.push(Problem::new("disk.path", "", "must name a directory"));
+        }
+        if self.capacity_bytes < MIN_CAPACITY_BYTES {
+            let expected = format!("must be at least {MIN_CAPACITY_BYTES} (1 MiB)");
+            problems.push(Problem::new("disk.capacity_bytes", self.capacity_bytes, expected));
+        }
+        if !(1..=64).contains(&self.read_threads) {
+            let expected = "must be between 1 and 64";
+            problems.push(Problem::new("disk.read_threads", self.read_threads, expected));
+        }
+        if self.read_queue == 0 {
+            problems.push(Problem::new("disk.read_queue", 0, "must be at least 1"));
+        }
+        problems
+    }
+
+    fn open_engine(&self) -> Result<Arc<dyn DiskTier>, OpenError> {
+        match self.engine {
+            DiskEngine::SegmentLog => {
+                let mut options = SegmentLogOptions::new(&self.path, self.capacity_bytes);
+                options.fsync = self.fsync;
+                Ok(Arc::new(SegmentLog::open(options)?))
+            }
+            #[cfg(feature = "sled")]
+            DiskEngine::Sled => {
+                let mut options = SledOptions::new(&self.path, self.capacity_bytes);
+                options.fsync = self.fsync;
+                Ok(Arc::new(SledEngine::open(options)?))
+            }
+        }
+    }
+}
+
+/// The smallest disk tier: below it, segments would be too small for ordinary values.
+const MIN_CAPACITY_BYTES: u64 = 1 << 20;
+
+/// Writes that the writer takes at once.
+const BATCH: usize = 64;
+
+/// The longest that a busy writer leaves bytes unflushed.
+const FLUSH_EVERY: Duration = Duration::from_millis(100);
+
+struct Read<V> {
+    key: Vec<u8>,
+    reply: oneshot::Sender<Option<Found<V>>>,
+}
+
+/// What exists between open and close.
+struct Running<V> {
+    engine: Arc<dyn DiskTier>,
+    reads: Sender<Read<V>>,
+}
+
+pub(crate) struct DiskFront<K, V> {
+    running: RwLock<Option<Running<V>>>,
+    last: RwLock<DiskEngineStats>,
+    queue: Arc<WriteBehind<K, V>>,
+    sealer: Arc<Sealer<K, V>>,
+    counters: Arc<Counters>,
+    /// Closed when the last thread has ended.
+    ended: watch::Receiver<()>,
+    capacity_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    hits: Counter,
+    misses: Counter,
+    errors: Counter,
+    writes: Counter,
+    dropped_writes: Counter,
+}
+
+impl<K, V> DiskFront<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Opens the directory and starts the threads. It reads the whole log, so not on an async thread.
+    pub(crate) fn open(
+        name: &str,
+        config: &DiskConfig,
+        sealer: Arc<Sealer<K, V>>,
+        queue: WriteBehind<K, V>,
+    ) -> Result<Self, DiskOpenError> {
+        let engine = config.open_engine().map_err(DiskOpenError::Open)?;
+        let queue = Arc::new(queue);
+        let counters = Arc::new(Counters::default());
+        let (reads, jobs) = crossbeam_channel::bounded(config.read_queue);
+        let (end, ended) = watch::channel(());
+        let end = Arc::new(end);
+        let thread = |role: &str| std::thread::Builder::new().name(format!("{name}-{role}"));
+        // A thread that cannot start drops the channel and closes the queue, which ends the others.
+        let started = (|| {
+            for _ in 0..config.read_threads {
+                let reader = Reader {
+                    engine: Arc::clone(&engine),
+                    sealer: Arc::clone(&sealer),
+                    counters: Arc::clone(&counters),
+                    jobs: jobs.clone(),
+                };
+                let end = Arc::clone(&end);
+                thread("disk-read").spawn(move || {
+                    reader.run();
+                    drop(end);
+                })?;
+            }
+            let writer = Writer {
+                engine: Arc::clone(&engine),
+                sealer: Arc::clone(&sealer),
+                counters: Arc::clone(&counters),
+                queue: Arc::clone(&queue),
+            };
+            thread("disk-write").spawn(move || {
+                writer.run();
+                drop(end);
+            })
+        })();
+        if let Err(error) = started {
+            queue.close();
+            return Err(DiskOpenError::Thread(error));
+        }
+        Ok(Self {
+            running: RwLock::new(Some(Running { engine, reads })),
+            last: RwLock::default(),
+            queue,
+            sealer,
+            counters,
+            ended,
+            capacity_bytes: config.capacity_bytes,
+        })
+    }
+
+    fn engine(&self) -> Option<Arc<dyn DiskTier>> {
+        self.running.read().as_ref().map(|running| Arc::clone(&running.engine))
+    }
+
+    /// Hands a look-up to the readers; `None` when they have too many.
+    fn read(&self, key: Vec<u8>) -> Option<oneshot::Receiver<Option<Found<V>>>> {
+        let running = self.running.read();
+        let running = running.as_ref()?;
+        if !running.engine.contains(&key) {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        match running.reads.try_send(Read { key, reply }) {
+            Ok(()) => Some(answer),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.counters.errors.increment();
+                None
+            }
+        }
+    }
+
+    /// What the queue says of a key: a value, its absence, or nothing.
+    fn pending(&self, key: &K) -> Option<Option<Found<V>>> {
+        Some(match self.queue.lookup(key)? {
+            Write::Put(item) if item.expires_at > self.sealer.clock.now() => {
+                Some(Found { value: item.value.clone(), expires_at: item.expires_at })
+            }
+            _ => None,
+        })
+    }
+
+    fn count(&self, found: &Option<Found<V>>) {
+        match found {
+            Some(_) => self.counters.hits.increment(),
+            None => self.counters.misses.increment(),
+        }
+    }
+
+    /// Starts a look-up now; the future waits for its end.
+    fn start_get(&self, key: &K) -> impl Future<Output = Option<Found<V>>> + Send + use<K, V> {
+        enum Started<V> {
+            Known(Option<Found<V>>),
+            Asked(oneshot::Receiver<Option<Found<V>>>),
+        }
+        let started = match self.pending(key) {
+            Some(known) => Started::Known(known),
+            None => match self.sealer.key(key).and_then(|key| self.read(key)) {
+                Some(answer) => Started::Asked(answer),
+                None => Started::Known(None),
+            },
+        };
+        async move {
+            match started {
+                Started::Known(known) => known,
+                // No answer means that a reader died with the tier.
+                Started::Asked(answer) => answer.await.ok().flatten(),
+            }
+        }
+    }
+}
+
+/// Why a disk tier did not start.
+#[derive(Debug)]
+pub(crate) enum DiskOpenError {
+    Open(OpenError),
+    Thread(std::io::Error),
+}
+
+impl<K, V> LowerTier<K, V> for DiskFront<K, V>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    fn tier(&self) -> Tier {
+        Tier::Disk
+    }
+
+    fn push(&self, key: &K, write: Write<V>) {
+        let is_put = matches!(write, Write::Put(_));
+        if !is_put && !self.holds(key) {
+            return;
+        }
+        let pushed = self.queue.push(key, write, false);
+        if pushed == Pushed::Refused && self.holds(key) {
+            // A value on the disk is out of date now. Its removal goes in above the bound of the
+            // queue: there are at most as many of those as the disk's index has entries.
+            self.queue.push(key, Write::Remove, true);
+        }
+        if is_put && pushed != Pushed::Queued {
+            self.counters.dropped_writes.increment();
+        }
+    }
+
+    fn holds(&self, key: &K) -> bool {
+        self.queue.lookup(key).is_some()
+            || self
+                .sealer
+                .key(key)
+                .is_some_and(|bytes| self.engine().is_some_and(|engine| engine.contains(&bytes)))
+    }
+
+    fn get<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Option<Found<V>>> {
+        Box::pin(async move {
+            let found = self.start_get(key).await;
+            self.count(&found);
+            found
+        })
+    }
+
+    fn get_many<'a>(&'a self, keys: &'a [&'a K]) -> BoxFuture<'a, Vec<Option<Found<V>>>> {
+        Box::pin(async move {
+            let found = join_all(keys.iter().map(|key| self.start_get(key))).await;
+            found.iter().for_each(|found| self.count(found));
+            found
+        })
+    }
+
+    fn clear(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.queue.clear();
+            let Some(engine) = self.engine() else { return };
+            let counters = Arc::clone(&self.counters);
+            self.queue
+                .after_pending(move || {
+                    if let Err(error) = engine.clear() {
+                        counters.errors.increment();
+                        tracing::warn!(%error, "the disk tier was not cleared completely");
+                    }
+                })
+                .await;
+        })
+    }
+
+    fn remove_expired(&self) -> BoxFuture<'_, u64> {
+        Box::pin(async move {
+            let Some(engine) = self.engine() else { return 0 };
+            let now = self.sealer.clock.unix_now();
+            let removed = self.queue.after_pending(move || engine.remove_expired(now)).await;
+            match removed {
+                Some(Ok(removed)) => removed as u64,
+                Some(Err(_)) => {
+                    self.counters.errors.increment();
+                    0
+                }
+                None => 0,
+            }
+        })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some(engine) = self.engine() else { return };
+            let flushed = self.queue.after_pending(move || engine.flush()).await;
+            if matches!(flushed, Some(Err(_))) {
+                self.counters.errors.increment();
+            }
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.start_close();
+            let mut ended = self.ended.clone();
+            // The channel carries nothing: it only closes, with the last thread.
+            while ended.changed().await.is_ok() {}
+        })
+    }
+
+    fn start_close(&self) {
+        self.queue.close();
+        if let Some(running) = self.running.write().take() {
+            *self.last.write() = running.engine.stats();
+        }
+    }
+
+    fn stats(&self) -> TierStats {
+        let engine = match &*self.running.read() {
+            Some(running) => running.engine.stats(),
+            None => *self.last.read(),
+        };
+        let reads = self.running.read().as_ref().map_or(0, |running| running.reads.len() as u64);
+        let (depth, weight) = self.queue.depth();
+        TierStats {
+            hits: self.counters.hits.get(),
+            misses: self.counters.misses.get(),
+            entries: engine.entries,
+            bytes: engine.disk_bytes,
+            capacity: self.capacity_bytes,
+            evictions: Evictions {
+                capacity: engine.evicted_capacity,
+                expired: engine.evicted_expired,
+                removed: engine.removed + engine.cleared,
+                too_large: engine.too_large,
+            },
+            errors: self.counters.errors.get(),
+            writes: self.counters.writes.get(),
+            dropped_writes: self.counters.dropped_writes.get() + engine.dropped_writes,
+            queue_depth: depth + reads,
+            queue_bytes: weight,
+        }
+    }
+}
+
+struct Reader<K, V> {
+    engine: Arc<dyn DiskTier>,
+    sealer: Arc<Sealer<K, V>>,
+    counters: Arc<Counters>,
+    jobs: Receiver<Read<V>>,
+}
+
+impl<K: 'static, V: 'static> Reader<K, V> {
+    fn run(self) {
+        while let Ok(Read { key, reply }) = self.jobs.recv() {
+            if reply.is_closed() {
+                continue;
+            }
+            // Whoever asked may have given up meanwhile.
+            let _ = reply.send(self.get(&key));
+        }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Found<V>> {
+        match self.engine.get(key, self.sealer.clock.unix_now()) {
+            Ok(Some(sealed)) => match self.sealer.open(key, &sealed) {
+                Opening::Value(found) => return Some(found),
+                Opening::Miss => {}
+                Opening::Corrupt => self.counters.errors.increment(),
+            },
+            Ok(None) => {}
+            Err(error) => {
+                self.counters.errors.increment();
+                tracing::debug!(%error, "a read from the disk tier failed");
+            }
+        }
+        None
+    }
+}
+
+struct Writer<K, V> {
+    engine: Arc<dyn DiskTier>,
+    sealer: Arc<Sealer<K, V>>,
+    counters: Arc<Counters>,
+    queue: Arc<WriteBehind<K, V>>,
+}
+
+impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
+    fn run(self) {
+        let mut unflushed_since = None;
+        loop {
+            match self.queue.take(BATCH) {
+                Work::Batch(batch) => {
+                    batch.iter().for_each(|taken| self.write(taken));
+                    self.queue.done(batch);
+                    let since = *unflushed_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= FLUSH_EVERY {
+                        self.flush();
+                        unflushed_since = None;
+                    }
+                }
+                Work::Errand(errand) => errand(),
+                Work::Nothing if unflushed_since.take().is_some() => self.flush(),
+                Work::Nothing => self.queue.wait(),
+                Work::Finished => return self.flush(),
+            }
+        }
+    }
+
+    fn write(&self, taken: &Taken<K, V>) {
+        let Some(key) = self.sealer.key(&taken.key) else {
+            return self.counters.dropped_writes.increment();
+        };
+        let result = match &taken.write {
+            Write::Remove => self.engine.remove(&key).map(drop),
+            Write::Put(item) => match self.sealer.seal(&key, item) {
+                Some(sealed) => {
+                    self.counters.writes.increment();
+                    self.engine.put(&key, &sealed, item.expires_unix_ms)
+                }
+                None => {
+                    self.counters.dropped_writes.increment();
+                    self.engine.remove(&key).map(drop)
+                }
+            },
+        };
+        match result {
+            // The engine counts what it drops for want of room.
+            Ok(()) | Err(DiskError::Full { .. } | DiskError::TooLarge { .. }) => {}
+            Err(error) => {
+                self.counters.errors.increment();
+                tracing::debug!(%error, "a write to the disk tier failed");
+            }
+        }
+    }
+
+    fn flush(&self) {
+        match self.engine.flush() {
+            Ok(()) | Err(DiskError::Full { .. }) => {}
+            Err(error) => {
+                self.counters.errors.increment();
+                tracing::debug!(%error, "the disk tier was not flushed");
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! A tiered cache: memory, Redis and disk behind one handle.
+//!
+//! A [`Cache`] keeps values in this process's memory, bounded by entries or by bytes. It can be given
+//! a disk tier, which survives restarts, and a Redis tier, which other machines share. Look-ups go
+//! down until a tier has the value, and bring it up; concurrent loads of one key run one loader.
+//! Nothing below memory can make a call fail: a tier that is full, broken or away is a counted miss.
+//!
+#![cfg_attr(feature = "disk", doc = "```")]
+#![cfg_attr(not(feature = "disk"), doc = "```ignore")]
+//! use std::time::Duration;
+//! use cache_tiered::{Cache, disk::DiskConfig};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! let users = Cache::<u64, String>::builder("users")
+//!     .entries(10_000)
+//!     .ttl(Duration::from_secs(600))
+//!     .disk(DiskConfig::new(directory.path()).capacity_bytes(64 << 20))
+//!     .open()
+//!     .await?;
+//! users.insert(7, "Ada".to_owned());
+//! assert_eq!(users.get(&7).await.as_deref(), Some("Ada"));
+//! users.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! - `disk` (default): the disk tier with its segment log; `sled` adds sled as an engine.
+//! - `redis`: the Redis tier.
+//! - `metrics`: publishes the statistics through the `metrics` facade.
+#![forbid(unsafe_code)]
+
+mod builder;
+mod cache;
+mod clock;
+#[cfg(feature = "lower")]
+mod codec;
+#[cfg(feature = "disk")]
+pub mod disk;
+#[cfg(feature = "lower")]
+mod envelope;
+mod error;
+mod inflight;
+mod lower;
+mod memory;
+#[cfg(feature = "metrics")]
+mod publish;
+#[cfg(feature = "redis")]
+pub mod redis;
+mod stats;
+mod sweeper;
+#[cfg(feature = "lower")]
+mod write_behind;
+
+pub use builder::CacheBuilder;
+pub use cache::{Cache, InsertOptions, Loaded, Reservation, WritePolicy};
+pub use clock::Clock;
+#[cfg(feature = "lower")]
+pub use codec::{Bincode, Codec, CodecError};
+#[cfg(feature = "lower")]
+pub use envelope::MAX_VALUE_BYTES;
+pub use error::{BuildError, LoadError, Problem};
+pub use lower::Tier;
+#[cfg(feature = "metrics")]
+pub use publish::Publisher;
+pub use quick_cache::Equivalent;
+pub use stats::{CacheStats, Evictions, TierStats};

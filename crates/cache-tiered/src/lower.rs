@@ -1,0 +1,216 @@
+//! What the cache asks of a tier below memory, and what the two such tiers share.
+
+use std::sync::Arc;
+#[cfg(feature = "lower")]
+use std::sync::OnceLock;
+
+#[cfg(feature = "lower")]
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use crate::clock::Millis;
+use crate::stats::TierStats;
+
+/// A tier, as calls and statistics name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Tier {
+    /// The entries in this process's memory.
+    Memory,
+    /// The entries in Redis, shared with other machines.
+    Redis,
+    /// The entries on this machine's disk.
+    Disk,
+}
+
+impl Tier {
+    /// Returns the tier's name in lower case, as metrics and configuration write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redis => "redis",
+            Self::Disk => "disk",
+        }
+    }
+}
+
+/// A value on its way down. The tiers share it, and whoever comes first seals it for all.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "lower"), expect(dead_code, reason = "no tier to write to"))]
+pub(crate) struct Item<V> {
+    pub(crate) value: V,
+    pub(crate) expires_at: Millis,
+    #[cfg(feature = "lower")]
+    pub(crate) expires_unix_ms: u64,
+    #[cfg(feature = "lower")]
+    pub(crate) weight: u64,
+    /// The envelope; `None` inside when the value cannot be written.
+    #[cfg(feature = "lower")]
+    pub(crate) sealed: OnceLock<Option<Bytes>>,
+}
+
+impl<V> Item<V> {
+    #[cfg_attr(not(feature = "lower"), expect(unused_variables, reason = "no tier to write to"))]
+    pub(crate) fn new(value: V, expires_at: Millis, expires_unix_ms: u64, weight: u64) -> Self {
+        Self {
+            value,
+            expires_at,
+            #[cfg(feature = "lower")]
+            expires_unix_ms,
+            #[cfg(feature = "lower")]
+            weight,
+            #[cfg(feature = "lower")]
+            sealed: OnceLock::new(),
+        }
+    }
+}
+
+/// A write to a lower tier.
+#[derive(Debug)]
+pub(crate) enum Write<V> {
+    Put(Arc<Item<V>>),
+    Remove,
+}
+
+impl<V> Clone for Write<V> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Put(item) => Self::Put(Arc::clone(item)),
+            Self::Remove => Self::Remove,
+        }
+    }
+}
+
+#[cfg(feature = "lower")]
+impl<V> Write<V> {
+    pub(crate) fn weight(&self) -> u64 {
+        match self {
+            Self::Put(item) => item.weight,
+            Self::Remove => 0,
+        }
+    }
+}
+
+/// A value that a lower tier had, and its deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Found<V> {
+    pub(crate) value: V,
+    pub(crate) expires_at: Millis,
+}
+
+/// A tier below memory.
+///
+/// Tiers are called through this, in their reading order. Nothing here fails: a tier that cannot
+/// answer counts an error and has no value.
+pub(crate) trait LowerTier<K, V>: Send + Sync {
+    fn tier(&self) -> Tier;
+
+    /// Queues a write; what this tier held for the key is not read again, whatever becomes of it.
+    fn push(&self, key: &K, write: Write<V>);
+
+    /// Whether the tier still holds what it was given for the key, as far as it can tell without I/O.
+    fn holds(&self, key: &K) -> bool;
+
+    /// Looks a key up, pending writes first.
+    fn get<'a>(&'a self, key: &'a K) -> BoxFuture<'a, Option<Found<V>>>;
+
+    /// Looks several keys up, in the order given.
+    fn get_many<'a>(&'a self, keys: &'a [&'a K]) -> BoxFuture<'a, Vec<Option<Found<V>>>>;
+
+    /// Empties the tier; what was written before is not read again.
+    fn clear(&self) -> BoxFuture<'_, ()>;
+
+    /// Takes out entries that are past their expiry, and tells how many.
+    fn remove_expired(&self) -> BoxFuture<'_, u64>;
+
+    /// Resolves when every write queued before has been made.
+    fn flush(&self) -> BoxFuture<'_, ()>;
+
+    /// Finishes the queue and lets go of files, connections, threads and tasks.
+    fn close(&self) -> BoxFuture<'_, ()>;
+
+    /// Does what `close` does, without waiting for it.
+    fn start_close(&self);
+
+    fn stats(&self) -> TierStats;
+}
+
+#[cfg(feature = "lower")]
+pub(crate) use sealing::{Opening, Sealer};
+
+#[cfg(feature = "lower")]
+mod sealing {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::{Found, Item};
+    use crate::clock::Clock;
+    use crate::codec::Codec;
+    use crate::envelope::{self, Format, Rejected};
+
+    /// A cache's way between values and envelopes. Panics of a user's codec end here, as failures.
+    pub(crate) struct Sealer<K, V> {
+        pub(crate) codec: Arc<dyn Codec<K, V>>,
+        pub(crate) schema: u32,
+        pub(crate) compress_above: Option<usize>,
+        pub(crate) clock: Clock,
+    }
+
+    /// What came out of an envelope.
+    pub(crate) enum Opening<V> {
+        Value(Found<V>),
+        /// Whole, but not for us, or expired.
+        Miss,
+        /// Broken, or not decodable.
+        Corrupt,
+    }
+
+    impl<K: 'static, V: 'static> Sealer<K, V> {
+        pub(crate) fn key(&self, key: &K) -> Option<Vec<u8>> {
+            let mut bytes = Vec::with_capacity(64);
+            let encoded = catch_unwind(AssertUnwindSafe(|| self.codec.encode_key(key, &mut bytes)));
+            matches!(encoded, Ok(Ok(()))).then_some(bytes)
+        }
+
+        pub(crate) fn seal(&self, key: &[u8], item: &Item<V>) -> Option<Bytes> {
+            item.sealed
+                .get_or_init(|| {
+                    let mut value = Vec::new();
+                    let encoded =
+                        catch_unwind(AssertUnwindSafe(|| self.codec.encode(&item.value, &mut value)));
+                    if !matches!(encoded, Ok(Ok(()))) {
+                        return None;
+                    }
+                    let format = self.format();
+                    let expiry = item.expires_unix_ms;
+                    envelope::seal(format, key, &value, expiry, self.compress_above).map(Bytes::from)
+                })
+                .clone()
+        }
+
+        pub(crate) fn open(&self, key: &[u8], sealed: &[u8]) -> Opening<V> {
+            let opened = match envelope::open(self.format(), key, sealed) {
+                Ok(opened) => opened,
+                Err(Rejected::Foreign) => return Opening::Miss,
+                Err(Rejected::Corrupt) => return Opening::Corrupt,
+            };
+            let expiry = opened.expires_unix_ms;
+            if expiry != 0 && expiry <= self.clock.unix_now() {
+                return Opening::Miss;
+            }
+            match catch_unwind(AssertUnwindSafe(|| self.codec.decode(&opened.value))) {
+                Ok(Ok(value)) => {
+                    Opening::Value(Found { value, expires_at: self.clock.deadline_of(expiry) })
+                }
+                _ => Opening::Corrupt,
+            }
+        }
+
+        fn format(&self) -> Format {
+            Format { codec: self.codec.id(), schema: self.schema }
+        }
+    }
+}

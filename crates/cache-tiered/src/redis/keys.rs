@@ -1,0 +1,147 @@
+//! How a cache's keys are called in Redis.
+//!
+//! ```text
+//! ultra-perf:users:0:version                          the namespace's version
+//! ultra-perf:users:0:1795219200123456789:t:alice      an entry
+//!          │     │ │                   │
+//!     prefix     │ schema version      version of the namespace
+//!        namespace
+//! ```
+//!
+//! The last part is `t:` and the text of a string key, `r:` and the key's own bytes where these are
+//! printable, or `x:` and a 128-bit hash in hex. The three never meet, so no two short keys share a
+//! name; a hashed key is told from another by the envelope, which holds the whole key.
+
+use std::fmt::Write;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Longer keys are hashed: a name costs memory on the server for every entry.
+const TEXT_MAX_BYTES: usize = 200;
+/// The length that the encoding puts before a string.
+const LENGTH_BYTES: usize = 8;
+
+/// Names everything that one namespace keeps in Redis.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    stem: String,
+}
+
+impl Names {
+    pub(super) fn new(prefix: &str, namespace: &str, schema_version: u32) -> Self {
+        let mut stem = format!("{prefix}:");
+        for c in namespace.chars() {
+            // What would end the part or start a cluster's hash tag is escaped, and so is the escape.
+            if matches!(c, ':' | '{' | '}' | '%') || c.is_control() || c.is_whitespace() {
+                for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+                    write!(stem, "%{byte:02X}").expect("a string takes every write");
+                }
+            } else {
+                stem.push(c);
+            }
+        }
+        write!(stem, ":{schema_version}:").expect("a string takes every write");
+        Self { stem }
+    }
+
+    /// The key that holds the namespace's version.
+    pub(super) fn version(&self) -> Bytes {
+        Bytes::from(format!("{}version", self.stem))
+    }
+
+    /// The key that holds an entry of one version of the namespace.
+    pub(super) fn entry(&self, version: u64, key: &[u8]) -> Bytes {
+        let mut name = BytesMut::with_capacity(self.stem.len() + 24 + key.len().min(TEXT_MAX_BYTES));
+        name.put_slice(self.stem.as_bytes());
+        write!(name, "{version}:").expect("a buffer takes every write");
+        match (string(key), is_printable(key)) {
+            (Some(text), _) => {
+                name.put_slice(b"t:");
+                name.put_slice(text);
+            }
+            (None, true) => {
+                name.put_slice(b"r:");
+                name.put_slice(key);
+            }
+            (None, false) => {
+                write!(name, "x:{:032x}", xxh3_128(key)).expect("a buffer takes every write");
+            }
+        }
+        name.freeze()
+    }
+}
+
+/// The text of an encoded string, if the key is exactly one and fit to be read.
+fn string(key: &[u8]) -> Option<&[u8]> {
+    let (length, text) = key.split_first_chunk::<LENGTH_BYTES>()?;
+    (u64::from_le_bytes(*length) == text.len() as u64 && is_printable(text)).then_some(text)
+}
+
+fn is_printable(text: &[u8]) -> bool {
+    text.len() <= TEXT_MAX_BYTES
+        && std::str::from_utf8(text).is_ok_and(|text| !text.chars().any(char::is_control))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encoded(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    fn check(key: &[u8], name: &str) {
+        let names = Names::new("up", "users", 3);
+        assert_eq!(names.entry(7, key), format!("up:users:3:7:{name}"));
+    }
+
+    #[test]
+    fn a_string_key_is_its_text() {
+        check(&encoded("alice"), "t:alice");
+        check(&encoded("größe {1}:2"), "t:größe {1}:2");
+        check(&encoded(""), "t:");
+    }
+
+    #[test]
+    fn printable_bytes_are_themselves_and_all_else_is_hashed() {
+        check(b"alice", "r:alice");
+        check(&5_u32.to_le_bytes(), &format!("x:{:032x}", xxh3_128(&5_u32.to_le_bytes())));
+        let long = encoded(&"a".repeat(201));
+        check(&long, &format!("x:{:032x}", xxh3_128(&long)));
+        let broken_lines = encoded("a\nb");
+        check(&broken_lines, &format!("x:{:032x}", xxh3_128(&broken_lines)));
+    }
+
+    #[test]
+    fn a_namespace_cannot_reach_into_another() {
+        let version = |prefix, namespace| Names::new(prefix, namespace, 0).version();
+        assert_eq!(version("p", "a"), "p:a:0:version");
+        assert_eq!(version("p", "a:0:b"), "p:a%3A0%3Ab:0:version");
+        assert_eq!(version("p", "{a} %3A"), "p:%7Ba%7D%20%253A:0:version");
+    }
+
+    proptest! {
+        #[test]
+        fn different_keys_have_different_names(keys in proptest::collection::hash_set(
+            prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..24),
+                "[a-c]{0,12}".prop_map(|text| encoded(&text)),
+                "[a-c]{0,12}".prop_map(String::into_bytes),
+            ],
+            0..64,
+        )) {
+            let names = Names::new("p", "n", 0);
+            let mut seen = HashMap::new();
+            for key in keys {
+                if let Some(other) = seen.insert(names.entry(1, &key), key.clone()) {
+                    prop_assert!(false, "{key:?} and {other:?} share a name");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What a cache counts, and the snapshots that it gives away.
+//!
+//! Counters are relaxed and spread over padded cells, so that counting a hit does not make two cores
+//! exchange a cache line. A snapshot adds the cells up; it is exact when nobody counts meanwhile.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_utils::CachePadded;
+
+const CELLS: usize = 16;
+
+/// A counter that threads increment without meeting each other.
+#[derive(Debug, Default)]
+pub(crate) struct Counter {
+    cells: [CachePadded<AtomicU64>; CELLS],
+}
+
+impl Counter {
+    #[inline]
+    pub(crate) fn add(&self, count: u64) {
+        // Relaxed: a count is read for itself and orders nothing.
+        self.cells[cell()].fetch_add(count, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn increment(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.cells.iter().map(|cell| cell.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// The calling thread's cell: threads take them in turn, once.
+#[inline]
+fn cell() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static CELL: usize = NEXT.fetch_add(1, Ordering::Relaxed) % CELLS;
+    }
+    // A thread that is being torn down counts in the first cell.
+    CELL.try_with(|cell| *cell).unwrap_or(0)
+}
+
+/// What a tier has done and holds; `Copy`, so it can be kept and compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TierStats {
+    /// Look-ups that this tier answered.
+    pub hits: u64,
+    /// Look-ups that went on to the next tier, the ones that failed among them.
+    pub misses: u64,
+    /// Entries held. Redis does not tell; there it is zero.
+    pub entries: u64,
+    /// Bytes held: weights in memory, file lengths on disk. Redis does not tell; there it is zero.
+    pub bytes: u64,
+    /// The bound on `bytes`, or on `entries` where weights are not counted; zero where there is none.
+    pub capacity: u64,
+    /// Entries that left, by cause.
+    pub evictions: Evictions,
+    /// Calls that failed, timed out or read something broken. Each was a miss for its caller.
+    pub errors: u64,
+    /// Entries written to this tier.
+    pub writes: u64,
+    /// Writes that were not made: queue full, disk full, server away, value too large.
+    pub dropped_writes: u64,
+    /// Writes and reads waiting for this tier.
+    pub queue_depth: u64,
+    /// Bytes of values waiting to be written to this tier.
+    pub queue_bytes: u64,
+}
+
+impl TierStats {
+    /// Returns the share of look-ups in this tier that it answered, zero before the first.
+    #[must_use]
+    pub fn hit_ratio(&self) -> f64 {
+        ratio(self.hits, self.misses)
+    }
+}
+
+/// Entries that left a tier, by cause.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Evictions {
+    /// Made room for others.
+    pub capacity: u64,
+    /// Were past their TTL or idle for too long.
+    pub expired: u64,
+    /// Were removed by a call of `remove` or `clear`.
+    pub removed: u64,
+    /// Were never let in, because they are heavier than the tier may hold.
+    pub too_large: u64,
+}
+
+/// What a whole cache has done and holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct CacheStats {
+    /// The memory tier.
+    pub memory: TierStats,
+    /// The Redis tier, if the cache has one.
+    pub redis: Option<TierStats>,
+    /// The disk tier, if the cache has one.
+    pub disk: Option<TierStats>,
+    /// Loaders that returned a value.
+    pub loads: u64,
+    /// Loaders that returned an error.
+    pub load_failures: u64,
+    /// Time spent in loaders, all added up.
+    pub load_time: Duration,
+    /// Calls that waited for somebody else's load instead of loading.
+    pub coalesced: u64,
+    /// Loads and promotions whose value was not kept, because the key was written meanwhile.
+    pub superseded: u64,
+}
+
+impl CacheStats {
+    /// Returns the share of look-ups that some tier answered, zero before the first.
+    #[must_use]
+    pub fn hit_ratio(&self) -> f64 {
+        let hits = self.hits();
+        ratio(hits, (self.memory.hits + self.memory.misses).saturating_sub(hits))
+    }
+
+    /// Returns the number of look-ups that some tier answered.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        let lower = |tier: Option<TierStats>| tier.map_or(0, |tier| tier.hits);
+        self.memory.hits + lower(self.redis) + lower(self.disk)
+    }
+}
+
+fn ratio(hits: u64, misses: u64) -> f64 {
+    let all = hits + misses;
+    if all == 0 { 0.0 } else { hits as f64 / all as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_counts_every_thread() {
+        let counter = Counter::default();
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| (0..1_000).for_each(|_| counter.increment()));
+            }
+        });
+        assert_eq!(counter.get(), 20_000);
+    }
+
+    #[test]
+    fn the_hit_ratio_counts_a_lower_hit_once() {
+        let mut stats = CacheStats::default();
+        assert_eq!(stats.hit_ratio(), 0.0);
+        stats.memory = TierStats { hits: 6, misses: 4, ..TierStats::default() };
+        stats.disk = Some(TierStats { hits: 2, misses: 2, ..TierStats::default() });
+        assert_eq!(stats.hit_ratio(), 0.8);
+    }
+}

@@ -1,0 +1,68 @@
+//! The binary `ultra-perf`: an accelerator in front of any HTTP backend.
+//!
+//! Exit codes: 0 when all went well, 1 when something failed, 2 when the command line or the
+//! configuration is wrong.
+#![forbid(unsafe_code)]
+
+mod check;
+mod demo;
+mod logs;
+mod purge;
+mod serve;
+mod settings;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Makes a slow backend fast: a tiered response cache in front of any HTTP server.
+#[derive(Debug, Parser)]
+#[command(name = "ultra-perf", version, propagate_version = true)]
+#[command(after_help = "Try `ultra-perf demo` first; it needs nothing installed.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves clients from the cache, and asks the backend for the rest.
+    Serve(serve::ServeArgs),
+    /// Prints the effective configuration, where each value comes from, and every problem in it.
+    Check(check::CheckArgs),
+    /// Shows a slow sample backend becoming fast, live, and ends by itself.
+    Demo(demo::DemoArgs),
+    /// Makes a running accelerator forget a URL.
+    Purge(purge::PurgeArgs),
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Demo(args) => exit(demo::run(args)),
+        Command::Purge(args) => exit(purge::run(&args)),
+    }
+}
+
+/// The exit code of a command that failed or not; a failure is told with its causes.
+fn exit<E: Error>(result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints an error with its causes to standard error.
+fn tell(error: &dyn Error) {
+    eprintln!("error: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+}

@@ -1,0 +1,100 @@
+//! `ultra-perf serve`: the accelerator, until a signal ends it.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use ultra_perf::config::Config;
+use ultra_perf_http::{Server, StartError};
+
+use crate::settings::Settings;
+use crate::{logs, tell};
+
+/// Options of `ultra-perf serve`.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Why serving ended badly.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("the accelerator did not start")]
+    Start(#[from] StartError),
+    #[error("the runtime did not start")]
+    Runtime(#[source] std::io::Error),
+    #[error("signals cannot be received")]
+    Signals(#[source] std::io::Error),
+}
+
+pub(crate) fn run(args: &ServeArgs) -> ExitCode {
+    let config = match args.settings.loader().require("server.to", "--to URL").load() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            eprintln!("\n`ultra-perf check` shows the whole configuration.");
+            return ExitCode::from(2);
+        }
+    };
+    logs::start(&config.log);
+    match serve(&config) {
+        Ok(code) => code,
+        Err(error) => {
+            tell(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: &Config) -> Result<ExitCode, ServeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.server.workers)
+        .thread_name("ultra-perf")
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+        let server = Server::start(config).await?;
+        greet(config, &server);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        let grace = config.server.drain_timeout;
+        tracing::info!("stopping: requests under way have {grace:?}; a second signal stops at once");
+        tokio::select! {
+            stopped = server.shutdown(grace) => {
+                if stopped.aborted > 0 {
+                    tracing::warn!(aborted = stopped.aborted, "stopped; some requests were cut off");
+                } else {
+                    tracing::info!("stopped");
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+            _ = terminate.recv() => Ok(ExitCode::FAILURE),
+            _ = interrupt.recv() => Ok(ExitCode::FAILURE),
+        }
+    })
+}
+
+/// Says what runs where.
+fn greet(config: &Config, server: &Server) {
+    for note in config.notes() {
+        tracing::info!("{}: {}", note.key, note.message);
+    }
+    let backend = config.server.to.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut tiers = format!("memory {}", config.cache.memory.capacity);
+    if let Some(redis) = &config.cache.redis.url {
+        tiers.push_str(&format!(", redis {redis}"));
+    }
+    if let Some(path) = config.cache.disk.location() {
+        tiers.push_str(&format!(", disk {} in {}", config.cache.disk.capacity, path.display()));
+    }
+    let proxy = server.proxy_addr();
+    tracing::info!("http://{proxy} now serves {backend} (cache: {tiers})");
+    let admin = server.admin_addr();
+    tracing::info!("statistics: http://{admin}/performance/stats, metrics: http://{admin}/performance/metrics");
+}

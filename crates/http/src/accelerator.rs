@@ -1,0 +1,778 @@
+//! The accelerator: every request meets the cache here, and only what it does not have goes on.
+//!
+//! ```text
+//!   request ─ classify ─┬─ bypass ───────────────────────────────▶ origin ─▶ invalidate ─▶ answer
+//!                       └─ look up ─┬─ usable ───────────────────────────────────────────▶ answer
+//!                                   └─ not ─ flight ─┬─ wait, look again
+//!                                                    └─ lead ─▶ origin ─▶ keep, stream ─▶ answer
+//! ```
+//!
+//! What may be used or kept is asked of [`rules`](crate::rules); this file only acts on the
+//! answers. A stale answer within its window goes out at once, and a task of our own, away from the
+//! client's connection, refreshes it.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::BytesMut;
+use http::header::{AGE, CONTENT_LENGTH, HeaderName, HeaderValue, UPGRADE};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request, response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::answer::AnswerBody;
+use crate::body::{RequestBody, RequestBodyError};
+use crate::fill::{Fill, Pumped};
+use crate::flights::{Filling, Flights, Landing, Lead, Part};
+use crate::forward::{self, Forwarder, Peer, X_REQUEST_ID, problem, wants_upgrade};
+use crate::response_cache::{Found, ResponseCache};
+use crate::rules::{
+    self, Bypass, CacheStatus, Condition, Decision, Forward, Freshened, Lookup, NotStored, Outcome,
+    RequestClass, RequestHead, ResponseHead, RevalidateReason, Storable, Times,
+};
+use crate::server::{ConnInfo, Handler};
+use crate::stored::{ResponseKey, StoredResponse};
+use crate::traffic::Traffic;
+use crate::tunnel;
+use crate::upstream::{Upstream, UpstreamBody, UpstreamError};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
+
+/// Refreshes behind clients' backs that may run at once; more are left to later requests.
+const BACKGROUND_MAX: usize = 64;
+
+/// Times that a request joins a flight before it goes to the origin alone.
+const ROUNDS_MAX: usize = 4;
+
+/// What an accelerator is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) upstream: Upstream,
+    pub(crate) forwarder: Forwarder,
+    /// `None` passes every request on.
+    pub(crate) store: Option<ResponseCache>,
+    pub(crate) coalesce_timeout: Duration,
+    pub(crate) max_request_body_bytes: u64,
+    pub(crate) idle_timeout: Duration,
+}
+
+/// Answers requests from the cache, or from the origin; clones share one accelerator.
+#[derive(Debug, Clone)]
+pub(crate) struct Accelerator(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    parts: Parts,
+    flights: Arc<Flights>,
+    traffic: Traffic,
+    refreshes: Arc<Semaphore>,
+    /// Pumps and refreshes.
+    tasks: Mutex<JoinSet<()>>,
+    closed: AtomicBool,
+}
+
+/// A request that may be answered from the cache.
+struct Asked {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: HeaderMap,
+    peer: Peer,
+    lookup: Lookup,
+    target: ResponseKey,
+}
+
+impl Asked {
+    fn head(&self) -> RequestHead<'_> {
+        RequestHead { method: &self.method, headers: &self.headers }
+    }
+
+    /// The request as it goes to the origin when its answer may be stored.
+    fn parts(&self, method: Method) -> request::Parts {
+        let mut parts = Request::new(()).into_parts().0;
+        parts.method = method;
+        parts.uri = self.uri.clone();
+        parts.version = self.version;
+        parts.headers = self.headers.clone();
+        parts
+    }
+}
+
+/// An answer, and what the cache did for it.
+struct Answer {
+    response: Response<AnswerBody>,
+    outcome: Outcome,
+    status: CacheStatus,
+}
+
+/// A call to the origin without an answer.
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    detail: &'static str,
+}
+
+impl From<UpstreamError> for Failure {
+    fn from(error: UpstreamError) -> Self {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the origin did not answer");
+        Self { status: error.status(), detail: error.detail() }
+    }
+}
+
+impl From<forward::Refusal> for Failure {
+    fn from(refusal: forward::Refusal) -> Self {
+        Self { status: refusal.status(), detail: refusal.detail() }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+thread_local! {
+    /// Reused by every request of the thread: the target's key, a variant, a header value.
+    static SCRATCH: RefCell<(String, Vec<u8>, BytesMut)> = RefCell::default();
+}
+
+impl Handler for Accelerator {
+    type Body = AnswerBody;
+
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        connection: ConnInfo,
+    ) -> Response<AnswerBody> {
+        let started = Instant::now();
+        let id = match request.headers().get(X_REQUEST_ID) {
+            Some(id) if forward::is_sane_id(id.as_bytes()) => id.clone(),
+            _ => forward::request_id(fastrand::u64(..)),
+        };
+        let Answer { mut response, outcome, status } = self.answer(request, &connection, &id).await;
+        let took = started.elapsed();
+        self.0.traffic.answered(outcome, response.status(), took);
+        let headers = response.headers_mut();
+        headers.insert(X_REQUEST_ID, id);
+        headers.insert(X_CACHE, outcome.value());
+        SCRATCH.with_borrow_mut(|(_, _, scratch)| {
+            headers.append(CACHE_STATUS, status.value(scratch));
+            headers.insert(X_RESPONSE_TIME, seconds(took, scratch));
+        });
+        response
+    }
+}
+
+/// `0.234s`, to the microsecond where it is short.
+fn seconds(time: Duration, scratch: &mut BytesMut) -> HeaderValue {
+    use std::io::Write as _;
+
+    use bytes::BufMut as _;
+    let seconds = time.as_secs_f64();
+    let digits = if seconds < 0.01 { 6 } else { 3 };
+    write!(scratch.writer(), "{seconds:.digits$}s").expect("writing to memory cannot fail");
+    HeaderValue::from_maybe_shared(scratch.split().freeze()).expect("digits are valid in a header")
+}
+
+impl Accelerator {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self(Arc::new(Shared {
+            parts,
+            flights: Flights::new(),
+            traffic: Traffic::default(),
+            refreshes: Arc::new(Semaphore::new(BACKGROUND_MAX)),
+            tasks: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.0.traffic
+    }
+
+    pub(crate) fn store(&self) -> Option<&ResponseCache> {
+        self.0.parts.store.as_ref()
+    }
+
+    pub(crate) fn upstream(&self) -> &Upstream {
+        &self.0.parts.upstream
+    }
+
+    /// Targets for which the origin is being asked now.
+    pub(crate) fn flights(&self) -> usize {
+        self.0.flights.len()
+    }
+
+    /// Forgets a target and whatever is on its way for it.
+    pub(crate) async fn purge(&self, target: &str) {
+        let key = ResponseKey::target(target);
+        if let Some(store) = self.store() {
+            store.forget(&key).await;
+            self.0.flights.detach(&key);
+            self.0.traffic.invalidations.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Stops refreshes and bodies that are still being stored.
+    pub(crate) async fn close(&self) {
+        self.0.closed.store(true, Ordering::Relaxed);
+        self.0.refreshes.close();
+        let mut tasks = std::mem::take(&mut *self.0.tasks.lock());
+        tasks.shutdown().await;
+        self.0.parts.upstream.close();
+    }
+
+    /// Runs a task of the accelerator's own.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.0.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        if !self.0.closed.load(Ordering::Relaxed) {
+            tasks.spawn(task);
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        connection: &ConnInfo,
+        id: &HeaderValue,
+    ) -> Answer {
+        let Some(store) = self.store() else {
+            return self.pass(request, connection, id, None, CacheStatus::forward(Forward::Bypass)).await;
+        };
+        let class = match rules::classify(RequestHead::from(&request)) {
+            // HTTP/2 shows a body by its frames alone.
+            RequestClass::Lookup(_) if !request.body().is_end_stream() => {
+                RequestClass::Bypass(Bypass::Body)
+            }
+            class => class,
+        };
+        let authority = request.headers().get(http::header::HOST);
+        let authority = authority.and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        match class {
+            RequestClass::Bypass(reason) => {
+                let forward =
+                    if reason == Bypass::Method { Forward::Method } else { Forward::Bypass };
+                let detail = (reason != Bypass::Method).then(|| reason.as_str());
+                let status = CacheStatus { detail, ..CacheStatus::forward(forward) };
+                let target = rules::is_unsafe(request.method())
+                    .then(|| rules::target_key("http", authority, path));
+                self.pass(request, connection, id, target, status).await
+            }
+            RequestClass::Lookup(lookup) => {
+                // A fresh hit is served without a key being built.
+                let looked = SCRATCH.with_borrow_mut(|(target, variant, _)| {
+                    target.clear();
+                    rules::write_target_key("http", authority, path, target);
+                    let response = store.peek(target, request.headers(), variant);
+                    if let Some(stored) = &response {
+                        let head = RequestHead::from(&request);
+                        if let Decision::Fresh(age) =
+                            rules::evaluate(head, &stored.freshness, now_ms())
+                        {
+                            return Err(serve(head, stored, age, Outcome::Hit, None));
+                        }
+                    }
+                    let target = ResponseKey::target(target);
+                    let key = target.variant(variant);
+                    Ok((target, Found { response, key }))
+                });
+                let (target, found) = match looked {
+                    Ok(looked) => looked,
+                    Err(answer) => return answer,
+                };
+                let (parts, _) = request.into_parts();
+                let mut headers = parts.headers;
+                headers.insert(X_REQUEST_ID, id.clone());
+                let asked = Asked {
+                    method: parts.method,
+                    uri: parts.uri,
+                    version: parts.version,
+                    headers,
+                    peer: connection.peer().clone(),
+                    lookup,
+                    target,
+                };
+                self.look_up(store, asked, found).await
+            }
+        }
+    }
+
+    /// Answers a request that the cache could answer.
+    ///
+    /// `found` is what memory had; the answer goes out once something usable is found or fetched.
+    async fn look_up(&self, store: &ResponseCache, asked: Asked, mut found: Found) -> Answer {
+        let deadline = tokio::time::Instant::now() + self.0.parts.coalesce_timeout;
+        let mut looked_below = !store.has_lower_tiers();
+        let mut collapsed = false;
+        for _ in 0..ROUNDS_MAX {
+            // Without a flight to share the look below, only what will not lead one looks now.
+            if found.response.is_none() && !looked_below && !asked.lookup.may_store {
+                found = store.find_below(&asked.target, &asked.headers).await;
+                looked_below = true;
+            }
+            let mut stale = None;
+            let mut reason =
+                if found.is_other_variant() { Forward::VaryMiss } else { Forward::UriMiss };
+            if let Some(stored) = &found.response {
+                match rules::evaluate(asked.head(), &stored.freshness, now_ms()) {
+                    Decision::Fresh(age) => {
+                        return serve(asked.head(), stored, age, Outcome::Hit, None);
+                    }
+                    Decision::StaleWhileRevalidate(age) => {
+                        self.refresh(&asked, &found.key, Arc::clone(stored));
+                        return serve(asked.head(), stored, age, Outcome::Stale, None);
+                    }
+                    Decision::Stale(age) => {
+                        return serve(asked.head(), stored, age, Outcome::Stale, None);
+                    }
+                    Decision::GatewayTimeout => return not_cached(),
+                    Decision::Revalidate { reason: why, may_serve_on_error, .. } => {
+                        reason = match why {
+                            RevalidateReason::Stale => Forward::Stale,
+                            RevalidateReason::Request => Forward::Request,
+                        };
+                        stale = Some(Stale { response: Arc::clone(stored), may_serve_on_error });
+                    }
+                }
+            } else if asked.lookup.only_if_cached && looked_below {
+                return not_cached();
+            }
+            let call = Call { asked: &asked, stale, reason, collapsed };
+            if !asked.lookup.may_store {
+                return self.ask_unstored(call).await;
+            }
+            if store.is_uncacheable(&asked.target, now_ms()) && looked_below {
+                return self.ask(store, call, None).await;
+            }
+            let mut landings = match self.0.flights.join(&found.key) {
+                Part::Lead(lead) if found.response.is_none() && !looked_below => {
+                    found = store.find_below(&asked.target, &asked.headers).await;
+                    looked_below = true;
+                    if found.response.is_some() {
+                        lead.land(Landing::Stored);
+                    }
+                    continue;
+                }
+                Part::Lead(lead) => return self.ask(store, call, Some(lead)).await,
+                Part::Wait(landings) => landings,
+            };
+            let landing = match tokio::time::timeout_at(deadline, landings.changed()).await {
+                Err(_) => return self.ask(store, call, None).await,
+                // The leader is gone: somebody has to lead.
+                Ok(Err(_)) => continue,
+                Ok(Ok(())) => landings.borrow_and_update().clone(),
+            };
+            self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
+            match landing {
+                None => {}
+                Some(Landing::Stored) => {
+                    found = store.find(&asked.target, &asked.headers);
+                    // What memory could not keep may be below.
+                    looked_below = !store.has_lower_tiers();
+                    collapsed = true;
+                }
+                Some(Landing::Filling(filling)) if filling.serves(&asked.headers, now_ms()) => {
+                    let status = CacheStatus {
+                        fwd_status: Some(filling.storable.head.status.as_u16()),
+                        collapsed: true,
+                        ..CacheStatus::forward(call.reason)
+                    };
+                    return stream(&asked, &filling.storable, &filling.fill, status);
+                }
+                Some(Landing::Filling(_) | Landing::NotShared) => {
+                    return self.ask(store, call, None).await;
+                }
+                Some(Landing::Failed(status)) => {
+                    let detail = "The origin did not answer the request that this one waited for.";
+                    return call.fail(&Failure { status, detail });
+                }
+            }
+        }
+        let call = Call { asked: &asked, stale: None, reason: Forward::Miss, collapsed };
+        self.ask(store, call, None).await
+    }
+
+    /// Asks the origin, and keeps its answer if that may be kept.
+    async fn ask(&self, store: &ResponseCache, call: Call<'_>, lead: Option<Lead>) -> Answer {
+        let land = |landing| {
+            if let Some(lead) = &lead {
+                lead.land(landing);
+            }
+        };
+        let asked = call.asked;
+        let reservation = store.cache.reserve(&asked.target);
+        let mut parts = asked.parts(Method::GET);
+        rules::strip_conditions(&mut parts.headers);
+        if let Some(stale) = &call.stale {
+            rules::set_validators(&stale.response.head, &mut parts.headers);
+        }
+        let mut fetched = self.fetch(parts, RequestBody::Empty, &asked.peer).await;
+        let mut request_head = asked.headers.clone();
+        rules::strip_conditions(&mut request_head);
+        let get = RequestHead { method: &Method::GET, headers: &request_head };
+
+        if let (Some(stale), Ok(answer)) = (&call.stale, &fetched)
+            && answer.head.status == StatusCode::NOT_MODIFIED
+        {
+            let old = &stale.response;
+            match rules::freshen(&store.policy, get, &old.head, &answer.head.headers, answer.times) {
+                Freshened::Updated(storable) => {
+                    let status = CacheStatus {
+                        fwd_status: Some(304),
+                        stored: true,
+                        ..call.status()
+                    };
+                    let age = storable.freshness.age(now_ms());
+                    let renewed = StoredResponse {
+                        head: storable.head.clone(),
+                        freshness: storable.freshness,
+                        body: old.body.clone(),
+                    };
+                    store.keep(&reservation, &asked.target, &asked.headers, storable, old.body.clone());
+                    land(Landing::Stored);
+                    return serve(asked.head(), &renewed, age, Outcome::Hit, Some(status));
+                }
+                Freshened::NotStorable { head, .. } => {
+                    store.forget(&asked.target).await;
+                    store.note_uncacheable(&asked.target, now_ms());
+                    land(Landing::NotShared);
+                    let freshness = head.freshness(&store.policy);
+                    let age = freshness.age(now_ms());
+                    let once = StoredResponse { head, freshness, body: old.body.clone() };
+                    let status = CacheStatus { fwd_status: Some(304), ..call.status() };
+                    return serve(asked.head(), &once, age, Outcome::Miss, Some(status));
+                }
+                Freshened::Mismatch => {
+                    let mut parts = asked.parts(Method::GET);
+                    rules::strip_conditions(&mut parts.headers);
+                    fetched = self.fetch(parts, RequestBody::Empty, &asked.peer).await;
+                }
+            }
+        }
+
+        let Fetched { head, body, times } = match fetched {
+            Ok(fetched) => fetched,
+            Err(failure) => {
+                land(Landing::Failed(failure.status));
+                return call.fail(&failure);
+            }
+        };
+        if rules::is_origin_error(head.status)
+            && call.stale.as_ref().is_some_and(|stale| stale.may_serve_on_error)
+        {
+            land(Landing::Failed(head.status));
+            let detail = "The origin answered with an error.";
+            return call.fail(&Failure { status: head.status, detail });
+        }
+        let response = ResponseHead { status: head.status, headers: &head.headers };
+        let storable = rules::store(&store.policy, get, response, times);
+        let status = CacheStatus { fwd_status: Some(head.status.as_u16()), ..call.status() };
+        match storable {
+            Ok(storable) if fits(&body, store.max_body_bytes) => {
+                let status = CacheStatus { stored: true, ..status };
+                self.keep_while_streaming(store, asked, reservation, lead, storable, body, status)
+            }
+            outcome => {
+                let detail = match outcome {
+                    Ok(_) => "too-large",
+                    Err(reason) => reason.as_str(),
+                };
+                if !matches!(outcome, Err(NotStored::RequestNoStore | NotStored::PartialRequest)) {
+                    store.note_uncacheable(&asked.target, now_ms());
+                }
+                land(Landing::NotShared);
+                let status = CacheStatus { detail: Some(detail), ..status };
+                answer_with(head, body, Outcome::Miss, status)
+            }
+        }
+    }
+
+    /// Streams an answer to its client while a task of ours stores it.
+    #[expect(clippy::too_many_arguments, reason = "one call; a struct would only rename them")]
+    fn keep_while_streaming(
+        &self,
+        store: &ResponseCache,
+        asked: &Asked,
+        reservation: ultra_perf::cache_tiered::Reservation<ResponseKey, crate::stored::Stored>,
+        lead: Option<Lead>,
+        storable: Storable,
+        body: UpstreamBody,
+        status: CacheStatus,
+    ) -> Answer {
+        let fill = Fill::new(store.max_body_bytes, body.size_hint().exact());
+        let answer = stream(asked, &storable, &fill, status);
+        if let Some(lead) = &lead
+            && fill.is_shareable()
+        {
+            let mut variant = Vec::new();
+            storable.vary.write_key(&asked.headers, &mut variant);
+            let filling = Filling { storable: storable.clone(), fill: Arc::clone(&fill), variant };
+            lead.land(Landing::Filling(Arc::new(filling)));
+        }
+        let (this, target, headers) = (self.clone(), asked.target.clone(), asked.headers.clone());
+        self.spawn(async move {
+            let pumped = fill.pump(body).await;
+            let landing = match (pumped, this.store()) {
+                (Pumped::Complete(body), Some(store)) => {
+                    store.keep(&reservation, &target, &headers, storable, body);
+                    Landing::Stored
+                }
+                (_, store) => {
+                    if let Some(store) = store {
+                        store.note_uncacheable(&target, now_ms());
+                    }
+                    Landing::NotShared
+                }
+            };
+            if let Some(lead) = lead {
+                lead.land(landing);
+            }
+        });
+        answer
+    }
+
+    /// Asks the origin for an answer that is not stored: to HEAD, to a range, or under `no-store`.
+    async fn ask_unstored(&self, call: Call<'_>) -> Answer {
+        let asked = call.asked;
+        let parts = asked.parts(asked.method.clone());
+        match self.fetch(parts, RequestBody::Empty, &asked.peer).await {
+            Ok(Fetched { head, body, .. }) => {
+                let fwd_status = Some(head.status.as_u16());
+                let status = CacheStatus { fwd_status, ..call.status() };
+                // The client's own conditions went along, so a 304 is for the client.
+                answer_with(head, body, Outcome::Miss, status)
+            }
+            Err(failure) => call.fail(&failure),
+        }
+    }
+
+    /// Refreshes a stale answer, unless somebody is at it or too many refreshes run.
+    fn refresh(&self, asked: &Asked, key: &ResponseKey, stale: Arc<StoredResponse>) {
+        let Ok(permit) = Arc::clone(&self.0.refreshes).try_acquire_owned() else { return };
+        let Some(lead) = self.0.flights.try_lead(key) else { return };
+        self.0.traffic.background_refreshes.fetch_add(1, Ordering::Relaxed);
+        let this = self.clone();
+        let mut headers = asked.headers.clone();
+        rules::strip_conditions(&mut headers);
+        // What the client asks of its own answer does not concern the refresh.
+        headers.remove(http::header::CACHE_CONTROL);
+        headers.remove(http::header::PRAGMA);
+        let asked = Asked {
+            method: Method::GET,
+            uri: asked.uri.clone(),
+            version: asked.version,
+            headers,
+            peer: asked.peer.clone(),
+            lookup: Lookup { may_store: true, only_if_cached: false },
+            target: asked.target.clone(),
+        };
+        self.spawn(async move {
+            if let Some(store) = this.store() {
+                let stale = Some(Stale { response: stale, may_serve_on_error: true });
+                let call =
+                    Call { asked: &asked, stale, reason: Forward::Stale, collapsed: false };
+                // Its body goes into the store; nobody reads the answer itself.
+                drop(this.ask(store, call, Some(lead)).await);
+            }
+            drop(permit);
+        });
+    }
+
+    /// Passes a request by the cache, and forgets what it has changed.
+    async fn pass(
+        &self,
+        mut request: Request<Incoming>,
+        connection: &ConnInfo,
+        id: &HeaderValue,
+        changes: Option<String>,
+        status: CacheStatus,
+    ) -> Answer {
+        let Parts { max_request_body_bytes, idle_timeout, .. } = self.0.parts;
+        let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
+        let (mut parts, body) = request.into_parts();
+        parts.headers.insert(X_REQUEST_ID, id.clone());
+        let method = parts.method.clone();
+        let fetched = match RequestBody::streaming(body, max_request_body_bytes, idle_timeout) {
+            Ok(body) => self.fetch(parts, body, connection.peer()).await,
+            Err(RequestBodyError::TooLarge { .. }) => Err(Failure {
+                status: StatusCode::PAYLOAD_TOO_LARGE,
+                detail: "The request's body is larger than this server accepts.",
+            }),
+            Err(_) => Err(Failure {
+                status: StatusCode::BAD_REQUEST,
+                detail: "The request's body could not be read.",
+            }),
+        };
+        let Fetched { head, body, .. } = match fetched {
+            Ok(fetched) => fetched,
+            Err(failure) => return failure.answer(Outcome::Bypass, status),
+        };
+        if let Some(target) = changes {
+            for target in rules::invalidated(&method, &target, head.status, &head.headers) {
+                self.purge(&target).await;
+            }
+        }
+        let status = CacheStatus { fwd_status: Some(head.status.as_u16()), ..status };
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            let Some(client) = upgrade.filter(|_| head.headers.contains_key(UPGRADE)) else {
+                let detail = "The origin switched protocols without being asked to.";
+                let failure = Failure { status: StatusCode::BAD_GATEWAY, detail };
+                return failure.answer(Outcome::Bypass, status);
+            };
+            tunnel::open(client, body, connection, idle_timeout);
+            let response = Response::from_parts(head, AnswerBody::default());
+            return Answer { response, outcome: Outcome::Bypass, status };
+        }
+        answer_with(head, body, Outcome::Bypass, status)
+    }
+
+    /// Sends a request to the origin.
+    async fn fetch(
+        &self,
+        mut parts: request::Parts,
+        body: RequestBody,
+        peer: &Peer,
+    ) -> Result<Fetched, Failure> {
+        let Parts { forwarder, upstream, .. } = &self.0.parts;
+        forwarder.request(&mut parts, peer, fastrand::u64(..))?;
+        self.0.traffic.origin_calls.fetch_add(1, Ordering::Relaxed);
+        let request_ms = now_ms();
+        let response = match upstream.send(Request::from_parts(parts, body)).await {
+            Ok(response) => response,
+            Err(error) => {
+                self.0.traffic.origin_failures.fetch_add(1, Ordering::Relaxed);
+                return Err(error.into());
+            }
+        };
+        let times = Times { request_ms, response_ms: now_ms() };
+        let (mut head, body) = response.into_parts();
+        forwarder.response(&mut head);
+        Ok(Fetched { head, body, times })
+    }
+}
+
+/// The origin's answer.
+struct Fetched {
+    head: response::Parts,
+    body: UpstreamBody,
+    times: Times,
+}
+
+/// A stored answer that has to be validated first.
+struct Stale {
+    response: Arc<StoredResponse>,
+    may_serve_on_error: bool,
+}
+
+/// A call to the origin on behalf of a request.
+struct Call<'a> {
+    asked: &'a Asked,
+    stale: Option<Stale>,
+    reason: Forward,
+    collapsed: bool,
+}
+
+impl Call<'_> {
+    fn status(&self) -> CacheStatus {
+        CacheStatus { collapsed: self.collapsed, ..CacheStatus::forward(self.reason) }
+    }
+
+    /// The answer when the origin gives none: a stale one where that is allowed.
+    fn fail(&self, failure: &Failure) -> Answer {
+        match &self.stale {
+            Some(Stale { response, may_serve_on_error: true }) => {
+                let age = response.freshness.age(now_ms());
+                let status = CacheStatus {
+                    fwd_status: Some(failure.status.as_u16()),
+                    detail: Some("stale-if-error"),
+                    ..self.status()
+                };
+                serve(self.asked.head(), response, age, Outcome::Stale, Some(status))
+            }
+            _ => failure.answer(Outcome::Miss, self.status()),
+        }
+    }
+}
+
+impl Failure {
+    fn answer(&self, outcome: Outcome, status: CacheStatus) -> Answer {
+        let response = problem(self.status, self.detail).map(AnswerBody::from);
+        Answer { response, outcome, status }
+    }
+}
+
+/// Answers with a stored response; `status` where the origin was asked for it.
+fn serve(
+    request: RequestHead<'_>,
+    stored: &StoredResponse,
+    age: rules::Age,
+    outcome: Outcome,
+    status: Option<CacheStatus>,
+) -> Answer {
+    let status = status.unwrap_or_else(|| CacheStatus::hit(age.ttl_s));
+    let mut response = Response::new(AnswerBody::default());
+    match rules::condition(request, &stored.head) {
+        Condition::NotModified => {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            *response.headers_mut() = rules::not_modified_headers(&stored.head.headers);
+        }
+        Condition::Full => {
+            *response.status_mut() = stored.head.status;
+            *response.headers_mut() = stored.head.headers.clone();
+            if request.method == Method::HEAD {
+                response.headers_mut().insert(CONTENT_LENGTH, stored.body.len().into());
+            } else {
+                *response.body_mut() = stored.body.clone().into();
+            }
+        }
+    }
+    response.headers_mut().insert(AGE, age.age_s.into());
+    Answer { response, outcome, status }
+}
+
+/// Answers with a response that is being stored.
+fn stream(asked: &Asked, storable: &Storable, fill: &Arc<Fill>, status: CacheStatus) -> Answer {
+    let mut response = Response::new(AnswerBody::default());
+    match rules::condition(asked.head(), &storable.head) {
+        Condition::NotModified => {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            *response.headers_mut() = rules::not_modified_headers(&storable.head.headers);
+        }
+        Condition::Full => {
+            *response.status_mut() = storable.head.status;
+            *response.headers_mut() = storable.head.headers.clone();
+            *response.body_mut() = fill.reader().into();
+        }
+    }
+    Answer { response, outcome: Outcome::Miss, status }
+}
+
+fn answer_with(
+    head: response::Parts,
+    body: UpstreamBody,
+    outcome: Outcome,
+    status: CacheStatus,
+) -> Answer {
+    Answer { response: Response::from_parts(head, body.into()), outcome, status }
+}
+
+/// The answer to `only-if-cached` when nothing is.
+fn not_cached() -> Answer {
+    let detail = "The request wants a stored answer only, and there is none.";
+    let failure = Failure { status: StatusCode::GATEWAY_TIMEOUT, detail };
+    let status = CacheStatus { detail: Some("only-if-cached"), ..CacheStatus::default() };
+    failure.answer(Outcome::Miss, CacheStatus { fwd: Some(Forward::Miss), ..status })
+}
+
+/// Whether a body may be stored, as far as its announced length tells.
+fn fits(body: &UpstreamBody, max_bytes: usize) -> bool {
+    body.size_hint().exact().is_none_or(|length| length <= max_bytes as u64)
+}

@@ -1,0 +1,417 @@
+//! The admin API: what the accelerator is doing, and the handles to its cache.
+//!
+//! Every request passes these checks in this order: its Host names this machine's loopback (a page
+//! elsewhere that points a name at 127.0.0.1 is refused), the path exists, the method fits, a body is
+//! `application/json` (which no cross-site form can send). No GET changes anything. Errors are
+//! problem documents of RFC 9457.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http_body_util::LengthLimitError;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use ultra_perf::cache_tiered::{CacheStats, Publisher, Tier, TierStats};
+
+use crate::accelerator::Accelerator;
+use crate::forward::problem;
+use crate::machine::Machine;
+use crate::rules;
+use crate::stored::{ResponseKey, Stored};
+
+/// The longest body that a request may have.
+const MAX_BODY_BYTES: usize = 64 << 10;
+
+pub(crate) struct Admin {
+    pub(crate) accelerator: Accelerator,
+    pub(crate) machine: Machine,
+    pub(crate) prometheus: PrometheusHandle,
+    pub(crate) publisher: Option<Publisher<ResponseKey, Stored>>,
+}
+
+type Shared = State<Arc<Admin>>;
+
+/// The routes, under `/performance`.
+pub(crate) fn router(admin: Arc<Admin>) -> Router {
+    let routes = Router::new()
+        .route("/health", get(health))
+        .route("/stats", get(stats))
+        .route("/cache/stats", get(cache_stats))
+        .route("/cache/manage", post(manage))
+        .route("/cache/purge", post(purge))
+        .route("/metrics", get(metrics));
+    Router::new()
+        .nest("/performance", routes)
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "There is nothing at this path.") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "The path does not take this method.")
+        })
+        .layer(from_fn(only_local_hosts))
+        .with_state(admin)
+}
+
+/// An error for the client.
+struct Problem {
+    status: StatusCode,
+    detail: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into() }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        problem(self.status, &self.detail).map(Body::new)
+    }
+}
+
+async fn only_local_hosts(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    if host.is_some_and(is_loopback) {
+        let mut response = next.run(request).await;
+        let headers = response.headers_mut();
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        return response;
+    }
+    let detail = "The Host field must name this machine: localhost, 127.0.0.1 or [::1].";
+    Problem::new(StatusCode::MISDIRECTED_REQUEST, detail).into_response()
+}
+
+/// Whether a Host field names this machine itself.
+fn is_loopback(host: &str) -> bool {
+    let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn timestamp() -> String {
+    let now = OffsetDateTime::now_utc();
+    let now = now.replace_nanosecond(0).unwrap_or(now);
+    now.format(&Rfc3339).unwrap_or_default()
+}
+
+async fn health(State(admin): Shared) -> Json<Value> {
+    let (resources, _) = read_machine(&admin).await;
+    Json(json!({
+        "status": "healthy",
+        "timestamp": timestamp(),
+        "optimizer_running": admin.accelerator.store().is_some(),
+        "system_resources": resources,
+    }))
+}
+
+async fn read_machine(
+    admin: &Arc<Admin>,
+) -> (crate::machine::SystemResources, crate::machine::ProcessMemory) {
+    let admin = Arc::clone(admin);
+    tokio::task::spawn_blocking(move || admin.machine.read()).await.unwrap_or_default()
+}
+
+async fn stats(State(admin): Shared) -> Json<Value> {
+    let (_, memory) = read_machine(&admin).await;
+    let cache = admin.accelerator.store().map(|store| store.cache.stats());
+    let upstream = admin.accelerator.upstream().stats();
+    Json(json!({
+        "timestamp": timestamp(),
+        "memory": { "current": memory },
+        "cache": cache.map(|stats| cache_summary(&admin, &stats)),
+        "requests": admin.accelerator.traffic().stats(),
+        "origin": {
+            "connections_opened": upstream.opened,
+            "connections_reused": upstream.reused,
+            "connections_active": upstream.active,
+            "connections_idle": upstream.idle,
+            "requests_waiting": upstream.waiting,
+            "requests_retried": upstream.retried,
+            "requests_refused": upstream.saturated,
+            "flights": admin.accelerator.flights(),
+        },
+    }))
+}
+
+/// Hits and misses by level, and the share of requests that the cache answered.
+fn cache_summary(admin: &Admin, stats: &CacheStats) -> Value {
+    let levels = levels(stats);
+    let of = |count: fn(&TierStats) -> u64| -> serde_json::Map<_, _> {
+        levels.iter().map(|(level, stats)| ((*level).to_owned(), count(stats).into())).collect()
+    };
+    json!({ "hits": of(|it| it.hits), "misses": of(|it| it.misses), "hit_rate": hit_rate(admin) })
+}
+
+fn hit_rate(admin: &Admin) -> f64 {
+    let traffic = admin.accelerator.traffic().stats();
+    let answered = traffic.hits + traffic.stale;
+    answered as f64 / (answered + traffic.misses).max(1) as f64
+}
+
+/// The levels that the cache has, under the names that the API gives them.
+fn levels(stats: &CacheStats) -> Vec<(&'static str, TierStats)> {
+    let all = [("l1", Some(stats.memory)), ("l2", stats.redis), ("l3", stats.disk)];
+    all.into_iter().filter_map(|(level, stats)| Some((level, stats?))).collect()
+}
+
+fn tier_name(level: &str) -> &'static str {
+    match level {
+        "l1" => "memory",
+        "l2" => "redis",
+        _ => "disk",
+    }
+}
+
+async fn cache_stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
+    let store = admin.accelerator.store().ok_or_else(no_cache)?;
+    let stats = store.cache.stats();
+    let levels: serde_json::Map<_, _> = levels(&stats)
+        .into_iter()
+        .map(|(level, stats)| (level.to_owned(), tier(level, &stats)))
+        .collect();
+    Ok(Json(json!({
+        "timestamp": timestamp(),
+        "levels": levels,
+        "hit_rate": hit_rate(&admin),
+        "superseded": stats.superseded,
+    })))
+}
+
+fn tier(level: &str, stats: &TierStats) -> Value {
+    json!({
+        "tier": tier_name(level),
+        "hits": stats.hits,
+        "misses": stats.misses,
+        "hit_rate": stats.hit_ratio(),
+        "entries": stats.entries,
+        "size_bytes": stats.bytes,
+        "capacity_bytes": stats.capacity,
+        "evictions": {
+            "capacity": stats.evictions.capacity,
+            "expired": stats.evictions.expired,
+            "removed": stats.evictions.removed,
+            "too_large": stats.evictions.too_large,
+        },
+        "errors": stats.errors,
+        "writes": stats.writes,
+        "dropped_writes": stats.dropped_writes,
+        "queue_depth": stats.queue_depth,
+        "queue_bytes": stats.queue_bytes,
+    })
+}
+
+fn no_cache() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "The response cache is switched off: response_cache.enabled.")
+}
+
+/// What `POST /performance/cache/manage` takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manage {
+    action: Action,
+    #[serde(default)]
+    level: Level,
+    /// Removes only what is past its time; memory and disk.
+    #[serde(default)]
+    expired_only: bool,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Action {
+    Clear,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    #[serde(alias = "memory")]
+    L1,
+    #[serde(alias = "redis")]
+    L2,
+    #[serde(alias = "disk")]
+    L3,
+    #[default]
+    All,
+}
+
+impl Level {
+    fn tier(self) -> Option<Tier> {
+        match self {
+            Self::L1 => Some(Tier::Memory),
+            Self::L2 => Some(Tier::Redis),
+            Self::L3 => Some(Tier::Disk),
+            Self::All => None,
+        }
+    }
+}
+
+async fn manage(
+    State(admin): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let Manage { action: Action::Clear, level, expired_only } = read_json(&headers, body).await?;
+    let store = admin.accelerator.store().ok_or_else(no_cache)?;
+    let present = levels(&store.cache.stats());
+    let wanted = level.tier().map(Tier::as_str);
+    let cleared: Vec<_> = present
+        .iter()
+        .map(|(level, _)| *level)
+        .filter(|level| wanted.is_none_or(|wanted| tier_name(level) == wanted))
+        .collect();
+    if cleared.is_empty() {
+        let names: Vec<_> = present.iter().map(|(level, _)| *level).collect();
+        let detail = format!("The cache has no such level; it has {}.", names.join(", "));
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    if expired_only {
+        if level != Level::All {
+            let detail = "Expired entries are removed from all levels together; leave level out.";
+            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+        }
+        let removed = store.cache.remove_expired().await;
+        return Ok(Json(json!({
+            "timestamp": timestamp(),
+            "status": "success",
+            "action": "clear",
+            "expired_only": true,
+            "expired_removed": removed,
+        })));
+    }
+    store.cache.clear(level.tier()).await;
+    tracing::info!(levels = cleared.join(","), "the cache was cleared by the admin API");
+    Ok(Json(json!({
+        "timestamp": timestamp(),
+        "status": "success",
+        "action": "clear",
+        "cleared": cleared,
+    })))
+}
+
+/// What `POST /performance/cache/purge` takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Purge {
+    /// The URL as clients ask for it, with scheme and host.
+    url: String,
+}
+
+async fn purge(
+    State(admin): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let Purge { url } = read_json(&headers, body).await?;
+    admin.accelerator.store().ok_or_else(no_cache)?;
+    let target = target_of(&url).ok_or_else(|| {
+        let detail = "url must be a whole URL as clients ask for it: http://host:port/path?query";
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    })?;
+    admin.accelerator.purge(&target).await;
+    tracing::info!(url, "a target was purged by the admin API");
+    Ok(Json(json!({ "timestamp": timestamp(), "status": "success", "purged": target })))
+}
+
+fn target_of(url: &str) -> Option<String> {
+    let url: http::Uri = url.parse().ok()?;
+    let authority = url.authority()?;
+    url.scheme()?;
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    Some(rules::target_key("http", authority.as_str(), path))
+}
+
+/// Reads a JSON body, and says what is wrong with it if that fails.
+async fn read_json<T: serde::de::DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, Problem> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
+    if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
+        let detail = "The body must be JSON, with Content-Type: application/json.";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let reading = axum::body::to_bytes(body, MAX_BODY_BYTES);
+    let bytes: Bytes = match tokio::time::timeout(Duration::from_secs(10), reading).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) if is_too_long(&error) => {
+            let detail = format!("The body is longer than {MAX_BODY_BYTES} bytes.");
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+        }
+        Ok(Err(_)) => {
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "The body broke off."));
+        }
+        Err(_) => {
+            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "The body did not come."));
+        }
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("The body: {error}.")))
+}
+
+fn is_too_long(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<LengthLimitError>())
+}
+
+async fn metrics(State(admin): Shared) -> Response {
+    if let Some(publisher) = &admin.publisher {
+        publisher.publish();
+    }
+    let mut text = admin.prometheus.render();
+    admin.accelerator.traffic().write_prometheus(&mut text);
+    let (_, memory) = read_machine(&admin).await;
+    let help = "Memory of this process that is resident.";
+    text.push_str(&format!(
+        "# HELP memory_usage_bytes {help}\n# TYPE memory_usage_bytes gauge\nmemory_usage_bytes {}\n",
+        memory.rss
+    ));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_are_this_machine() {
+        for host in ["localhost", "LOCALHOST:8600", "127.0.0.1", "127.0.0.1:1", "127.8.8.8", "[::1]:8600"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["", "example.org", "localhost.example.org", "10.0.0.1", "127.0.0.1.nip.io", "a b"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_purge_names_a_target_as_a_request_does() {
+        let cases = [
+            ("http://Shop.example:80/a?b=c", Some("http://shop.example/a?b=c")),
+            ("https://shop.example", Some("http://shop.example/")),
+            ("/a", None),
+            ("shop.example/a", None),
+            ("", None),
+        ];
+        for (url, target) in cases {
+            assert_eq!(target_of(url).as_deref(), target, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_timestamp_is_rfc_3339_to_the_second() {
+        let stamp = timestamp();
+        assert_eq!((stamp.len(), stamp.ends_with('Z')), (20, true), "{stamp}");
+    }
+}

@@ -1,0 +1,102 @@
+//! The body of an answer to a client: from memory, from the origin, or from a body being stored.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+
+use crate::fill::{BrokenOff, FillReader};
+use crate::upstream::{UpstreamBody, UpstreamError};
+
+/// The body of an answer; an enum, so that a hit needs no allocation for it.
+#[derive(Debug, Default)]
+pub struct AnswerBody(Kind);
+
+#[derive(Debug, Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Upstream(Box<UpstreamBody>),
+    Fill(FillReader),
+}
+
+/// A body that could not be sent to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// The origin broke off, or was too slow, while its answer was passed on.
+    #[error("the origin's response broke off")]
+    Upstream(#[from] UpstreamError),
+    /// The answer that was being stored broke off.
+    #[error(transparent)]
+    Fill(#[from] BrokenOff),
+}
+
+impl From<Bytes> for AnswerBody {
+    fn from(bytes: Bytes) -> Self {
+        Self(Kind::Full(bytes))
+    }
+}
+
+impl From<UpstreamBody> for AnswerBody {
+    fn from(body: UpstreamBody) -> Self {
+        Self(Kind::Upstream(Box::new(body)))
+    }
+}
+
+impl From<FillReader> for AnswerBody {
+    fn from(reader: FillReader) -> Self {
+        Self(Kind::Fill(reader))
+    }
+}
+
+impl From<Full<Bytes>> for AnswerBody {
+    fn from(mut full: Full<Bytes>) -> Self {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        match Pin::new(&mut full).poll_frame(&mut cx) {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().map_or_else(|_| Self::default(), Self::from),
+            _ => Self::default(),
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = AnswerError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        match &mut self.get_mut().0 {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Kind::Upstream(body) => Pin::new(&mut **body).poll_frame(cx).map_err(AnswerError::from),
+            Kind::Fill(reader) => reader.poll(cx).map_err(AnswerError::from),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Upstream(body) => body.is_end_stream(),
+            Kind::Fill(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Upstream(body) => body.size_hint(),
+            Kind::Fill(reader) => reader.size_hint(),
+        }
+    }
+}

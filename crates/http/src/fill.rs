@@ -1,0 +1,377 @@
+//! A body on its way from the origin, read by several clients while it is being stored.
+//!
+//! One task, the pump, takes frames from the origin as fast as they come and puts them where every
+//! reader finds them; a slow client therefore neither slows the others down nor holds the origin's
+//! connection. What a fill may keep is bounded. A body that grows past the bound is not stored: the
+//! fill then lets go of what its only reader has had, and the pump waits for that reader from there
+//! on.
+//!
+//! Only a body whose length is known to fit is given to a second reader, so a fill with several
+//! readers never reaches its bound.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Bytes that the pump may be ahead of the reader of a body that is too long to be kept.
+const WINDOW_BYTES: usize = 256 << 10;
+
+/// The origin broke off within a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the origin's response broke off")]
+pub struct BrokenOff;
+
+/// A body being stored.
+#[derive(Debug)]
+pub(crate) struct Fill {
+    state: Mutex<State>,
+    /// Tells a waiting pump that a reader has moved, or is gone.
+    moved: Notify,
+    max_bytes: usize,
+    /// The length, where the origin has announced it.
+    length: Option<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    chunks: VecDeque<Bytes>,
+    /// Number of the first chunk that is still here.
+    first: usize,
+    /// Bytes of the chunks that are here.
+    kept_bytes: usize,
+    /// Whether the body has become too long to keep.
+    passing: bool,
+    end: Option<End>,
+    readers: Vec<Reader>,
+    next_reader: u64,
+}
+
+#[derive(Debug)]
+struct Reader {
+    id: u64,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug, Clone)]
+enum End {
+    Complete(Option<HeaderMap>),
+    Broken,
+}
+
+/// How a pump ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// The whole body, in one piece.
+    Complete(Bytes),
+    /// It was too long, broke off, carried trailers, or nobody was left to read it.
+    NotKept,
+}
+
+impl Fill {
+    pub(crate) fn new(max_bytes: usize, length: Option<u64>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                chunks: VecDeque::new(),
+                first: 0,
+                kept_bytes: 0,
+                passing: false,
+                end: None,
+                readers: Vec::new(),
+                next_reader: 0,
+            }),
+            moved: Notify::new(),
+            max_bytes,
+            length,
+        })
+    }
+
+    /// Whether further readers may join.
+    pub(crate) fn is_shareable(&self) -> bool {
+        self.length.is_some_and(|length| length <= self.max_bytes as u64)
+    }
+
+    /// A reader that begins at the beginning.
+    pub(crate) fn reader(self: &Arc<Self>) -> FillReader {
+        let mut state = self.state.lock();
+        let id = state.next_reader;
+        state.next_reader += 1;
+        state.readers.push(Reader { id, waker: None });
+        FillReader { fill: Arc::clone(self), id, next: 0, read_bytes: 0 }
+    }
+
+    /// Moves a body in, to its end.
+    pub(crate) async fn pump<B>(&self, body: B) -> Pumped
+    where
+        B: Body<Data = Bytes>,
+    {
+        let mut body = std::pin::pin!(body);
+        // Whoever drops this future breaks the body off for its readers.
+        let guard = BreakOff(self);
+        let mut trailers = None;
+        loop {
+            let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await;
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        if !self.push(data).await {
+                            return Pumped::NotKept;
+                        }
+                    }
+                    Err(frame) => trailers = frame.into_trailers().ok(),
+                },
+                Some(Err(_)) => return Pumped::NotKept,
+                None => break,
+            }
+        }
+        std::mem::forget(guard);
+        self.complete(trailers)
+    }
+
+    /// Adds a chunk; false when there is nobody left for whom to go on.
+    async fn push(&self, data: Bytes) -> bool {
+        {
+            let mut state = self.state.lock();
+            state.kept_bytes += data.len();
+            state.chunks.push_back(data);
+            state.passing |= state.kept_bytes > self.max_bytes;
+            state.wake_readers();
+            if !state.passing {
+                return true;
+            }
+        }
+        loop {
+            let moved = self.moved.notified();
+            {
+                let state = self.state.lock();
+                if state.readers.is_empty() {
+                    return false;
+                }
+                if state.kept_bytes <= WINDOW_BYTES {
+                    return true;
+                }
+            }
+            moved.await;
+        }
+    }
+
+    fn complete(&self, trailers: Option<HeaderMap>) -> Pumped {
+        let mut state = self.state.lock();
+        let keep = !state.passing && trailers.is_none();
+        let body = keep.then(|| state.whole());
+        state.end = Some(End::Complete(trailers));
+        state.wake_readers();
+        body.map_or(Pumped::NotKept, Pumped::Complete)
+    }
+}
+
+/// Ends a fill whose pump is gone.
+struct BreakOff<'a>(&'a Fill);
+
+impl Drop for BreakOff<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.end = Some(End::Broken);
+        state.wake_readers();
+    }
+}
+
+impl State {
+    fn wake_readers(&mut self) {
+        for reader in &mut self.readers {
+            if let Some(waker) = reader.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// All chunks as one; a single chunk is not copied.
+    fn whole(&self) -> Bytes {
+        match self.chunks.len() {
+            0 => Bytes::new(),
+            1 => self.chunks[0].clone(),
+            _ => {
+                let mut whole = BytesMut::with_capacity(self.kept_bytes);
+                self.chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+                whole.freeze()
+            }
+        }
+    }
+}
+
+/// Reads a fill as a response body.
+#[derive(Debug)]
+pub(crate) struct FillReader {
+    fill: Arc<Fill>,
+    id: u64,
+    next: usize,
+    read_bytes: u64,
+}
+
+impl FillReader {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let mut guard = self.fill.state.lock();
+        let state = &mut *guard;
+        let at = self.next - state.first;
+        if let Some(chunk) = state.chunks.get(at).cloned() {
+            self.next += 1;
+            self.read_bytes += chunk.len() as u64;
+            if state.passing {
+                // This is the only reader: what it has had, nobody needs.
+                state.chunks.drain(..=at).for_each(|had| state.kept_bytes -= had.len());
+                state.first = self.next;
+                drop(guard);
+                self.fill.moved.notify_one();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        match &mut state.end {
+            Some(End::Complete(trailers)) => {
+                let trailers = trailers.take().map(|trailers| Ok(Frame::trailers(trailers)));
+                Poll::Ready(trailers)
+            }
+            Some(End::Broken) => Poll::Ready(Some(Err(BrokenOff))),
+            None => {
+                if let Some(reader) = state.readers.iter_mut().find(|reader| reader.id == self.id) {
+                    reader.waker = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self.fill.length {
+            Some(length) => SizeHint::with_exact(length.saturating_sub(self.read_bytes)),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+impl Body for FillReader {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        self.get_mut().poll(cx)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.size_hint()
+    }
+}
+
+impl Drop for FillReader {
+    fn drop(&mut self) {
+        self.fill.state.lock().readers.retain(|reader| reader.id != self.id);
+        self.fill.moved.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{StreamExt, stream};
+    use http_body_util::{BodyExt, StreamBody};
+
+    use super::*;
+
+    type Chunks = Vec<Result<Frame<Bytes>, Infallible>>;
+
+    fn body(chunks: Vec<Vec<u8>>) -> StreamBody<impl futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>>> {
+        let frames: Chunks = chunks.into_iter().map(|chunk| Ok(Frame::data(chunk.into()))).collect();
+        StreamBody::new(stream::iter(frames))
+    }
+
+    async fn read(reader: FillReader) -> Result<Vec<u8>, BrokenOff> {
+        Ok(reader.collect().await?.to_bytes().to_vec())
+    }
+
+    #[tokio::test]
+    async fn every_reader_gets_the_whole_body_whenever_it_comes() {
+        let fill = Fill::new(100, Some(6));
+        let early = tokio::spawn(read(fill.reader()));
+        tokio::task::yield_now().await;
+        let pumped = fill.pump(body(vec![b"abc".to_vec(), b"def".to_vec()])).await;
+        assert_eq!(pumped, Pumped::Complete(Bytes::from_static(b"abcdef")));
+        assert_eq!(early.await.unwrap().unwrap(), b"abcdef");
+        assert_eq!(read(fill.reader()).await.unwrap(), b"abcdef");
+    }
+
+    #[tokio::test]
+    async fn a_body_past_the_bound_waits_for_its_reader_and_is_not_kept() {
+        const CHUNK: usize = 64 << 10;
+        let fill = Fill::new(CHUNK, None);
+        let mut reader = fill.reader();
+        let source = body((0..100).map(|n| vec![n; CHUNK]).collect());
+        let pump = tokio::spawn({
+            let fill = Arc::clone(&fill);
+            async move { fill.pump(source).await }
+        });
+        let mut total = 0;
+        while let Some(frame) = reader.frame().await {
+            let data = frame.unwrap().into_data().unwrap();
+            assert_eq!(usize::from(data[0]), total / CHUNK);
+            total += data.len();
+            tokio::task::yield_now().await;
+            assert!(fill.state.lock().kept_bytes <= WINDOW_BYTES + 2 * CHUNK);
+        }
+        assert_eq!(total, 100 * CHUNK);
+        assert_eq!(pump.await.unwrap(), Pumped::NotKept);
+    }
+
+    #[tokio::test]
+    async fn a_long_body_that_nobody_reads_is_given_up() {
+        let fill = Fill::new(10, None);
+        drop(fill.reader());
+        let endless = StreamBody::new(
+            stream::repeat(()).map(|()| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"more")))),
+        );
+        assert_eq!(fill.pump(endless).await, Pumped::NotKept);
+    }
+
+    #[tokio::test]
+    async fn a_broken_body_is_broken_for_every_reader_and_not_kept() {
+        let frames = [Ok(Frame::data(Bytes::from_static(b"half"))), Err("gone")];
+        let fill = Fill::new(100, Some(8));
+        let reader = fill.reader();
+        assert_eq!(fill.pump(StreamBody::new(stream::iter(frames))).await, Pumped::NotKept);
+        assert_eq!(read(reader).await, Err(BrokenOff));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_pump_breaks_the_body_off() {
+        let fill = Fill::new(100, Some(8));
+        let reader = fill.reader();
+        let never = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        let pump = tokio::spawn({
+            let fill = Arc::clone(&fill);
+            async move { fill.pump(never).await }
+        });
+        tokio::task::yield_now().await;
+        pump.abort();
+        assert_eq!(read(reader).await, Err(BrokenOff));
+    }
+
+    #[tokio::test]
+    async fn trailers_reach_the_client() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "1".parse().unwrap());
+        let frames: Chunks =
+            vec![Ok(Frame::data(Bytes::from_static(b"x"))), Ok(Frame::trailers(trailers.clone()))];
+        let fill = Fill::new(100, None);
+        let reader = fill.reader();
+        assert_eq!(fill.pump(StreamBody::new(stream::iter(frames))).await, Pumped::NotKept);
+        assert_eq!(reader.collect().await.unwrap().trailers(), Some(&trailers));
+    }
+}

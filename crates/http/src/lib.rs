@@ -1,0 +1,29 @@
+//! An HTTP response cache by RFC 9111, a streaming reverse proxy, and its admin API.
+//!
+//! [`Server`] is all of it in one: an accelerator in front of a backend, as a
+//! [`Config`](ultra_perf::config::Config) describes it. Its parts stand alone: [`rules`] decides,
+//! without any I/O, what a shared cache may keep and use; [`server`] serves HTTP/1.1 and HTTP/2 under
+//! limits and drains; [`upstream`] keeps connections to one origin; [`forward`] prepares heads for
+//! the next hop; [`tunnel`] joins two sides that have left HTTP.
+#![forbid(unsafe_code)]
+
+mod accelerator;
+mod admin;
+mod answer;
+pub mod body;
+mod fill;
+mod flights;
+pub mod forward;
+mod machine;
+mod response_cache;
+pub mod rules;
+mod serve;
+pub mod server;
+mod stored;
+mod traffic;
+pub mod tunnel;
+pub mod upstream;
+
+pub use answer::{AnswerBody, AnswerError};
+pub use serve::{Server, StartError, Stopped};
+pub use traffic::TrafficStats;

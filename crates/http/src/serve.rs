@@ -1,0 +1,215 @@
+//! Puts the accelerator together as the configuration says, and runs it with its admin API.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use tokio::net::TcpListener;
+use tower::ServiceExt as _;
+use ultra_perf::UltraPerf;
+use ultra_perf::cache_tiered::{BuildError, Publisher};
+use ultra_perf::config::Config;
+
+use crate::accelerator::{Accelerator, Parts};
+use crate::admin::{self, Admin};
+use crate::forward::{Forwarder, HostPolicy};
+use crate::machine::Machine;
+use crate::response_cache::ResponseCache;
+use crate::rules::Policy;
+use crate::server::{self, ConnInfo, ServerLimits};
+use crate::stored::{StoredCodec, weigh};
+use crate::upstream::{InvalidUpstream, Upstream, UpstreamConfig};
+
+/// Names the cache of responses: its directory, its keys in Redis and its metrics.
+const CACHE_NAME: &str = "responses";
+
+/// A running accelerator with its admin API.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use ultra_perf::config::ConfigLoader;
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = ConfigLoader::new().set("server.to", "http://127.0.0.1:8000", "the program").load()?;
+/// let server = ultra_perf_http::Server::start(&config).await?;
+/// println!("http://{}", server.proxy_addr());
+/// server.shutdown(Duration::from_secs(10)).await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    proxy: server::Server,
+    admin: server::Server,
+    accelerator: Accelerator,
+}
+
+/// Why an accelerator did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration names no backend.
+    #[error("server.to names no backend to make fast")]
+    NoBackend,
+    /// The backend's URL cannot be used.
+    #[error("server.to cannot be used")]
+    Backend(#[from] InvalidUpstream),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({path})")]
+    Listen {
+        /// The configuration's key.
+        path: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The cache of responses cannot be opened.
+    #[error("the response cache cannot be opened")]
+    Cache(#[from] BuildError),
+}
+
+/// How a shutdown ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Requests that were cut off at the deadline.
+    pub aborted: usize,
+}
+
+impl Server {
+    /// Opens the cache and starts to serve clients and the admin API.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]. Neither the backend nor Redis needs to be there yet.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let backend = config.server.to.as_ref().ok_or(StartError::NoBackend)?;
+        // Addresses first: a second instance must fail on them, and not on the cache's directory.
+        let listener = listen("server.listen", config.server.listen).await?;
+        let admin_listener = listen("server.admin", config.server.admin).await?;
+
+        let url = format!("http://{}{}", backend.authority(), backend.base_path());
+        let mut upstream = UpstreamConfig::new(&url)?;
+        upstream.connect_timeout = config.server.connect_timeout;
+        upstream.response_timeout = config.server.response_timeout;
+        upstream.body_idle_timeout = config.server.idle_timeout;
+        upstream.keep_alive_timeout = config.server.idle_timeout;
+        upstream.max_connections = config.server.upstream_connections;
+        upstream.max_head_bytes = config.server.max_header_bytes.as_usize();
+        let upstream = Upstream::new(upstream);
+        let host =
+            if config.server.preserve_host { HostPolicy::Preserve } else { HostPolicy::Origin };
+        let authority = upstream.authority().parse().map_err(InvalidUpstream::from)?;
+        let forwarder = Forwarder::new(&authority, backend.base_path(), host, fastrand::u64(..));
+
+        let store = match config.response_cache.enabled {
+            true => Some(open_store(config).await?),
+            false => None,
+        };
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let publisher = store.as_ref().map(|store| {
+            ::metrics::with_local_recorder(&recorder, || Publisher::new(store.cache.clone()))
+        });
+        let accelerator = Accelerator::new(Parts {
+            upstream,
+            forwarder,
+            store,
+            coalesce_timeout: config.response_cache.coalesce_timeout,
+            max_request_body_bytes: config.server.max_body.map_or(u64::MAX, |max| max.as_u64()),
+            idle_timeout: config.server.idle_timeout,
+        });
+        let admin = admin::router(Arc::new(Admin {
+            accelerator: accelerator.clone(),
+            machine: Machine::new(),
+            prometheus: recorder.handle(),
+            publisher,
+        }));
+
+        let limits = ServerLimits {
+            max_connections: config.server.max_connections,
+            header_timeout: config.server.header_timeout,
+            idle_timeout: config.server.idle_timeout,
+            write_timeout: config.server.idle_timeout,
+            max_head_bytes: config.server.max_header_bytes.as_usize(),
+            ..ServerLimits::default()
+        };
+        let admin_limits = ServerLimits { max_connections: 64, ..ServerLimits::default() };
+        let failed = |path, address| move |source| StartError::Listen { path, address, source };
+        let proxy = server::Server::start(listener, accelerator.clone(), limits)
+            .map_err(failed("server.listen", config.server.listen))?;
+        let admin = move |request: Request<Incoming>, _: ConnInfo| {
+            let router = admin.clone();
+            async move {
+                match router.oneshot(request.map(Body::new)).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            }
+        };
+        let admin = server::Server::start(admin_listener, admin, admin_limits)
+            .map_err(failed("server.admin", config.server.admin))?;
+        Ok(Self { proxy, admin, accelerator })
+    }
+
+    /// Returns the address on which clients are served.
+    #[must_use]
+    pub fn proxy_addr(&self) -> SocketAddr {
+        self.proxy.local_addr()
+    }
+
+    /// Returns the address of the admin API.
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin.local_addr()
+    }
+
+    /// Stops accepting, lets requests end for at most `grace`, then writes the cache down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it leaves the accelerator stopping; what memory alone held is lost then.
+    pub async fn shutdown(self, grace: Duration) -> Stopped {
+        let drained = self.proxy.shutdown(grace).await;
+        self.accelerator.close().await;
+        self.admin.shutdown(Duration::from_secs(1)).await;
+        if let Some(store) = self.accelerator.store() {
+            store.cache.close().await;
+        }
+        Stopped { aborted: drained.aborted }
+    }
+}
+
+async fn listen(path: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let failed = |source| StartError::Listen { path, address, source };
+    TcpListener::bind(address).await.map_err(failed)
+}
+
+async fn open_store(config: &Config) -> Result<ResponseCache, StartError> {
+    let settings = &config.response_cache;
+    let window = |window: Duration| (!window.is_zero()).then_some(window);
+    let policy = Arc::new(Policy {
+        heuristic_fraction: if settings.heuristics { 0.1 } else { 0.0 },
+        stale_while_revalidate: window(settings.stale_while_revalidate),
+        stale_if_error: window(settings.stale_if_error),
+        keep_for_revalidation: settings.keep,
+        ..Policy::default()
+    });
+    let codec = StoredCodec { policy: Arc::clone(&policy) };
+    let cache = UltraPerf::new(config.clone())
+        .cache_with_codec(CACHE_NAME, codec)
+        .bytes(config.cache.memory.capacity.as_u64(), weigh)
+        .open()
+        .await?;
+    Ok(ResponseCache::new(cache, policy, settings.max_body.as_usize()))
+}

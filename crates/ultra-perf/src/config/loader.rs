@@ -1,0 +1,446 @@
+//! From sources to a checked tree.
+//!
+//! Three passes: gather what every source gives per key, check each given value alone (also one
+//! that is overridden, because it is wrong all the same), then put the tree together and check
+//! what must hold between keys. A rule between keys is skipped where one of them is already wrong.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Config, ConfigError, Explanation, Note, Origin, Problem,
+    machine::Machine,
+    setting::{DiskEngine, Raw, Setting},
+    source::Gathered,
+    tree::{
+        self, Cache, Context, DefaultValue, ENV_PREFIX, Key, Log, Parts, Resolve, ResponseCache,
+        Server,
+    },
+};
+
+/// Collects the sources of a configuration and makes a [`Config`] of them.
+///
+/// Nothing is read from the process unless asked for: without a source the result is the defaults.
+/// Between two sources of the same kind the later one wins.
+#[derive(Clone, Default)]
+#[must_use = "a loader does nothing until it loads"]
+pub struct ConfigLoader {
+    files: Vec<FileSource>,
+    env: BTreeMap<String, String>,
+    unreadable_env: Vec<String>,
+    code: Vec<(String, String, String)>,
+    required: Vec<(String, String)>,
+    machine: Option<Machine>,
+    parts: Option<Parts>,
+}
+
+#[derive(Clone)]
+enum FileSource {
+    Read { path: PathBuf, required: bool },
+    Text { path: PathBuf, text: String },
+}
+
+/// Names the sources without their values, of which some are secrets.
+impl fmt::Debug for ConfigLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = |source: &FileSource| match source {
+            FileSource::Read { path, .. } | FileSource::Text { path, .. } => path.clone(),
+        };
+        f.debug_struct("ConfigLoader")
+            .field("files", &self.files.iter().map(file).collect::<Vec<_>>())
+            .field("env", &self.env.keys())
+            .field("code", &self.code.iter().map(|(path, ..)| path).collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// File that [`ConfigLoader::default_file`] looks for.
+const DEFAULT_FILE: &str = "ultra-perf.toml";
+
+impl ConfigLoader {
+    /// Starts without any source.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a TOML file that must exist.
+    pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.push(FileSource::Read { path: path.into(), required: true });
+        self
+    }
+
+    /// Adds `ultra-perf.toml` of the working directory if there is one.
+    pub fn default_file(self) -> Self {
+        self.optional_file(DEFAULT_FILE)
+    }
+
+    /// Adds a TOML file if it exists.
+    pub fn optional_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.push(FileSource::Read { path: path.into(), required: false });
+        self
+    }
+
+    /// Adds the text of a TOML file; problems name it `name`.
+    pub fn toml(mut self, name: impl Into<PathBuf>, text: impl Into<String>) -> Self {
+        self.files.push(FileSource::Text { path: name.into(), text: text.into() });
+        self
+    }
+
+    /// Adds variables: `ULTRA_PERF__CACHE__TTL=1h`, `REDIS_URL` and the other aliases.
+    ///
+    /// Names that have nothing to do with this configuration are passed over.
+    pub fn env(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.env.extend(variables);
+        self
+    }
+
+    /// Adds the environment of this process.
+    ///
+    /// A variable of ours that is not UTF-8 is a problem; others are passed over.
+    pub fn process_env(self) -> Self {
+        self.os_env(std::env::vars_os())
+    }
+
+    pub(super) fn os_env(
+        mut self,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Self {
+        for (name, value) in variables {
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => drop(self.env.insert(name, value)),
+                Err(_) if name.starts_with(ENV_PREFIX) => self.unreadable_env.push(name),
+                Err(_) => {}
+            }
+        }
+        self
+    }
+
+    /// Sets a key from code or the command line, in the spelling of the environment.
+    ///
+    /// `origin` is what problems and explanations call it, such as `--to`.
+    pub fn set(
+        mut self,
+        path: impl Into<String>,
+        value: impl Into<String>,
+        origin: impl Into<String>,
+    ) -> Self {
+        self.code.push((path.into(), value.into(), origin.into()));
+        self
+    }
+
+    /// Makes it a problem if the key `path`, which may be `none`, has no value.
+    ///
+    /// `way` is how the caller's users set it, such as `--to`; the report adds the environment and
+    /// the file.
+    pub fn require(mut self, path: impl Into<String>, way: impl Into<String>) -> Self {
+        self.required.push((path.into(), way.into()));
+        self
+    }
+
+    /// Takes the machine's figures from `machine` instead of reading them.
+    pub fn machine(mut self, machine: Machine) -> Self {
+        self.machine = Some(machine);
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn parts(mut self, parts: Parts) -> Self {
+        self.parts = Some(parts);
+        self
+    }
+
+    /// Reads the sources, checks everything and puts the tree together.
+    ///
+    /// # Errors
+    ///
+    /// When anything is wrong in any source, with every problem.
+    ///
+    /// # Cost
+    ///
+    /// Reads files and blocks; meant for start-up.
+    pub fn load(self) -> Result<Config, ConfigError> {
+        let context = Context {
+            machine: self.machine.clone().unwrap_or_else(Machine::detect),
+            parts: self.parts.unwrap_or(Parts::compiled()),
+        };
+        let Gathered { values, mut problems, notes } = self.gather();
+        let mut resolver = Resolver::new(&values, &context);
+        let mut config = Config {
+            server: Server::resolve(&mut resolver),
+            response_cache: ResponseCache::resolve(&mut resolver),
+            cache: Cache::resolve(&mut resolver),
+            log: Log::resolve(&mut resolver),
+            origins: resolver.origins,
+            notes: Vec::new(),
+        };
+        problems.append(&mut resolver.problems);
+        let mut together = Together {
+            config: &mut config,
+            given: &values,
+            parts: context.parts,
+            problems,
+            invalid: resolver.invalid,
+            notes,
+        };
+        together.check();
+        together.check_required(&self.required);
+        let Together { problems, notes, invalid, .. } = together;
+        config.notes = notes;
+        if problems.is_empty() {
+            return Ok(config);
+        }
+        Err(ConfigError { problems, explanation: Explanation::of(&config, &invalid) })
+    }
+
+    fn gather(&self) -> Gathered {
+        let mut gathered = Gathered::default();
+        for file in &self.files {
+            match file {
+                FileSource::Read { path, required } => gathered.file(path, *required),
+                FileSource::Text { path, text } => gathered.toml(path, text.as_bytes()),
+            }
+        }
+        for name in &self.unreadable_env {
+            gathered.problems.push(Problem::Invalid {
+                path: name.clone(),
+                value: "\"***\"".to_owned(),
+                expected: "must be UTF-8".to_owned(),
+                origin: Origin::Env { name: name.clone() },
+            });
+        }
+        gathered.env(&self.env);
+        for (path, value, origin) in &self.code {
+            gathered.set(path, value, origin);
+        }
+        gathered
+    }
+}
+
+/// Every value given for each key, in order of precedence.
+type Given = BTreeMap<&'static str, Vec<(Raw, Origin)>>;
+
+/// Finds the effective value of each key, and what is wrong with any that was given.
+struct Resolver<'a> {
+    given: &'a Given,
+    context: &'a Context,
+    origins: BTreeMap<&'static str, Origin>,
+    problems: Vec<Problem>,
+    /// The keys whose effective value is wrong, with that value.
+    invalid: BTreeMap<&'static str, String>,
+}
+
+impl<'a> Resolver<'a> {
+    fn new(given: &'a Given, context: &'a Context) -> Self {
+        let mut new = Self {
+            given,
+            context,
+            origins: BTreeMap::new(),
+            problems: Vec::new(),
+            invalid: BTreeMap::new(),
+        };
+        for key in tree::keys() {
+            new.check_given(key);
+        }
+        new
+    }
+
+    fn check_given(&mut self, key: &'static Key) {
+        let given = self.given.get(key.path).map_or(&[][..], Vec::as_slice);
+        for (at, (raw, origin)) in given.iter().enumerate() {
+            let Err(expected) = (key.check)(raw) else { continue };
+            let value = raw.shown(key.redact);
+            if at + 1 == given.len() {
+                self.invalid.insert(key.path, value.clone());
+            }
+            let (path, origin) = (key.path.to_owned(), origin.clone());
+            self.problems.push(Problem::Invalid { path, value, expected, origin });
+        }
+        if let Some((_, origin)) = given.last() {
+            self.origins.insert(key.path, origin.clone());
+        }
+    }
+}
+
+impl Resolve for Resolver<'_> {
+    fn value<T: Setting>(&mut self, key: &'static Key, read: fn(&Raw) -> Result<T, String>) -> T {
+        let given = self.given.get(key.path).and_then(|given| given.last());
+        if let Some(value) = given.and_then(|(raw, _)| read(raw).ok()) {
+            return value;
+        }
+        let text = match key.default {
+            DefaultValue::Fixed(text) => text.to_owned(),
+            DefaultValue::Computed(_, compute) => compute(self.context),
+        };
+        read(&Raw::Text(text)).expect("a default is within the bounds of its key")
+    }
+}
+
+/// Checks what must hold between keys, and lets defaults give way to what was set.
+struct Together<'a> {
+    config: &'a mut Config,
+    given: &'a Given,
+    parts: Parts,
+    problems: Vec<Problem>,
+    invalid: BTreeMap<&'static str, String>,
+    notes: Vec<Note>,
+}
+
+impl Together<'_> {
+    fn check(&mut self) {
+        self.check_addresses();
+        self.check_sizes();
+        self.check_disk();
+        self.check_redis();
+    }
+
+    fn check_addresses(&mut self) {
+        let (listen, admin) = (self.config.server.listen, self.config.server.admin);
+        let overlap = listen.ip() == admin.ip() || listen.ip().is_unspecified();
+        if listen.port() != 0 && listen.port() == admin.port() && overlap {
+            let expected = format!("must have another port than server.listen ({listen})");
+            self.refuse("server.admin", &["server.listen"], expected);
+        }
+        if let Some(to) = self.config.server.to.clone() {
+            for (key, address) in [("server.listen", listen), ("server.admin", admin)] {
+                if to.reaches(address) {
+                    let expected = format!("must be another address than {key} ({address})");
+                    self.refuse("server.to", &[key], expected);
+                }
+            }
+        }
+    }
+
+    fn check_sizes(&mut self) {
+        let capacity = self.config.cache.memory.capacity;
+        let because = "cache.memory.capacity";
+        let max_body = &mut self.config.response_cache.max_body;
+        if *max_body > capacity {
+            if self.given.contains_key("response_cache.max_body") {
+                let expected = format!("must be at most {because} ({capacity})");
+                self.refuse("response_cache.max_body", &[because], expected);
+            } else {
+                *max_body = capacity;
+            }
+        }
+        if self.config.cache.compression_threshold > capacity {
+            let expected = format!(
+                "must be at most {because} ({capacity}), or nothing would be compressed; for that \
+                 there is cache.compression = false"
+            );
+            self.refuse("cache.compression_threshold", &[because], expected);
+        }
+    }
+
+    fn check_disk(&mut self) {
+        let disk = &mut self.config.cache.disk;
+        if !disk.enabled {
+            return;
+        }
+        if !self.parts.disk {
+            self.refuse_part("cache.disk.enabled", "disk");
+        } else if disk.path.is_none() {
+            if self.given.contains_key("cache.disk.enabled")
+                || self.given.contains_key("cache.disk.path")
+            {
+                self.missing("cache.disk.path", "the path of a directory".to_owned(), None);
+            } else {
+                disk.enabled = false;
+                self.notes.push(Note {
+                    key: "cache.disk.enabled",
+                    message: "the disk tier is off, because without a home directory \
+                              cache.disk.path has no default"
+                        .to_owned(),
+                    origin: Origin::Default,
+                });
+            }
+        } else if disk.engine == DiskEngine::Sled && !self.parts.sled {
+            self.refuse_part("cache.disk.engine", "sled");
+        }
+    }
+
+    fn check_redis(&mut self) {
+        if self.parts.redis || self.config.cache.redis.url.is_none() {
+            return;
+        }
+        let origin = self.config.origins.get("cache.redis.url");
+        // Many environments carry a REDIS_URL for somebody else; that must not stop this build.
+        if origin == Some(&Origin::Env { name: "REDIS_URL".to_owned() }) {
+            self.config.cache.redis.url = None;
+            self.config.origins.remove("cache.redis.url");
+            self.notes.push(Note {
+                key: "cache.redis.url",
+                message: "ignored, because this build has no Redis tier (feature redis)".to_owned(),
+                origin: Origin::Env { name: "REDIS_URL".to_owned() },
+            });
+        } else {
+            self.refuse_part("cache.redis.url", "redis");
+        }
+    }
+
+    fn check_required(&mut self, required: &[(String, String)]) {
+        for (path, way) in required {
+            match tree::find(path) {
+                Some(key) if self.is_unset(key) => {
+                    self.missing(key.path, (key.kind)().replace(", or \"none\"", ""), Some(way));
+                }
+                Some(_) => {}
+                None => self.problems.push(Problem::Unknown {
+                    name: path.clone(),
+                    nearest: None,
+                    origin: Origin::Code { name: way.clone() },
+                }),
+            }
+        }
+    }
+
+    fn is_unset(&self, key: &Key) -> bool {
+        let explanation = Explanation::of(self.config, &self.invalid);
+        explanation.settings().iter().any(|row| row.key == key.path && row.value == "none")
+    }
+
+    fn refuse_part(&mut self, path: &'static str, feature: &str) {
+        self.refuse(path, &[], format!("needs a build with the feature {feature}"));
+    }
+
+    /// Reports the effective value of `path`, unless it or one of `with` is wrong already.
+    fn refuse(&mut self, path: &'static str, with: &[&'static str], expected: String) {
+        if with.iter().any(|with| self.invalid.contains_key(with)) {
+            return;
+        }
+        let key = tree::find(path).expect("the rules name existing keys");
+        let value = match self.given.get(path).and_then(|given| given.last()) {
+            Some((raw, _)) => raw.shown(key.redact),
+            None => {
+                let rows = Explanation::of(self.config, &BTreeMap::new());
+                let row = rows.settings().iter().find(|row| row.key == path);
+                format!("\"{}\"", row.expect("every key is explained").value)
+            }
+        };
+        if let Entry::Vacant(entry) = self.invalid.entry(path) {
+            entry.insert(value.clone());
+            let origin = self.config.origins.get(path).unwrap_or(&Origin::Default).clone();
+            self.problems.push(Problem::Invalid { path: path.to_owned(), value, expected, origin });
+        }
+    }
+
+    fn missing(&mut self, path: &'static str, expected: String, way: Option<&str>) {
+        let in_file = format!("{path} in {}", self.file_name());
+        let ways = way.map(str::to_owned).into_iter().chain([tree::env_name(path), in_file]);
+        let ways = ways.collect();
+        self.problems.push(Problem::Missing { path: path.to_owned(), expected, ways });
+    }
+
+    /// The file that the user seems to work with.
+    fn file_name(&self) -> String {
+        let file = self.config.origins.values().find_map(|origin| match origin {
+            Origin::File { path, .. } => Some(path.as_path()),
+            _ => None,
+        });
+        file.unwrap_or(Path::new(DEFAULT_FILE)).display().to_string()
+    }
+}

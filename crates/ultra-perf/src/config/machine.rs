@@ -1,0 +1,67 @@
+//! What the defaults need to know about the machine.
+
+use std::path::PathBuf;
+
+use etcetera::BaseStrategy as _;
+use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
+
+/// Describes the machine as far as defaults depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Memory that the process may use: the machine's, or its control group's where that is less.
+    pub memory_bytes: u64,
+    /// Threads that can run at the same time.
+    pub cores: usize,
+    /// The user's directory for caches, if there is a home directory.
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl Machine {
+    /// Reads the figures of this machine.
+    ///
+    /// # Cost
+    ///
+    /// Reads a handful of small files; meant for start-up.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self {
+            memory_bytes: usable_memory().unwrap_or(ASSUMED_MEMORY_BYTES),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cache_dir: etcetera::base_strategy::choose_native_strategy()
+                .ok()
+                .map(|dirs| dirs.cache_dir()),
+        }
+    }
+}
+
+/// Assumed where the system does not tell: enough for the full default of the memory tier.
+const ASSUMED_MEMORY_BYTES: u64 = 1 << 30;
+
+fn usable_memory() -> Option<u64> {
+    let ram = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let mut system = System::new_with_specifics(ram).ok()?;
+    // The root control group speaks for a container, the process's own one for a service manager.
+    let of_system = system.cgroup_limits();
+    let of_process = sysinfo::get_current_pid().ok().and_then(|pid| {
+        let only_this = ProcessesToUpdate::Some(&[pid]);
+        system.refresh_processes_specifics(only_this, true, ProcessRefreshKind::nothing());
+        system.process(pid)?.cgroup_limits()
+    });
+    let limits = [of_system, of_process].into_iter().flatten().map(|limits| limits.total_memory);
+    limits.chain([system.total_memory()]).filter(|total| *total > 0).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_has_memory_and_cores() {
+        let machine = Machine::detect();
+        assert!(machine.memory_bytes >= 64 << 20, "{machine:?}");
+        assert!(machine.cores >= 1);
+        if let Some(dir) = machine.cache_dir {
+            assert!(dir.is_absolute());
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! The keys: one entry per key makes the field, its parser, default, bounds, aliases and reference.
+//!
+//! To add a key, add its entry here and run the tests with `UPDATE=1`, which rewrites the
+//! configuration reference of the documentation.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    machine::Machine,
+    quantity::ByteSize,
+    setting::{DiskEngine, Fsync, LogFilter, LogFormat, LowerTier, Raw, Setting, WritePolicy},
+    url::{BackendUrl, RedisUrl},
+};
+
+/// What is known of one key apart from its type.
+pub(super) struct Key {
+    pub(super) path: &'static str,
+    /// The doc comment of its field.
+    pub(super) doc: &'static str,
+    pub(super) default: DefaultValue,
+    pub(super) aliases: &'static [Alias],
+    pub(super) kind: fn() -> String,
+    pub(super) label: fn() -> String,
+    /// The bounds of its value, in the spelling of a source.
+    pub(super) least: Option<&'static str>,
+    pub(super) most: Option<&'static str>,
+    /// Reads a value and drops it; the error says what would be right.
+    pub(super) check: fn(&Raw) -> Result<(), String>,
+    pub(super) redact: fn(&str) -> String,
+}
+
+/// What a key is when no source names it.
+pub(super) enum DefaultValue {
+    Fixed(&'static str),
+    /// Depends on the machine or the build; the text says how.
+    Computed(&'static str, fn(&Context) -> String),
+}
+
+/// What computed defaults depend on.
+#[derive(Clone, Debug)]
+pub(super) struct Context {
+    pub(super) machine: Machine,
+    pub(super) parts: Parts,
+}
+
+/// The optional parts that this build has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    pub(super) disk: bool,
+    pub(super) sled: bool,
+    pub(super) redis: bool,
+}
+
+impl Parts {
+    pub(super) const fn compiled() -> Self {
+        Self {
+            disk: cfg!(feature = "disk"),
+            sled: cfg!(feature = "sled"),
+            redis: cfg!(feature = "redis"),
+        }
+    }
+}
+
+/// Another name of a key, known in the environment.
+pub(super) struct Alias {
+    pub(super) name: &'static str,
+    pub(super) reading: Reading,
+}
+
+/// How an alias's value becomes the key's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    Plain,
+    /// Bare numbers count seconds.
+    Seconds,
+    /// A number that is lowered to this one.
+    AtMost(usize),
+}
+
+const fn first(bound: &[&'static str]) -> Option<&'static str> {
+    if let [bound, ..] = bound { Some(*bound) } else { None }
+}
+
+const fn plain(name: &'static str) -> Alias {
+    Alias { name, reading: Reading::Plain }
+}
+
+const fn seconds(name: &'static str) -> Alias {
+    Alias { name, reading: Reading::Seconds }
+}
+
+const fn lowered_to(most: usize, name: &'static str) -> Alias {
+    Alias { name, reading: Reading::AtMost(most) }
+}
+
+/// A section of the tree, as the reference shows it.
+pub(super) struct Section {
+    pub(super) name: &'static str,
+    pub(super) doc: &'static str,
+    pub(super) keys: &'static [Key],
+}
+
+/// Gives a key its effective value while the tree is put together.
+pub(super) trait Resolve {
+    fn value<T: Setting>(&mut self, key: &'static Key, read: fn(&Raw) -> Result<T, String>) -> T;
+}
+
+macro_rules! section {
+    (
+        $(#[doc = $section_doc:literal])+
+        $Section:ident = $name:literal {
+            $(
+                $(#[doc = $doc:literal])+
+                $field:ident: $ty:ty = $default:expr
+                    $(, from $least:literal)?
+                    $(, to $most:literal)?
+                    $(, check $check:expr)?
+                    $(, alias [$($alias:expr),+])?;
+            )+
+        }
+        $(with { $($sub:ident: $Sub:ident,)+ })?
+    ) => {
+        $(#[doc = $section_doc])+
+        #[derive(Clone, Debug)]
+        #[non_exhaustive]
+        pub struct $Section {
+            $($(#[doc = $doc])+ pub $field: $ty,)+
+            $($(
+                #[doc = concat!("The section `", $name, ".", stringify!($sub), "`.")]
+                pub $sub: $Sub,
+            )+)?
+        }
+
+        impl $Section {
+            const SECTION: Section = Section {
+                name: $name,
+                doc: concat!($($section_doc, "\n"),+),
+                keys: Self::KEYS,
+            };
+
+            const KEYS: &'static [Key] = &[$(Key {
+                path: concat!($name, ".", stringify!($field)),
+                doc: concat!($($doc, "\n"),+),
+                default: $default,
+                aliases: &[$($($alias),+)?],
+                kind: <$ty as Setting>::kind,
+                label: <$ty as Setting>::label,
+                least: first(&[$($least)?]),
+                most: first(&[$($most)?]),
+                check: |raw| readers::$Section::$field(raw).map(drop),
+                redact: <$ty as Setting>::redact,
+            }),+];
+
+            pub(super) fn resolve(from: &mut impl Resolve) -> Self {
+                let mut keys = Self::KEYS.iter();
+                let mut next = || keys.next().expect("one key per field, in the same order");
+                Self {
+                    $($field: from.value(next(), readers::$Section::$field),)+
+                    $($($sub: $Sub::resolve(from),)+)?
+                }
+            }
+
+            pub(super) fn show(&self, row: &mut dyn FnMut(&'static Key, String)) {
+                let mut keys = Self::KEYS.iter();
+                let mut next = || keys.next().expect("one key per field, in the same order");
+                $(row(next(), Setting::show(&self.$field));)+
+                $($(self.$sub.show(row);)+)?
+            }
+        }
+
+        impl readers::$Section {
+            $(fn $field(raw: &Raw) -> Result<$ty, String> {
+                let value = <$ty as Setting>::read(raw)?;
+                $(at_least(&value, $least)?;)?
+                $(at_most(&value, $most)?;)?
+                $(let check: fn(&$ty) -> Result<(), String> = $check; check(&value)?;)?
+                Ok(value)
+            })+
+        }
+    };
+}
+
+/// Carries the reading functions, one name space per section.
+mod readers {
+    pub(super) struct Server;
+    pub(super) struct ResponseCache;
+    pub(super) struct Cache;
+    pub(super) struct Memory;
+    pub(super) struct Disk;
+    pub(super) struct Redis;
+    pub(super) struct Log;
+}
+
+use DefaultValue::{Computed, Fixed};
+
+section! {
+    /// The proxy: addresses, time-outs and limits.
+    Server = "server" {
+        /// Backend that is made fast. `ultra-perf serve` needs one.
+        to: Option<BackendUrl> = Fixed("none");
+        /// Address on which clients are served. Port 0 takes a free one.
+        listen: SocketAddr = Fixed("127.0.0.1:8080");
+        /// Address of the admin API; it must be a loopback address.
+        admin: SocketAddr = Fixed("127.0.0.1:8600"), check loopback;
+        /// Longest time that a shutdown waits for requests in flight.
+        drain_timeout: Duration = Fixed("10s");
+        /// Longest time for a connection to the backend to be made.
+        connect_timeout: Duration = Fixed("2s"), from "1ms";
+        /// Longest time from a request to the head of the backend's answer.
+        response_timeout: Duration = Fixed("30s"), from "1ms";
+        /// Longest silence on a connection that is kept open, and between two parts of a body.
+        idle_timeout: Duration = Fixed("60s"), from "1ms";
+        /// Longest time for a client to send the head of its request.
+        header_timeout: Duration = Fixed("10s"), from "1ms";
+        /// Largest head of a request or an answer.
+        max_header_bytes: ByteSize = Fixed("64KiB"), from "8KiB", to "1MiB";
+        /// Largest body of a request; an answer may have any length.
+        max_body: Option<ByteSize> = Fixed("64MiB"), from "1B";
+        /// Most client connections at a time. More wait in the listener's queue.
+        max_connections: usize = Fixed("10000"), from "1", to "1000000";
+        /// Most connections to the backend, busy and idle together.
+        upstream_connections: usize = Fixed("256"), from "1", to "65536";
+        /// Sends the client's `Host` field on, so that redirects, cookies and checks of the origin
+        /// in the backend keep working. `false` sends the backend's own name.
+        preserve_host: bool = Fixed("true");
+        /// Threads that serve requests.
+        workers: usize = Computed(
+            "the number of cores",
+            |cx| cx.machine.cores.clamp(1, 1024).to_string(),
+        ), from "1", to "1024";
+    }
+}
+
+section! {
+    /// The cache of HTTP responses.
+    ResponseCache = "response_cache" {
+        /// Stores responses at all. `false` makes a plain proxy.
+        enabled: bool = Fixed("true");
+        /// Largest body that is stored; at most `cache.memory.capacity`.
+        max_body: ByteSize = Computed(
+            "`8MiB`, or `cache.memory.capacity` if that is less",
+            |_| "8MiB".to_owned(),
+        ), from "1B";
+        /// Gives a response without any freshness information a tenth of the time since it was
+        /// last modified.
+        heuristics: bool = Fixed("true");
+        /// Time after its end of freshness in which a response is still served while it is
+        /// refreshed, if it names none itself.
+        stale_while_revalidate: Duration = Fixed("0s");
+        /// Time after its end of freshness in which a response stands in for an error of the
+        /// backend, if it names none itself.
+        stale_if_error: Duration = Fixed("0s");
+        /// Time after its end of freshness in which a response is kept, to be revalidated instead
+        /// of sent again.
+        keep: Duration = Fixed("1h");
+        /// Longest wait for another request's answer to the same question, before the backend is
+        /// asked as well.
+        coalesce_timeout: Duration = Fixed("10s");
+    }
+}
+
+section! {
+    /// The tiers that every cache of the process stands on.
+    Cache = "cache" {
+        /// Time to live of an entry that names none.
+        ttl: Duration = Fixed("1h"), from "1ms",
+            alias [seconds("PERFORMANCE_CACHE_TTL"), seconds("cache_ttl")];
+        /// Longest time that an expired entry takes up room.
+        expiry_sweep: Duration = Fixed("5m"), from "1ms",
+            alias [
+                seconds("PERFORMANCE_CACHE_CLEANUP_INTERVAL"),
+                seconds("cache_cleanup_interval")
+            ];
+        /// Compresses values with zstd in the tiers below memory, where it pays.
+        compression: bool = Fixed("true"), alias [plain("CACHE_COMPRESSION_ENABLED")];
+        /// Smallest value that is compressed; at most `cache.memory.capacity`.
+        compression_threshold: ByteSize = Fixed("2KiB");
+        /// When a value goes to the tiers below memory.
+        write: WritePolicy = Fixed("through");
+        /// Order in which the tiers below memory are asked; in a file `["redis", "disk"]`.
+        order: [LowerTier; 2] = Fixed("redis,disk");
+    }
+    with { memory: Memory, disk: Disk, redis: Redis, }
+}
+
+section! {
+    /// The tier in memory.
+    Memory = "cache.memory" {
+        /// Most bytes of keys and values.
+        capacity: ByteSize = Computed(
+            "`256MiB`, or a quarter of the memory of the machine or control group if that is less",
+            |cx| default_capacity(&cx.machine).to_string(),
+        ), from "64KiB", to "1024TiB";
+        /// Most entries, in addition to the bound in bytes.
+        entries: Option<usize> = Fixed("none"), from "1", to "1000000000",
+            alias [
+                plain("CACHE_MEMORY_MAX_SIZE"),
+                plain("PERFORMANCE_CACHE_MAX_SIZE"),
+                plain("cache_max_size")
+            ];
+        /// Time after its last use at which an entry expires.
+        time_to_idle: Option<Duration> = Fixed("none"), from "1ms";
+    }
+}
+
+section! {
+    /// The tier on disk.
+    Disk = "cache.disk" {
+        /// Uses the tier.
+        enabled: bool = Computed(
+            "`true` where the build has the tier",
+            |cx| cx.parts.disk.to_string(),
+        );
+        /// Directory of the tier; no two processes can share one.
+        path: Option<PathBuf> = Computed("`ultra-perf` in the user's cache directory", |cx| {
+            let dir = cx.machine.cache_dir.as_ref().filter(|dir| dir.is_absolute());
+            let dir = dir.map(|dir| dir.join("ultra-perf"));
+            dir.as_deref().and_then(Path::to_str).unwrap_or("none").to_owned()
+        });
+        /// Most bytes on disk.
+        capacity: ByteSize = Fixed("1GiB"), from "1MiB", to "1024TiB";
+        /// Engine that stores the entries. `sled` needs a build with that feature, and suits values
+        /// of at most 4 KiB.
+        engine: DiskEngine = Fixed("segment-log");
+        /// When writes are made durable against a loss of power.
+        fsync: Fsync = Fixed("never");
+    }
+}
+
+section! {
+    /// The tier in Redis, which carries the cache beyond one machine.
+    Redis = "cache.redis" {
+        /// Server to use: `redis://`, `rediss://` for TLS, `redis-cluster://`, and the same with
+        /// `valkey`. Without one there is no such tier.
+        url: Option<RedisUrl> = Fixed("none"), alias [plain("REDIS_URL")];
+        /// Start of every key that is used there: 1 to 64 letters, digits or characters of `-_.:`.
+        prefix: String = Fixed("ultra-perf"), check |prefix| key_prefix(prefix);
+        /// Connections, each of which carries any number of commands at a time.
+        connections: usize = Fixed("1"), from "1", to "2",
+            alias [lowered_to(2, "REDIS_MAX_CONNECTIONS")];
+        /// Longest time that the tier may add to a call.
+        timeout: Duration = Fixed("50ms"), from "1ms", to "10s";
+    }
+}
+
+section! {
+    /// What is logged, and how.
+    Log = "log" {
+        /// Least severe level that is logged, with exceptions per module.
+        level: LogFilter = Fixed("info");
+        /// Form of the lines. `auto` is `human` on a terminal and `json` otherwise.
+        format: LogFormat = Fixed("auto");
+    }
+}
+
+impl Disk {
+    /// Returns the directory of the tier if the tier is used.
+    #[must_use]
+    pub fn location(&self) -> Option<&Path> {
+        self.path.as_deref().filter(|_| self.enabled)
+    }
+}
+
+/// Every section, in the order of the reference.
+pub(super) const SECTIONS: [Section; 7] = [
+    Server::SECTION,
+    ResponseCache::SECTION,
+    Cache::SECTION,
+    Memory::SECTION,
+    Disk::SECTION,
+    Redis::SECTION,
+    Log::SECTION,
+];
+
+/// Every key, in the order of the reference.
+pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
+    SECTIONS.iter().flat_map(|section| section.keys)
+}
+
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    keys().find(|key| key.path == path)
+}
+
+/// The key's name in the environment.
+pub(super) fn env_name(path: &str) -> String {
+    format!("{ENV_PREFIX}{}", path.to_ascii_uppercase().replace('.', "__"))
+}
+
+pub(super) const ENV_PREFIX: &str = "ULTRA_PERF__";
+
+fn default_capacity(machine: &Machine) -> ByteSize {
+    let quarter = ByteSize::new(machine.memory_bytes / 4 / (1 << 20) * (1 << 20));
+    quarter.clamp(ByteSize::mib(1), ByteSize::mib(256))
+}
+
+fn at_least<T: Setting + PartialOrd>(value: &T, least: &str) -> Result<(), String> {
+    if *value >= bound(least) || T::none().as_ref() == Some(value) {
+        Ok(())
+    } else {
+        Err(format!("must be at least {least}{}", or_none::<T>()))
+    }
+}
+
+fn at_most<T: Setting + PartialOrd>(value: &T, most: &str) -> Result<(), String> {
+    if *value <= bound(most) {
+        Ok(())
+    } else {
+        Err(format!("must be at most {most}{}", or_none::<T>()))
+    }
+}
+
+fn bound<T: Setting>(text: &str) -> T {
+    T::read(&Raw::Text(text.to_owned())).expect("a bound is a value of its key")
+}
+
+fn or_none<T: Setting>() -> &'static str {
+    if T::none().is_some() { ", or \"none\"" } else { "" }
+}
+
+fn loopback(address: &SocketAddr) -> Result<(), String> {
+    if address.ip().is_loopback() {
+        Ok(())
+    } else {
+        Err("must be a loopback address such as \"127.0.0.1:8600\", for the admin API lets \
+             everybody in who reaches it"
+            .to_owned())
+    }
+}
+
+fn key_prefix(prefix: &str) -> Result<(), String> {
+    let of_prefix = |b: u8| b.is_ascii_alphanumeric() || b"-_.:".contains(&b);
+    if (1..=64).contains(&prefix.len()) && prefix.bytes().all(of_prefix) {
+        Ok(())
+    } else {
+        Err("must be 1 to 64 letters, digits or characters of \"-_.:\"".to_owned())
+    }
+}

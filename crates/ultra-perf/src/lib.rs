@@ -1,0 +1,162 @@
+//! One configuration and one handle over the crates of ultra-perf.
+//!
+//! [`Config`](config::Config) is read from a file, the environment and the command line, checked
+//! once, and explains itself. [`UltraPerf`] makes the parts from it, wired as configured: a cache
+//! that it builds has the tiers, bounds and times of the configuration, and the program adds only
+//! what is its own.
+//!
+#![cfg_attr(feature = "disk", doc = "```")]
+#![cfg_attr(not(feature = "disk"), doc = "```ignore")]
+//! use std::time::Duration;
+//! use ultra_perf::{UltraPerf, config::ConfigLoader};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().to_str().expect("temporary directories have plain names");
+//! let config = ConfigLoader::new()
+//!     .process_env()
+//!     .set("cache.ttl", "10m", "the program")
+//! #   .set("cache.disk.path", path, "the example")
+//!     .load()?;
+//! let perf = UltraPerf::new(config);
+//! let users = perf.cache::<u64, String>("users").open().await?;
+//! users.insert(7, "Ada".to_owned());
+//! # users.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Features
+//!
+//! - `disk` (default), `sled`, `redis`: the tiers of `cache-tiered`.
+//! - `metrics`: its statistics through the `metrics` facade.
+#![forbid(unsafe_code)]
+
+pub mod config;
+
+use std::hash::Hash;
+use std::sync::Arc;
+
+pub use cache_tiered;
+use cache_tiered::{CacheBuilder, Tier, WritePolicy};
+#[cfg(any(feature = "disk", feature = "redis"))]
+use cache_tiered::{Bincode, Codec};
+#[cfg(any(feature = "disk", feature = "redis"))]
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::config::Config;
+
+/// The parts of ultra-perf, made as one configuration says; clones share it.
+#[derive(Debug, Clone)]
+pub struct UltraPerf {
+    config: Arc<Config>,
+}
+
+impl UltraPerf {
+    /// Makes a handle over a configuration.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self { config: Arc::new(config) }
+    }
+
+    /// Returns the configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Describes a cache with the tiers, bounds and times of the configuration.
+    ///
+    /// Its memory tier is bounded by `cache.memory.entries`, or by 10,000 entries, because only the
+    /// program knows what a value weighs; [`CacheBuilder::bytes`] with `cache.memory.capacity` bounds
+    /// it by bytes. The name is that of the cache's directory and of its keys in Redis.
+    #[cfg(any(feature = "disk", feature = "redis"))]
+    pub fn cache<K, V>(&self, name: &str) -> CacheBuilder<K, V>
+    where
+        K: Hash + Eq + Clone + Send + Sync + Serialize + 'static,
+        V: Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
+    {
+        self.cache_with_codec(name, Bincode)
+    }
+
+    /// Describes a cache as [`cache`](Self::cache) does, with a codec of the program's own.
+    #[cfg(any(feature = "disk", feature = "redis"))]
+    pub fn cache_with_codec<K, V>(
+        &self,
+        name: &str,
+        codec: impl Codec<K, V> + Clone,
+    ) -> CacheBuilder<K, V>
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+        V: Clone + Send + Sync + 'static,
+    {
+        let cache = &self.config.cache;
+        let mut builder = self.memory_cache(name);
+        let threshold = cache.compression.then(|| cache.compression_threshold.as_usize());
+        builder = builder.compress_above(threshold);
+        #[cfg(feature = "disk")]
+        if let Some(location) = cache.disk.location() {
+            builder = builder.disk_with(self.disk(&location.join(name)), codec.clone());
+        }
+        #[cfg(feature = "redis")]
+        if let Some(url) = &cache.redis.url {
+            let redis = cache_tiered::redis::RedisConfig {
+                prefix: cache.redis.prefix.clone(),
+                connections: cache.redis.connections,
+                timeout: cache.redis.timeout,
+                ..cache_tiered::redis::RedisConfig::new(url.expose())
+            };
+            builder = builder.redis_with(redis, codec);
+        }
+        builder
+    }
+
+    #[cfg(feature = "disk")]
+    fn disk(&self, path: &std::path::Path) -> cache_tiered::disk::DiskConfig {
+        use cache_tiered::disk::{self, DiskConfig};
+        let disk = &self.config.cache.disk;
+        DiskConfig::new(path)
+            .capacity_bytes(disk.capacity.as_u64())
+            .engine(match disk.engine {
+                config::DiskEngine::SegmentLog => disk::DiskEngine::SegmentLog,
+                #[cfg(feature = "sled")]
+                config::DiskEngine::Sled => disk::DiskEngine::Sled,
+                // A configuration that names an engine which the build lacks does not load.
+                #[cfg(not(feature = "sled"))]
+                config::DiskEngine::Sled => disk::DiskEngine::SegmentLog,
+            })
+            .fsync(match disk.fsync {
+                config::Fsync::Never => disk::Fsync::Never,
+                config::Fsync::Every(interval) => disk::Fsync::Every(interval),
+                config::Fsync::Always => disk::Fsync::Always,
+            })
+    }
+
+    /// Describes a cache of memory alone, with the bounds and times of the configuration.
+    pub fn memory_cache<K, V>(&self, name: &str) -> CacheBuilder<K, V>
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+        V: Clone + Send + Sync + 'static,
+    {
+        let cache = &self.config.cache;
+        let mut builder = cache_tiered::Cache::builder(name)
+            .ttl(cache.ttl)
+            .expiry_sweep(cache.expiry_sweep)
+            .order(cache.order.iter().map(|tier| match tier {
+                config::LowerTier::Redis => Tier::Redis,
+                config::LowerTier::Disk => Tier::Disk,
+            }))
+            .write_policy(match cache.write {
+                config::WritePolicy::Through => WritePolicy::Through,
+                config::WritePolicy::OnEviction => WritePolicy::OnEviction,
+            });
+        if let Some(entries) = cache.memory.entries {
+            builder = builder.entries(entries as u64);
+        }
+        if let Some(idle) = cache.memory.time_to_idle {
+            builder = builder.time_to_idle(idle);
+        }
+        builder
+    }
+}

@@ -1,0 +1,57 @@
+//! `cargo xtask test`: everything the tests need, then all tests.
+//!
+//! Unit and integration tests run under cargo-nextest where it is installed (it runs the tests of all
+//! crates side by side and each in a process of its own) and under `cargo test` elsewhere; documentation
+//! tests always under `cargo test`.
+
+use crate::{Outcome, repo};
+
+/// Optional features that the tests and the lints include; everything but the peers of the benches.
+pub(crate) const FEATURES: &str = "--features cache-tiered/sled";
+
+/// Installs the Debian package without letting it start or keep a server: the tests start their own.
+///
+/// Debian asks `policy-rc.d` before it starts a service; one that is there already is left alone.
+const INSTALL_REDIS: &str = "
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    trap 'exit 130' INT TERM
+    printf '#!/bin/sh\\nexit 101\\n' > $policy
+    chmod 755 $policy
+fi
+apt-get update --quiet || echo 'going on with the package lists that are here'
+DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends redis-server
+if [ -d /run/systemd/system ]; then systemctl disable --quiet redis-server || true; fi
+";
+
+/// Runs all tests, or those that `args` select.
+pub(crate) fn run(args: &[String]) -> Outcome {
+    provide_redis()?;
+    let runner = match repo::installed("cargo-nextest") {
+        true => "nextest run",
+        false => "test --no-fail-fast --lib --bins --tests --examples",
+    };
+    let mut command = repo::cargo(&format!("{runner} --workspace {FEATURES}"));
+    let tests = repo::run(command.args(args));
+    if !args.is_empty() {
+        return tests; // somebody looks for certain tests, which are not in the documentation
+    }
+    let doc_tests = repo::run(&mut repo::cargo(&format!("test --workspace --doc {FEATURES}")));
+    tests.and(doc_tests)
+}
+
+fn provide_redis() -> Outcome {
+    if repo::installed("redis-server") {
+        return Ok(());
+    }
+    let missing = "the tests need redis-server and it is not installed: `apt-get install redis-server` \
+                   on Debian and Ubuntu, `brew install redis` on macOS";
+    let root = || repo::output(repo::program("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+    if !(repo::installed("apt-get") && root()) {
+        return Err(missing.to_owned());
+    }
+    eprintln!("redis-server is not installed; installing it from the distribution");
+    let done = repo::succeeds_aloud(repo::program("sh").args(["-c", INSTALL_REDIS]));
+    if done && repo::installed("redis-server") { Ok(()) } else { Err(missing.to_owned()) }
+}
