@@ -6,7 +6,7 @@
 //! those that nobody looks up. Victims are handed back to the caller, who drops them (and tells the
 //! lower tiers about them) after the shard's lock is gone.
 
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -27,16 +27,18 @@ pub(crate) struct Entry<V> {
     touched: Option<Arc<AtomicU64>>,
 }
 
-/// Entries that an operation pushed out, to be dropped once no lock is held.
+/// Entries that an operation replaced or pushed out, to be dropped once no lock is held.
 #[derive(Debug)]
 pub(crate) struct Victims<K, V> {
     first: Option<(K, Entry<V>)>,
     rest: Vec<(K, Entry<V>)>,
+    /// Hash of the key that is being inserted: quick_cache reports a replaced entry as evicted.
+    inserting: Option<u64>,
 }
 
 impl<K, V> Default for Victims<K, V> {
     fn default() -> Self {
-        Self { first: None, rest: Vec::new() }
+        Self { first: None, rest: Vec::new(), inserting: None }
     }
 }
 
@@ -59,25 +61,37 @@ pub(crate) type Demote<K, V> = Arc<dyn Fn(&K, &Entry<V>) + Send + Sync>;
 struct OnEvict<K, V> {
     demote: Option<Demote<K, V>>,
     evicted: Arc<Counter>,
+    hasher: DefaultHashBuilder,
 }
 
 impl<K, V> Clone for OnEvict<K, V> {
     fn clone(&self) -> Self {
-        Self { demote: self.demote.clone(), evicted: Arc::clone(&self.evicted) }
+        Self {
+            demote: self.demote.clone(),
+            evicted: Arc::clone(&self.evicted),
+            hasher: self.hasher.clone(),
+        }
     }
 }
 
-impl<K, V> Lifecycle<K, Entry<V>> for OnEvict<K, V> {
+impl<K: Hash, V> Lifecycle<K, Entry<V>> for OnEvict<K, V> {
     type RequestState = Victims<K, V>;
 
     fn on_evict(&self, victims: &mut Victims<K, V>, key: K, entry: Entry<V>) {
-        self.evicted.increment();
-        if let Some(demote) = &self.demote {
-            demote(&key, &entry);
+        // What has another hash is another key. Two keys of one hash would cost an entry its way
+        // down, once in 2^64 evictions.
+        if victims.inserting != Some(self.hasher.hash_one(&key)) {
+            self.evicted.increment();
+            if let Some(demote) = &self.demote {
+                demote(&key, &entry);
+            }
         }
         victims.push(key, entry);
     }
 }
+
+/// The share of a shard that its hot entries may take: quick_cache's own default.
+const HOT_SHARE: f64 = 0.97;
 
 #[derive(Clone)]
 struct ByStoredWeight;
@@ -93,6 +107,9 @@ pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
 
 pub(crate) struct MemoryTier<K, V> {
     cache: sync::Cache<K, Entry<V>, ByStoredWeight, DefaultHashBuilder, OnEvict<K, V>>,
+    hasher: DefaultHashBuilder,
+    /// The heaviest entry that is let in.
+    max_weight: u64,
     weigher: Option<Weigher<K, V>>,
     time_to_idle: Option<Millis>,
     clock: Clock,
@@ -123,15 +140,23 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
         let quick = OptionsBuilder::new()
             .estimated_items_capacity(options.estimated_entries)
             .weight_capacity(options.capacity)
+            .hot_allocation(HOT_SHARE)
             .build()
             .expect("both capacities are given");
+        let hasher = DefaultHashBuilder::default();
+        let on_evict = OnEvict {
+            demote: options.demote,
+            evicted: Arc::clone(&evicted),
+            hasher: hasher.clone(),
+        };
+        let cache =
+            sync::Cache::with_options(quick, ByStoredWeight, hasher.clone(), on_evict);
+        // What is heavier, quick_cache would refuse.
+        let max_weight = (cache.shard_capacity() as f64 * HOT_SHARE) as u64;
         Self {
-            cache: sync::Cache::with_options(
-                quick,
-                ByStoredWeight,
-                DefaultHashBuilder::default(),
-                OnEvict { demote: options.demote, evicted: Arc::clone(&evicted) },
-            ),
+            max_weight: max_weight.max(1),
+            hasher,
+            cache,
             weigher: options.weigher,
             time_to_idle: options.time_to_idle,
             clock: options.clock,
@@ -204,7 +229,7 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
 
     /// Whether an entry is light enough for a shard.
     pub(crate) fn admits(&self, entry: &Entry<V>) -> bool {
-        entry.weight <= self.cache.shard_capacity()
+        entry.weight <= self.max_weight
     }
 
     /// Puts an entry in. One that is too heavy is refused, and takes an older entry of its key along:
@@ -212,6 +237,7 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
     pub(crate) fn insert(&self, key: K, entry: Entry<V>, victims: &mut Victims<K, V>) {
         if self.admits(&entry) {
             self.writes.increment();
+            victims.inserting = Some(self.hasher.hash_one(&key));
             self.cache.insert_with_lifecycle(key, entry, victims);
         } else {
             self.too_large.increment();

@@ -172,7 +172,7 @@ fn the_files_stay_within_the_capacity_and_hold_the_newest_entries() {
             };
             for i in 0..count {
                 tier.put(&i.to_be_bytes(), &value(i), 0).expect("the entry is accepted");
-                if i % (count / 50) == 0 {
+                if i.is_multiple_of(count / 50) {
                     let usage = disk_usage(&path);
                     assert!(usage <= capacity * 11 / 10, "{}: {usage} of {capacity}", engine.name);
                 }

@@ -103,6 +103,13 @@ fn the_bound_holds_in_entries_and_in_bytes() {
 }
 
 #[test]
+fn a_replaced_value_is_no_eviction() {
+    let cache = builder().build().unwrap();
+    (0..1_000).for_each(|value| cache.insert(1, value));
+    assert_eq!(cache.stats().memory.evictions.capacity, 0);
+}
+
+#[test]
 fn both_bounds_hold_where_both_are_given() {
     let cache = Cache::<u32, Vec<u8>>::builder("test")
         .bytes(1 << 20, |_, value| value.len() as u64)

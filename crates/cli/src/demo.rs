@@ -195,7 +195,8 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<(), DemoError>
     );
     if !screen.is_live() {
         let seconds = started.elapsed().as_secs_f64();
-        let filled = format!("filled the shop with {} rows in {seconds:.1} s", screen::count(size.rows()));
+        let filled =
+            format!("filled the shop with {} rows in {seconds:.1} s", screen::count(size.rows()));
         screen.print(&[heading.clone(), filled]).map_err(DemoError::Output)?;
     }
 
@@ -246,9 +247,11 @@ async fn fill_shop<W: io::Write>(
 ) -> Result<bool, DemoError> {
     let bar = if screen.is_live() { ProgressBar::new(size.rows()) } else { ProgressBar::hidden() };
     bar.set_style(
-        ProgressStyle::with_template("filling the sample shop [{bar:30}] {human_pos} of {human_len} rows")
-            .expect("the template is a constant")
-            .progress_chars("##."),
+        ProgressStyle::with_template(
+            "filling the sample shop [{bar:30}] {human_pos} of {human_len} rows",
+        )
+        .expect("the template is a constant")
+        .progress_chars("##."),
     );
     let (file, interrupted) = (file.to_owned(), interrupt.receiver.clone());
     tokio::task::spawn_blocking(move || {
@@ -284,11 +287,16 @@ async fn start_accelerator(
     if let Some(url) = &args.redis {
         // A prefix of its own: another run's pages are of another shop.
         let prefix = format!("ultra-perf-demo-{}", std::process::id());
-        loader =
-            loader.set("cache.redis.url", url.as_str(), "--redis").set("cache.redis.prefix", prefix, ORIGIN);
+        loader = loader.set("cache.redis.url", url.as_str(), "--redis").set(
+            "cache.redis.prefix",
+            prefix,
+            ORIGIN,
+        );
     }
     let config = loader.load().map_err(|error| DemoError::Accelerator(error.into()))?;
-    ultra_perf_http::Server::start(&config).await.map_err(|error| DemoError::Accelerator(error.into()))
+    ultra_perf_http::Server::start(&config)
+        .await
+        .map_err(|error| DemoError::Accelerator(error.into()))
 }
 
 /// What the phases have in common.
@@ -389,7 +397,8 @@ fn verdict(outcome: &Outcome) -> Result<(), DemoError> {
         0 => {}
         count => return Err(DemoError::Leaked { count }),
     }
-    let phases = [(screen::DIRECT, Some(&outcome.direct)), (screen::THROUGH, outcome.through.as_ref())];
+    let phases =
+        [(screen::DIRECT, Some(&outcome.direct)), (screen::THROUGH, outcome.through.as_ref())];
     for (phase, reading) in phases {
         let silent = reading.is_some_and(|reading| reading.measured.counts.answered == 0);
         if silent && !outcome.ended_early {
@@ -485,7 +494,8 @@ mod tests {
 
     fn check(direct: Reading, through: Option<Reading>, ended_early: bool, expected: &str) {
         let outcome = Outcome { direct, through, first_error: Some("refused".into()), ended_early };
-        let found = verdict(&outcome).map_or_else(|error| error.to_string(), |()| "fine".to_owned());
+        let found =
+            verdict(&outcome).map_or_else(|error| error.to_string(), |()| "fine".to_owned());
         assert_eq!(found, expected);
     }
 
@@ -495,8 +505,18 @@ mod tests {
         check(good, Some(good), false, "fine");
         check(good, None, false, "fine");
         check(reading(0, 0, 0), None, true, "fine");
-        check(reading(0, 0, 0), None, false, "no request was answered direct to the backend: refused");
-        check(good, Some(reading(0, 0, 0)), false, "no request was answered through ultra-perf: refused");
+        check(
+            reading(0, 0, 0),
+            None,
+            false,
+            "no request was answered direct to the backend: refused",
+        );
+        check(
+            good,
+            Some(reading(0, 0, 0)),
+            false,
+            "no request was answered through ultra-perf: refused",
+        );
         check(
             good,
             Some(reading(10, 2, 1)),

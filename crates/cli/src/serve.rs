@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use ultra_perf::cache_tiered::BuildError;
 use ultra_perf::config::Config;
 use ultra_perf_http::{Server, StartError};
 
@@ -42,6 +43,12 @@ pub(crate) fn run(args: &ServeArgs) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             tell(&error);
+            if matches!(&error, ServeError::Start(StartError::Cache(BuildError::Disk { .. }))) {
+                eprintln!(
+                    "cache.disk.path must name a directory of this instance alone; \
+                     cache.disk.enabled = false does without one"
+                );
+            }
             ExitCode::FAILURE
         }
     }

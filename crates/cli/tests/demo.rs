@@ -68,7 +68,8 @@ fn cells(summary: &str, label: &str) -> Vec<String> {
 }
 
 fn assert_nothing_is_left(home: &Path) {
-    let left: Vec<_> = std::fs::read_dir(home).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let left: Vec<_> =
+        std::fs::read_dir(home).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "{left:?} was left behind");
 }
 
@@ -112,7 +113,8 @@ fn a_signal_ends_it_early_with_the_summary_so_far() {
         let args = ["--seconds", "600", "--clients", "2"];
         let mut child = demo(home.path(), &args).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.by_ref().map(Result::unwrap).find(|line| line.contains(" s: requests/s "));
+        let first =
+            lines.by_ref().map(Result::unwrap).find(|line| line.contains(" s: requests/s "));
         assert!(first.is_some(), "it ended without a reading");
         let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         assert!(sent.success());
@@ -157,8 +159,10 @@ fn a_port_in_use_is_an_error_that_names_it() {
 #[cfg(target_os = "linux")]
 fn on_a_terminal(environment: &[(&str, &str)]) -> Option<String> {
     let home = tempfile::tempdir().unwrap();
-    let command =
-        format!("{} demo --requests 20 --clients 2 --no-accelerator", env!("CARGO_BIN_EXE_ultra-perf"));
+    let command = format!(
+        "{} demo --requests 20 --clients 2 --no-accelerator",
+        env!("CARGO_BIN_EXE_ultra-perf")
+    );
     let child = Command::new("script")
         .args(["--quiet", "--return", "--command", &command, "/dev/null"])
         .env("TMPDIR", home.path())

@@ -16,16 +16,16 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, Version,
     header::{
-        CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST,
-        PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+        CACHE_CONTROL, CONNECTION, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST,
+        TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request, response,
     uri::{Authority, PathAndQuery},
 };
 use http_body_util::Full;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+use crate::rules::remove_hop_by_hop;
+
 const PROXY: HeaderName = HeaderName::from_static("proxy");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -34,6 +34,9 @@ const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// The field that identifies a request in everybody's logs.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How many fields a forwarder adds to a request at most.
+const FIELDS_ADDED: usize = 7;
 
 /// How long a client's own request id may be.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -249,36 +252,6 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
         .filter(|token| !token.is_empty())
 }
 
-/// Removes the fields that are meant for one hop only (RFC 9110, section 7.6.1).
-///
-/// Those are the ones that Connection names, Connection itself and those that are known to belong
-/// to a connection. Host, Content-Length and Content-Type stay even if Connection names them: the
-/// message could not be read without.
-pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
-            .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
-            .filter(|name| ![HOST, CONTENT_LENGTH, CONTENT_TYPE, CONNECTION].contains(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
-    }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        PROXY_AUTHENTICATE,
-        PROXY_AUTHORIZATION,
-        TE,
-        TRAILER,
-        TRANSFER_ENCODING,
-        UPGRADE,
-    ] {
-        headers.remove(name);
-    }
-}
-
 /// The client at the other end of a connection, in the form in which origins are told of it.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -377,6 +350,8 @@ impl Forwarder {
         remove_claims(&mut head.headers);
 
         let headers = &mut head.headers;
+        // hyper has made the map just as large as the request; grow it once.
+        headers.reserve(FIELDS_ADDED);
         if let Some(host) = headers.get(HOST) {
             let host = host.clone();
             headers.insert(X_FORWARDED_HOST, host);

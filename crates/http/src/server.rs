@@ -8,7 +8,7 @@
 //!
 //! **Slow clients.** hyper can time the reading of a head, but an allocation and a timer per
 //! request is a lot where a whole hit takes 10 us. Here the socket and the requests leave notes in
-//! [`Client`] (idle since, head since, write blocked since), and one timer per connection looks at
+//! `Client` (idle since, head since, write blocked since), and one timer per connection looks at
 //! them when the earliest of its limits could have passed.
 //!
 //! **Draining.** The tasks register a waker each. [`Server::shutdown`] stops accepting, moves the
@@ -17,7 +17,6 @@
 //! counted. A relaxed load per poll is all that this costs a running connection.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     error::Error,
     fmt,
@@ -26,11 +25,8 @@ use std::{
     net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
-    },
-    task::{Context, Poll, Waker},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -44,17 +40,22 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
-    time::{Instant, Sleep},
+    time::Instant,
 };
 use tracing::{debug, error, warn};
 
+use self::{
+    client::{Client, ClientIo, UnderWay},
+    tasks::{ABORTING, Accepting, DRAINING, Tasks},
+};
 use crate::forward::{self, Peer};
+
+mod client;
+mod tasks;
 
 /// How long aborted connections get to notice.
 const ABORT_PATIENCE: Duration = Duration::from_secs(5);
@@ -175,13 +176,7 @@ impl Server {
         limits: ServerLimits,
     ) -> io::Result<Self> {
         let addr = listener.local_addr()?;
-        let tasks = Arc::new(Tasks {
-            state: AtomicU8::new(RUNNING),
-            started: Instant::now(),
-            accepted: AtomicU64::new(0),
-            registry: Mutex::new(Registry { accepting: true, ..Registry::default() }),
-            emptied: Notify::new(),
-        });
+        let tasks = Arc::new(Tasks::new());
         let head_bytes = limits.max_head_bytes.clamp(1024, 1024 * 1024);
         let mut http1 = http1::Builder::new();
         http1
@@ -199,7 +194,7 @@ impl Server {
         let serving =
             Arc::new(Serving { handler, limits, http1, http2, tasks: Arc::clone(&tasks) });
         let accept = tokio::spawn({
-            let accepting = Accepting(Arc::clone(&tasks));
+            let accepting = Accepting::begin(&tasks);
             async move {
                 accept(listener, serving).await;
                 drop(accepting);
@@ -219,11 +214,10 @@ impl Server {
     ///
     /// Walks over the connections under a lock; for a page, not for a request.
     pub fn stats(&self) -> ServerStats {
-        let registry = self.tasks.registry.lock();
         ServerStats {
-            accepted: self.tasks.accepted.load(Ordering::Relaxed),
-            connections: registry.members.len(),
-            requests: registry.requests(),
+            accepted: self.tasks.accepted(),
+            connections: self.tasks.members(),
+            requests: self.tasks.requests(),
         }
     }
 
@@ -240,7 +234,7 @@ impl Server {
         if tokio::time::timeout_at(deadline, self.tasks.emptied()).await.is_ok() {
             return Drained { aborted: 0 };
         }
-        let aborted = self.tasks.registry.lock().requests();
+        let aborted = self.tasks.requests();
         self.tasks.advance(ABORTING);
         if tokio::time::timeout(ABORT_PATIENCE, self.tasks.emptied()).await.is_err() {
             warn!("connections did not stop; a handler blocks its thread");
@@ -253,21 +247,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.accept.abort();
         self.tasks.advance(ABORTING);
-    }
-}
-
-/// Says that the accept task runs; dropped after the listener.
-struct Accepting(Arc<Tasks>);
-
-impl Drop for Accepting {
-    fn drop(&mut self) {
-        let mut registry = self.0.registry.lock();
-        registry.accepting = false;
-        let empty = registry.is_empty();
-        drop(registry);
-        if empty {
-            self.0.emptied.notify_waiters();
-        }
     }
 }
 
@@ -293,7 +272,7 @@ async fn accept<H: Handler>(listener: TcpListener, serving: Arc<Serving<H>>) {
         match listener.accept().await {
             Ok((stream, addr)) => {
                 pause = PAUSE_MIN;
-                serving.tasks.accepted.fetch_add(1, Ordering::Relaxed);
+                serving.tasks.note_accepted();
                 tokio::spawn(connection(stream, addr, place, Arc::clone(&serving)));
             }
             // The client's doing; the next one may be fine.
@@ -324,25 +303,14 @@ async fn connection<H: Handler>(
         debug!(%error, "the connection is gone before it began");
         return;
     }
-    let info = ConnInfo {
-        client: Arc::new(Client {
-            peer: Peer::new(addr),
-            tasks: Arc::clone(&serving.tasks),
-            phase: AtomicU8::new(IDLE),
-            since: AtomicU64::new(serving.tasks.now()),
-            blocked_since: AtomicU64::new(NEVER),
-            requests: AtomicUsize::new(0),
-            _place: place,
-        }),
-    };
+    let client = Client::new(Peer::new(addr), Arc::clone(&serving.tasks), place);
+    let info = ConnInfo { client: Arc::new(client) };
     let member = Tasks::join(&info.client);
     let first = tokio::time::timeout(serving.limits.header_timeout, speaks_http2(&stream));
-    let http2 = match member.unless_draining(first).await {
-        Some(Ok(Ok(http2))) => http2,
-        Some(Ok(Err(_)) | Err(_)) | None => return,
+    let Some(Ok(Ok(http2))) = member.unless_draining(first).await else {
+        return;
     };
-    let io =
-        TokioIo::new(ClientIo { stream, client: Arc::clone(&info.client), notes_heads: !http2 });
+    let io = TokioIo::new(ClientIo::new(stream, Arc::clone(&info.client), !http2));
     let service = service_fn({
         let serving = Arc::clone(&serving);
         let info = info.clone();
@@ -351,10 +319,10 @@ async fn connection<H: Handler>(
     let limits = &serving.limits;
     let outcome = if http2 {
         let conn = serving.http2.serve_connection(io, service);
-        member.run(pin!(conn), limits, |conn| conn.graceful_shutdown()).await
+        member.run(pin!(conn), limits, http2::Connection::graceful_shutdown).await
     } else {
         let conn = serving.http1.serve_connection(io, service).with_upgrades();
-        member.run(pin!(conn), limits, |conn| conn.graceful_shutdown()).await
+        member.run(pin!(conn), limits, http1::UpgradeableConnection::graceful_shutdown).await
     };
     if let Err(error) = outcome {
         debug!(peer = %addr, error = &error as &dyn Error, "connection ended");
@@ -427,7 +395,7 @@ pub struct ConnInfo {
 impl ConnInfo {
     /// Returns who is at the other end.
     pub fn peer(&self) -> &Peer {
-        &self.client.peer
+        self.client.peer()
     }
 
     /// Runs a task in the server's care: counted while it runs, cut when a drain's deadline passes.
@@ -450,20 +418,18 @@ impl ConnInfo {
 
     /// Marks the connection as a tunnel, whose bytes count as its activity.
     pub(crate) fn begin_tunnel(&self) {
-        self.client.phase.store(TUNNEL, Ordering::Relaxed);
-        self.client.note_now();
+        self.client.begin_tunnel();
     }
 
     /// Returns how long no byte has passed either way; for tunnels.
     pub(crate) fn quiet_for(&self) -> Duration {
-        let since = self.client.since.load(Ordering::Relaxed);
-        Duration::from_millis(self.client.tasks.now().saturating_sub(since))
+        self.client.quiet_for()
     }
 }
 
 impl fmt::Debug for ConnInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnInfo").field("peer", &self.client.peer.addr()).finish_non_exhaustive()
+        f.debug_struct("ConnInfo").field("peer", &self.client.peer().addr()).finish_non_exhaustive()
     }
 }
 
@@ -506,392 +472,6 @@ where
         match &self.body {
             Served::Handler(body) => body.size_hint(),
             Served::Own(body) => body.size_hint(),
-        }
-    }
-}
-
-/// A request from its head to the end of its answer.
-struct UnderWay(Arc<Client>);
-
-impl UnderWay {
-    fn begin(client: &Arc<Client>) -> Self {
-        client.requests.fetch_add(1, Ordering::Relaxed);
-        if client.phase.load(Ordering::Relaxed) != TUNNEL {
-            client.phase.store(BUSY, Ordering::Relaxed);
-        }
-        Self(Arc::clone(client))
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let client = &*self.0;
-        if client.requests.fetch_sub(1, Ordering::Relaxed) == 1
-            && client.phase.load(Ordering::Relaxed) == BUSY
-        {
-            client.note_now();
-            client.phase.store(IDLE, Ordering::Relaxed);
-        }
-    }
-}
-
-const IDLE: u8 = 0;
-const HEAD: u8 = 1;
-const BUSY: u8 = 2;
-const TUNNEL: u8 = 3;
-
-const NEVER: u64 = u64::MAX;
-
-/// The notes about one connection; times are milliseconds since the server started.
-///
-/// All accesses are relaxed: the notes are written and read by the connection's own task, or, for
-/// HTTP/2, are a hint that the next look at the clock corrects.
-struct Client {
-    peer: Peer,
-    tasks: Arc<Tasks>,
-    phase: AtomicU8,
-    /// When `phase` became what it is; in a tunnel, when the last byte passed.
-    since: AtomicU64,
-    blocked_since: AtomicU64,
-    requests: AtomicUsize,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Client {
-    fn note_now(&self) {
-        self.since.store(self.tasks.now(), Ordering::Relaxed);
-    }
-
-    /// Turns an idle connection into one that has to end, telling whether it was idle.
-    fn end_idling(&self) -> bool {
-        let idle = self.phase.load(Ordering::Relaxed) == IDLE;
-        if idle {
-            self.note_now();
-            self.phase.store(HEAD, Ordering::Relaxed);
-        }
-        idle
-    }
-
-    /// Returns when the connection has to be closed unless something happens before.
-    fn deadline(&self, limits: &ServerLimits) -> Option<u64> {
-        let since = self.since.load(Ordering::Relaxed);
-        let phase = match self.phase.load(Ordering::Relaxed) {
-            IDLE => Some(since.saturating_add(millis(limits.idle_timeout))),
-            HEAD => Some(since.saturating_add(millis(limits.header_timeout))),
-            _ => None,
-        };
-        let blocked = match self.blocked_since.load(Ordering::Relaxed) {
-            NEVER => None,
-            since => Some(since.saturating_add(millis(limits.write_timeout))),
-        };
-        match (phase, blocked) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (one, other) => one.or(other),
-        }
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The client's socket; it notes what happens on it.
-struct ClientIo {
-    stream: TcpStream,
-    client: Arc<Client>,
-    /// HTTP/1: bytes that come while idle begin a head.
-    notes_heads: bool,
-}
-
-impl ClientIo {
-    fn note_write<T>(&self, poll: &Poll<T>) {
-        let blocked = &self.client.blocked_since;
-        match (poll.is_pending(), blocked.load(Ordering::Relaxed)) {
-            (true, NEVER) => blocked.store(self.client.tasks.now(), Ordering::Relaxed),
-            (true, _) | (false, NEVER) => {}
-            (false, _) => blocked.store(NEVER, Ordering::Relaxed),
-        }
-        if poll.is_ready() && self.client.phase.load(Ordering::Relaxed) == TUNNEL {
-            self.client.note_now();
-        }
-    }
-}
-
-impl AsyncRead for ClientIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            let client = &self.client;
-            match client.phase.load(Ordering::Relaxed) {
-                IDLE if self.notes_heads => {
-                    client.note_now();
-                    client.phase.store(HEAD, Ordering::Relaxed);
-                }
-                TUNNEL => client.note_now(),
-                _ => {}
-            }
-        }
-        poll
-    }
-}
-
-impl AsyncWrite for ClientIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.note_write(&poll);
-        poll
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.note_write(&poll);
-        poll
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-const RUNNING: u8 = 0;
-const DRAINING: u8 = 1;
-const ABORTING: u8 = 2;
-
-/// All tasks of a server, so that a drain can reach them and wait for them.
-#[derive(Debug)]
-struct Tasks {
-    state: AtomicU8,
-    started: Instant,
-    accepted: AtomicU64,
-    registry: Mutex<Registry>,
-    emptied: Notify,
-}
-
-#[derive(Default)]
-struct Registry {
-    /// The accept task still holds the listener.
-    accepting: bool,
-    next: u64,
-    members: HashMap<u64, Entry>,
-}
-
-struct Entry {
-    waker: Option<Waker>,
-    client: std::sync::Weak<Client>,
-}
-
-impl Registry {
-    fn is_empty(&self) -> bool {
-        !self.accepting && self.members.is_empty()
-    }
-
-    fn requests(&self) -> usize {
-        let mut seen = std::collections::HashSet::new();
-        self.members
-            .values()
-            .filter_map(|entry| entry.client.upgrade())
-            // A tunnel's task and its connection's share one client while they overlap.
-            .filter(|client| seen.insert(Arc::as_ptr(client)))
-            .map(|client| client.requests.load(Ordering::Relaxed))
-            .sum()
-    }
-}
-
-impl fmt::Debug for Registry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry").field("members", &self.members.len()).finish_non_exhaustive()
-    }
-}
-
-impl Tasks {
-    fn now(&self) -> u64 {
-        millis(self.started.elapsed())
-    }
-
-    fn join(client: &Arc<Client>) -> Member {
-        let tasks = Arc::clone(&client.tasks);
-        let mut registry = tasks.registry.lock();
-        let id = registry.next;
-        registry.next += 1;
-        let entry = Entry { waker: None, client: Arc::downgrade(client) };
-        registry.members.insert(id, entry);
-        drop(registry);
-        Member { id, tasks, client: Arc::clone(client) }
-    }
-
-    /// Moves to a later state and lets every task see it.
-    fn advance(&self, state: u8) {
-        // Before the lock: a task that registers its waker after this loop reads the new state.
-        self.state.fetch_max(state, Ordering::Release);
-        let wakers: Vec<_> = {
-            let registry = self.registry.lock();
-            let members = registry.members.values();
-            members.filter_map(|entry| entry.waker.clone()).collect()
-        };
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    fn state(&self) -> u8 {
-        self.state.load(Ordering::Acquire)
-    }
-
-    async fn emptied(&self) {
-        loop {
-            let notified = self.emptied.notified();
-            let mut notified = pin!(notified);
-            notified.as_mut().enable();
-            if self.registry.lock().is_empty() {
-                return;
-            }
-            notified.await;
-        }
-    }
-}
-
-/// A task's place among the others; leaves when dropped.
-struct Member {
-    id: u64,
-    tasks: Arc<Tasks>,
-    client: Arc<Client>,
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        let mut registry = self.tasks.registry.lock();
-        registry.members.remove(&self.id);
-        let empty = registry.is_empty();
-        drop(registry);
-        if empty {
-            self.tasks.emptied.notify_waiters();
-        }
-    }
-}
-
-impl Member {
-    fn register(&self, waker: &Waker) {
-        let mut registry = self.tasks.registry.lock();
-        if let Some(entry) = registry.members.get_mut(&self.id) {
-            entry.waker = Some(waker.clone());
-        }
-    }
-
-    /// Runs `future` until the state reaches `limit`.
-    async fn until<F: Future>(&self, limit: u8, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
-        let mut registered = false;
-        poll_fn(|cx| {
-            // The task's waker stays the same for all its life.
-            if !registered {
-                registered = true;
-                self.register(cx.waker());
-            }
-            if self.tasks.state() >= limit {
-                return Poll::Ready(None);
-            }
-            future.as_mut().poll(cx).map(Some)
-        })
-        .await
-    }
-
-    async fn unless_draining<F: Future>(&self, future: F) -> Option<F::Output> {
-        self.until(DRAINING, future).await
-    }
-
-    async fn unless_aborting<F: Future>(&self, future: F) -> Option<F::Output> {
-        self.until(ABORTING, future).await
-    }
-
-    /// Runs a connection under its limits until it ends, is told to drain, or is cut.
-    async fn run<C>(
-        &self,
-        mut conn: Pin<&mut C>,
-        limits: &ServerLimits,
-        drain: impl Fn(Pin<&mut C>),
-    ) -> Result<(), hyper::Error>
-    where
-        C: Future<Output = Result<(), hyper::Error>>,
-    {
-        let mut watch = pin!(tokio::time::sleep(Duration::ZERO));
-        let mut armed = 0;
-        let mut draining = false;
-        let served = poll_fn(|cx| {
-            if !draining && self.tasks.state() >= DRAINING {
-                draining = true;
-                drain(conn.as_mut());
-            }
-            if let Poll::Ready(end) = conn.as_mut().poll(cx) {
-                return Poll::Ready(Some(end));
-            }
-            while self.is_overdue(watch.as_mut(), &mut armed, limits, cx) {
-                if !self.client.end_idling() {
-                    return Poll::Ready(None);
-                }
-                // HTTP/2 tells the client; then it has as long as a head may take to hang up.
-                draining = true;
-                drain(conn.as_mut());
-                if let Poll::Ready(end) = conn.as_mut().poll(cx) {
-                    return Poll::Ready(Some(end));
-                }
-            }
-            Poll::Pending
-        });
-        match self.unless_aborting(served).await {
-            Some(Some(end)) => end,
-            Some(None) | None => Ok(()),
-        }
-    }
-
-    /// Keeps `watch` at the earliest moment at which a limit could have passed, and tells whether
-    /// one has.
-    fn is_overdue(
-        &self,
-        mut watch: Pin<&mut Sleep>,
-        armed: &mut u64,
-        limits: &ServerLimits,
-        cx: &mut Context<'_>,
-    ) -> bool {
-        let Some(deadline) = self.client.deadline(limits) else {
-            return false;
-        };
-        loop {
-            // An early timer is left alone: it finds out when it fires. Only a limit that comes
-            // before it moves it.
-            if *armed == 0 || deadline < *armed {
-                *armed = deadline.max(1);
-                let at = self.tasks.started + Duration::from_millis(*armed);
-                watch.as_mut().reset(at);
-            } else if !watch.is_elapsed() {
-                // Registered with this task's waker when it was armed.
-                return false;
-            }
-            if watch.as_mut().poll(cx).is_pending() {
-                return false;
-            }
-            *armed = 0;
-            if self.tasks.now() >= deadline {
-                return true;
-            }
         }
     }
 }

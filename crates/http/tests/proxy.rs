@@ -535,6 +535,53 @@ async fn a_client_that_leaves_ends_its_request_at_the_origin() {
     eventually("the place is free", || proxy.upstream.stats().active == 0).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_clients_on_many_threads_all_get_their_own_answers() {
+    let origin = Origin::start(|request| match request.method.as_str() {
+        "POST" => Reply::ok(request.body.clone()),
+        _ if request.index % 7 == 0 => Reply::ok(request.path()).then_close(),
+        _ => Reply::status(200).chunks([request.path(), &"x".repeat(20_000)]),
+    })
+    .await;
+    let proxy =
+        Options::to(&origin.url()).upstream(|upstream| upstream.max_connections = 8).start().await;
+    let addr = proxy.addr();
+    let clients: Vec<_> = (0..24)
+        .map(|n| {
+            tokio::spawn(async move {
+                let mut client = RawClient::connect(addr).await;
+                for m in 0..40 {
+                    let mark = format!("/{n}/{m}");
+                    let answer = if m % 4 == 0 {
+                        let body = mark.repeat(3_000);
+                        let length = body.len();
+                        let head = format!(
+                            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
+                        );
+                        client.send(head + &body).await;
+                        let answer = client.answer().await.expect("an answer");
+                        // A close in the moment of sending may hit it, and it is not sent twice.
+                        assert!(answer.status == 502 || answer.text() == body);
+                        continue;
+                    } else {
+                        client.get(&mark).await
+                    };
+                    assert!(answer.complete);
+                    assert!(answer.text().starts_with(&mark), "{mark}");
+                    let rest = &answer.text()[mark.len()..];
+                    assert!(rest.bytes().all(|byte| byte == b'x'), "{mark}");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.expect("no panic");
+    }
+    let stats = proxy.upstream.stats();
+    assert_eq!((stats.active, stats.waiting), (0, 0));
+    assert!(stats.idle <= 8 && stats.reused > stats.opened, "{stats:?}");
+}
+
 // ---- Time-outs ----
 
 #[tokio::test]

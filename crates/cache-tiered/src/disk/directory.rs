@@ -34,7 +34,7 @@ const LOST_FOUND: &str = "lost+found";
 pub(super) struct Directory {
     path: PathBuf,
     seed: u64,
-    _lock: File,
+    lock: File,
 }
 
 impl Directory {
@@ -73,7 +73,7 @@ impl Directory {
             }
             Err(e) => return Err(OpenError::io("read", &format_path, e)),
         };
-        Ok(Self { path: path.to_owned(), seed, _lock: lock })
+        Ok(Self { path: path.to_owned(), seed, lock })
     }
 
     /// Returns where the directory is.
@@ -89,6 +89,14 @@ impl Directory {
     /// Makes the names of new files survive a power loss.
     pub(super) fn sync(&self) -> io::Result<()> {
         sync_dir(&self.path)
+    }
+}
+
+impl Drop for Directory {
+    /// Closing the file is not enough while a child process is being started: it has a copy of the
+    /// descriptor until it runs its own program, and the lock would live as long.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
     }
 }
 

@@ -345,11 +345,10 @@ impl SegmentLog {
         let mut owes_write = false;
         loop {
             let mut tail = self.tail.lock();
-            let fits_segment =
-                tail.end() == 0 || len <= self.segment_bytes.saturating_sub(tail.end());
-            let fits_buffer =
-                tail.buffer.is_empty() || tail.buffer.len() + len as usize <= self.buffer_bytes;
-            if !(fits_buffer && fits_segment) && !tail.buffer.is_empty() {
+            // A segment takes any record at its beginning, and so does an empty buffer.
+            let fits_segment = len <= self.segment_bytes.saturating_sub(tail.end());
+            let fits = fits_segment && tail.buffer.len() + len as usize <= self.buffer_bytes;
+            if !fits && !tail.buffer.is_empty() {
                 if tail.writing.is_some() {
                     drop(tail);
                     self.write_pending();

@@ -374,7 +374,11 @@ fn parse(url: &str) -> Result<(Config, bool), String> {
         }
     }
     let mut config = Config::from_url(&format!("{scheme}://{rest}"))
-        .map_err(|error| format!("must be a URL: {}", error.details()))?;
+        .map_err(|error| match error.details() {
+            "EmptyHost" => "the host is missing".to_owned(),
+            "InvalidPort" => "the port must be a number up to 65535".to_owned(),
+            other => format!("must be a URL: {other}"),
+        })?;
     let hosts: Vec<&mut Server> = match &mut config.server {
         ServerConfig::Centralized { server } => vec![server],
         ServerConfig::Clustered { hosts, .. } | ServerConfig::Sentinel { hosts, .. } => {

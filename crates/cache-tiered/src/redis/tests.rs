@@ -323,8 +323,10 @@ async fn a_silent_server_costs_the_budget_and_then_nothing() {
     let budget = config().timeout;
     script.fault(Fault::Lost);
     assert_eq!(timed(&tier, "k").await, (Lookup::Unavailable, budget));
-    let many = tier.get_many(&[bytes("a"), bytes("b")]);
-    assert_eq!(tokio::time::timeout(budget, many).await.unwrap(), [const { Lookup::Unavailable }; 2]);
+    let keys = [bytes("a"), bytes("b")];
+    let start = Instant::now();
+    assert_eq!(tier.get_many(&keys).await, [Lookup::Unavailable, Lookup::Unavailable]);
+    assert!(start.elapsed() <= budget);
     for _ in 0..5 {
         get(&tier, "k").await;
     }
@@ -446,9 +448,10 @@ async fn a_clear_holds_at_once_even_while_the_server_is_away() {
         assert!(!matches!(get(&tier, "k").await, Lookup::Hit(_)));
         script.fault(Fault::None);
         script.reconnect();
-        until(|| tier.stats().serving && tier.stats().breaker == BreakerState::Closed).await;
-        assert_eq!(get(&tier, "k").await, Lookup::Miss, "{fault:?}");
-        sleep(Duration::from_secs(5)).await;
+        for _ in 0..5_000 {
+            assert!(!matches!(get(&tier, "k").await, Lookup::Hit(_)), "{fault:?}");
+            sleep(Duration::from_millis(1)).await;
+        }
         assert_eq!(get(&tier, "k").await, Lookup::Miss, "{fault:?}");
     }
 }
@@ -514,8 +517,6 @@ async fn a_value_that_is_too_large_removes_the_older_one() {
 async fn a_full_queue_turns_gets_away_at_once() {
     let script = Script::new();
     let tier = tier(&script, RedisConfig { queue: 3, batch: 1, in_flight: 1, ..config() }).await;
-    let gets = (0..20).map(|key: u32| async move { (key, ()) });
-    drop(gets);
     let keys: Vec<String> = (0..20).map(|key| key.to_string()).collect();
     let found = futures_util::future::join_all(keys.iter().map(|key| get(&tier, key))).await;
     let turned_away = found.iter().filter(|it| **it == Lookup::Unavailable).count();

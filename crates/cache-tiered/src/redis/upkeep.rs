@@ -28,6 +28,8 @@ const RETRY: Duration = Duration::from_millis(100);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// How long answers may be missing before the connections are made anew.
 const STUCK: Duration = Duration::from_secs(3);
+/// How often the version may turn out to be missing or wrong before that is a failure.
+const LEARN_MAX: u32 = 4;
 /// Dirty keys that are deleted in one round trip.
 const DELETES: usize = 256;
 
@@ -118,25 +120,30 @@ async fn learn(shared: &Shared) -> Result<(), RemoteError> {
             verified.store(connection, Ordering::Release);
         }
     }
-    loop {
-        let bump = shared.coherence.lock().begin_bump(unix_micros());
-        let Some(bump) = bump else { break };
-        let (key, value) = (shared.names.version(), Bytes::from(bump.version.to_string()));
-        let result = run_one(shared, Command::Set { key, value, ttl: None }).await;
-        shared.coherence.lock().end_bump(bump, result.is_ok());
-        shared.publish();
-        result?;
-    }
-    let found = version(shared).await?;
-    if shared.coherence.lock().found(found) {
-        return Ok(());
-    }
-    let candidate = shared.coherence.lock().candidate(unix_micros());
-    let (key, value) = (shared.names.version(), Bytes::from(candidate.to_string()));
-    run_one(shared, Command::SetIfMissing { key, value }).await?;
-    let found = version(shared).await?;
-    if shared.coherence.lock().found(found) {
-        return Ok(());
+    // More than one turn is needed only if somebody else changes the version meanwhile.
+    for _ in 0..LEARN_MAX {
+        loop {
+            let bump = shared.coherence.lock().begin_bump(unix_micros());
+            let Some(bump) = bump else { break };
+            let (key, value) = (shared.names.version(), Bytes::from(bump.version.to_string()));
+            let result = run_one(shared, Command::Set { key, value, ttl: None }).await;
+            shared.coherence.lock().end_bump(bump, result.is_ok());
+            shared.publish();
+            result?;
+        }
+        let found = version(shared).await?;
+        let candidate = {
+            let mut coherence = shared.coherence.lock();
+            let is_there = coherence.found(found);
+            if is_there && coherence.serving().is_some() {
+                return Ok(());
+            }
+            (!is_there).then(|| coherence.candidate(unix_micros()))
+        };
+        if let Some(candidate) = candidate {
+            let (key, value) = (shared.names.version(), Bytes::from(candidate.to_string()));
+            run_one(shared, Command::SetIfMissing { key, value }).await?;
+        }
     }
     Err(RemoteError::Refused("the namespace's version does not stay".to_owned()))
 }

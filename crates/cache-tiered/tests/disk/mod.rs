@@ -8,11 +8,14 @@ use std::process::Command;
 
 use cache_tiered::disk::{DiskTier, OpenError, SegmentLog, SegmentLogOptions};
 
+/// Opens an engine in a directory, with a capacity in bytes.
+pub(crate) type Open = fn(&Path, u64) -> Result<Box<dyn DiskTier>, OpenError>;
+
 /// An engine as the tests see it.
 #[derive(Clone, Copy)]
 pub(crate) struct Engine {
     pub(crate) name: &'static str,
-    pub(crate) open: fn(&Path, u64) -> Result<Box<dyn DiskTier>, OpenError>,
+    pub(crate) open: Open,
     /// Whether a copy of the directory, taken at any time, opens as an earlier state of the log.
     pub(crate) is_a_log: bool,
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One `redis-server` with its own directory.
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     port: u16,
     directory: TempDir,
     options: Vec<String>,
@@ -20,11 +20,11 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with_options(&[])
     }
 
-    pub fn with_options(options: &[&str]) -> Self {
+    pub(crate) fn with_options(options: &[&str]) -> Self {
         // Somebody else may take the port before the server does.
         for _ in 0..10 {
             let mut server = Self::stopped(free_port(), options);
@@ -36,7 +36,7 @@ impl RedisServer {
     }
 
     /// A server that is not running yet, and its port.
-    pub fn stopped(port: u16, options: &[&str]) -> Self {
+    pub(crate) fn stopped(port: u16, options: &[&str]) -> Self {
         Self {
             port,
             directory: TempDir::new().unwrap(),
@@ -45,16 +45,16 @@ impl RedisServer {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Starts the server, again if it was killed; `false` if its port is taken.
-    pub fn run(&mut self) -> bool {
+    pub(crate) fn run(&mut self) -> bool {
         let child = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
@@ -86,7 +86,7 @@ impl RedisServer {
     }
 
     /// Runs a command with `redis-cli` and returns what it prints.
-    pub fn cli(&self, arguments: &[&str]) -> String {
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli")
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
             .args(arguments)
@@ -96,7 +96,7 @@ impl RedisServer {
     }
 
     /// How often the server has been asked to do something.
-    pub fn calls(&self, command: &str) -> u64 {
+    pub(crate) fn calls(&self, command: &str) -> u64 {
         let prefix = format!("cmdstat_{command}:calls=");
         let stats = self.cli(&["INFO", "commandstats"]);
         let calls = stats.lines().find_map(|line| line.strip_prefix(&prefix)?.split(',').next());
@@ -104,7 +104,7 @@ impl RedisServer {
     }
 
     /// SIGKILL: no goodbye, and sockets are closed by the system.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -112,11 +112,11 @@ impl RedisServer {
     }
 
     /// SIGSTOP: sockets stay open and take what is sent, and nobody answers.
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.signal(libc::SIGSTOP);
     }
 
-    pub fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         self.signal(libc::SIGCONT);
     }
 
@@ -136,7 +136,7 @@ impl Drop for RedisServer {
 }
 
 /// A port that is free, as is the one that a cluster node takes along, ten thousand above.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     loop {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         if let Some(bus) = port.checked_add(10_000)
@@ -148,12 +148,12 @@ pub fn free_port() -> u16 {
 }
 
 /// Three masters without replicas, each with a third of the slots.
-pub struct RedisCluster {
-    pub nodes: Vec<RedisServer>,
+pub(crate) struct RedisCluster {
+    pub(crate) nodes: Vec<RedisServer>,
 }
 
 impl RedisCluster {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"];
         let nodes: Vec<_> = (0..3).map(|_| RedisServer::with_options(&options)).collect();
         let addresses: Vec<_> = nodes.iter().map(|it| format!("127.0.0.1:{}", it.port())).collect();
@@ -172,7 +172,7 @@ impl RedisCluster {
         Self { nodes }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let others = self.nodes[1..].iter().map(|node| format!("node=127.0.0.1:{}", node.port()));
         let others: Vec<_> = others.collect();
         format!("redis-cluster://127.0.0.1:{}?{}", self.nodes[0].port(), others.join("&"))

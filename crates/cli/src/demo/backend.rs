@@ -182,10 +182,8 @@ impl Workers {
         job: impl FnOnce(&Connection) -> Result<T, ShopError> + Send + 'static,
     ) -> Result<T, ShopError> {
         let _place = self.places.try_acquire().map_err(|_| ShopError::Busy)?;
-        let turn = Arc::clone(&self.turns)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
+        let turn =
+            Arc::clone(&self.turns).acquire_owned().await.expect("the semaphore is never closed");
         let mut lease = Lease::take(Arc::clone(self), turn);
         tokio::task::spawn_blocking(move || {
             let transaction = lease.connection().transaction_with_behavior(behavior)?;
@@ -368,11 +366,7 @@ struct NewReview {
     text: String,
 }
 
-async fn add_review(
-    State(shop): Shop,
-    id: Id,
-    body: Body<NewReview>,
-) -> Result<Response, Problem> {
+async fn add_review(State(shop): Shop, id: Id, body: Body<NewReview>) -> Result<Response, Problem> {
     let (Path(id), Json(review)) = (id?, body?);
     if !(1..=5).contains(&review.stars) {
         let stars = review.stars;
@@ -467,8 +461,7 @@ impl IntoResponse for Problem {
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
-        let headers =
-            [(CONTENT_TYPE, "application/problem+json"), (CACHE_CONTROL, NO_CACHING)];
+        let headers = [(CONTENT_TYPE, "application/problem+json"), (CACHE_CONTROL, NO_CACHING)];
         let mut response = (self.status, headers, document.to_string()).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, axum::http::HeaderValue::from_static("1"));

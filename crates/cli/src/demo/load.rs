@@ -38,7 +38,7 @@ pub(super) const ZIPF_EXPONENT: f64 = 0.9;
 const PAGES_PER_LIST: usize = 10;
 
 /// The periods that reports are asked for.
-const REPORT_DAYS: [u32; 4] = [7, 30, 90, 365];
+const REPORT_DAYS: [u32; 4] = [120, 180, 270, 365];
 
 /// A request that takes longer counts as an error.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -337,9 +337,10 @@ async fn run_client(shared: Arc<Shared>, mut rng: fastrand::Rng) {
     {
         let ask = plan.catalog.draw(plan.mix, &mut rng);
         let asked = Instant::now();
-        let outcome = tokio::time::timeout(REQUEST_TIMEOUT, exchange(&shared, &mut connection, ask))
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {REQUEST_TIMEOUT:?}")));
+        let outcome =
+            tokio::time::timeout(REQUEST_TIMEOUT, exchange(&shared, &mut connection, ask))
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {REQUEST_TIMEOUT:?}")));
         let answered = Instant::now();
         {
             let mut tallies = shared.tallies();

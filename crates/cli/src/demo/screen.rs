@@ -49,7 +49,8 @@ impl Mode {
 
     /// Chooses the mode for the standard output of this process.
     pub(super) fn of_stdout() -> Self {
-        let variable = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        let variable =
+            |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         Self::choose(
             io::stdout().is_terminal(),
             variable("TERM").as_deref(),
@@ -249,10 +250,8 @@ const MEASURES: [MeasureRow; 7] = [
 
 /// Renders one second of a phase as one line for a pipe.
 pub(super) fn plain_line(name: &str, progress: Progress, reading: &Reading) -> String {
-    let cells: Vec<String> = MEASURES
-        .iter()
-        .map(|(label, show)| format!("{label} {}", show(reading)))
-        .collect();
+    let cells: Vec<String> =
+        MEASURES.iter().map(|(label, show)| format!("{label} {}", show(reading))).collect();
     format!("{name}, {} s: {}", progress.age.as_secs_f64().round(), cells.join(", "))
 }
 
@@ -295,11 +294,9 @@ pub(super) fn summary(heading: &str, outcome: &Outcome, style: Style) -> Vec<Str
         &|r| optional(r.rate(), number),
         ratio(&Reading::rate).map(f64::recip),
     ));
-    for (label, pick) in [
-        ("p50", (|m| m.p50) as fn(&Measured) -> Duration),
-        ("p95", |m| m.p95),
-        ("p99", |m| m.p99),
-    ] {
+    for (label, pick) in
+        [("p50", (|m| m.p50) as fn(&Measured) -> Duration), ("p95", |m| m.p95), ("p99", |m| m.p99)]
+    {
         lines.push(line(
             label,
             &|r| optional(r.latency(pick), latency),
@@ -365,7 +362,10 @@ fn freshness_line(direct: &Reading, through: Option<&Reading>) -> String {
     };
     let writes = sum(|measured| measured.counts.writes);
     match sum(|measured| measured.counts.violations) {
-        0 => format!("Freshness: {} writes, and no product page older than one of them.", count(writes)),
+        0 => format!(
+            "Freshness: {} writes, and no product page older than one of them.",
+            count(writes)
+        ),
         old => format!(
             "Freshness: {} product pages were OLDER than a write before them ({} writes).",
             count(old),

@@ -69,7 +69,10 @@ mod tests {
             let limit = freedom + 5.0 * (2.0 * freedom).sqrt() + 5.0;
             for seed in 0..3 {
                 let found = chi_square(ranks, exponent, 200_000, seed);
-                assert!(found < limit, "{ranks} ranks, s {exponent}, seed {seed}: {found} >= {limit}");
+                assert!(
+                    found < limit,
+                    "{ranks} ranks, s {exponent}, seed {seed}: {found} >= {limit}"
+                );
             }
         }
     }

@@ -170,6 +170,17 @@ fn a_rate_of_slow_successes_opens_it() {
 }
 
 #[test]
+fn a_call_is_slow_only_beyond_the_limit() {
+    for (took, slow) in [(ms(20), 0), (ms(20) + Duration::from_nanos(1), 1)] {
+        let mut rig = Rig::new(|b| b.slow_call(ms(20)));
+        let permit = rig.permit();
+        rig.pass(took);
+        rig.end(permit, Outcome::Success);
+        assert_eq!(rig.stats().slow, slow, "{took:?}");
+    }
+}
+
+#[test]
 fn slow_calls_are_no_matter_where_they_are_off() {
     assert!(!opens_at_the_last(|b| b.minimum_calls(1).slow_call_rate(0.1), "ssssssssss"));
 }

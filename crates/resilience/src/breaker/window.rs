@@ -156,8 +156,8 @@ impl TaggedCounter {
         // put a tag there. Its thread had seen the generation and the newest slot of that tag, so
         // `may_take`, which reads both, cannot miss them and answers `false` if ours is the older.
         // If another tag comes in after `may_take`, the exchange fails.
-        // Checked by `loom_a_turn_of_the_ring_mixes_no_slots` and
-        // `loom_a_late_failure_never_reopens_a_closed_breaker`.
+        // Checked, by way of the failed exchange, by `loom_a_turn_of_the_ring_mixes_no_slots`; the
+        // tag of another generation by `loom_a_success_of_before_a_reset_clears_nothing_after_it`.
         let mut seen = self.0.load(Acquire);
         loop {
             let count = if tag_of(seen) == tag {

@@ -6,10 +6,8 @@
 //! tens of milliseconds come from; nothing sleeps.
 //!
 //! Every row that a page shows belongs to something with a version that only grows: a write to a
-//! product raises the product's version, and a new price its category's as well, in the same
-//! transaction. A page reads its version and its contents in one transaction, so that they agree.
+//! product raises the product's version and its category's, in the same transaction. A page reads its version and its contents in one transaction, so that they agree.
 
-use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -104,7 +102,7 @@ pub(in crate::demo) struct ShopSize {
 impl ShopSize {
     /// The size at which a page takes tens of milliseconds and filling the tables about a second.
     pub(in crate::demo) const DEMO: Self =
-        Self { categories: 24, products: 400, customers: 5_000, orders: 40_000, reviews: 60_000 };
+        Self { categories: 12, products: 120, customers: 5_000, orders: 30_000, reviews: 60_000 };
 
     /// Rows that the progress function counts (the items of an order belong to their order).
     pub(in crate::demo) fn rows(&self) -> u64 {
@@ -112,16 +110,6 @@ impl ShopSize {
             .into_iter()
             .map(u64::from)
             .sum()
-    }
-}
-
-impl fmt::Display for ShopSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} products, {} customers, {} orders, {} reviews",
-            self.products, self.customers, self.orders, self.reviews
-        )
     }
 }
 
@@ -206,12 +194,18 @@ fn fill(
 
     let popular = Zipf::new(size.products as usize, POPULARITY);
     let mut insert = to.prepare("INSERT INTO orders VALUES (?1, ?2, ?3)")?;
-    let mut insert_item = to.prepare("INSERT OR IGNORE INTO order_items VALUES (?1, ?2, ?3, ?4)")?;
+    let mut insert_item =
+        to.prepare("INSERT OR IGNORE INTO order_items VALUES (?1, ?2, ?3, ?4)")?;
     for id in 1..=size.orders {
         insert.execute(params![id, rng.u32(1..=size.customers), rng.i64(0..=TODAY)])?;
         for _ in 0..rng.u32(1..=5) {
             let product = popular.draw(rng);
-            insert_item.execute(params![id, product as u32 + 1, rng.u32(1..=3), prices[product]])?;
+            insert_item.execute(params![
+                id,
+                product as u32 + 1,
+                rng.u32(1..=3),
+                prices[product]
+            ])?;
         }
         if broken_off() {
             return Ok(false);
@@ -353,9 +347,11 @@ struct Bestseller {
     price_cents: i64,
     units: i64,
     revenue_cents: i64,
+    buyers: i64,
+    rating: Option<f64>,
 }
 
-/// Reads the version of a category: it grows with every new price of one of its products.
+/// Reads the version of a category: it grows with every write to one of its products.
 pub(super) fn category_version(db: &Connection, id: i64) -> Result<i64, ShopError> {
     db.prepare_cached("SELECT version FROM categories WHERE id = ?1")?
         .query_row([id], |row| row.get(0))
@@ -368,8 +364,13 @@ pub(super) fn bestsellers(db: &Connection, id: i64) -> Result<Bestsellers, ShopE
     let products = db
         .prepare_cached(
             "SELECT p.id, p.name, p.price_cents, sum(i.quantity) AS units,
-                    sum(i.quantity * i.price_cents)
-             FROM order_items i CROSS JOIN products p ON p.id = i.product_id
+                    sum(i.quantity * i.price_cents), count(DISTINCT o.customer_id),
+                    rating.average
+             FROM order_items i
+             CROSS JOIN products p ON p.id = i.product_id
+             JOIN orders o ON o.id = i.order_id
+             LEFT JOIN (SELECT product_id, avg(stars) AS average FROM reviews GROUP BY product_id)
+               AS rating ON rating.product_id = p.id
              WHERE p.category_id = ?1
              GROUP BY p.id ORDER BY units DESC, p.id LIMIT 10",
         )?
@@ -380,6 +381,8 @@ pub(super) fn bestsellers(db: &Connection, id: i64) -> Result<Bestsellers, ShopE
                 price_cents: row.get(2)?,
                 units: row.get(3)?,
                 revenue_cents: row.get(4)?,
+                buyers: row.get(5)?,
+                rating: row.get::<_, Option<f64>>(6)?.map(hundredths),
             })
         })?
         .collect::<Result<_, _>>()?;
@@ -516,31 +519,34 @@ pub(super) fn add_review(
         .query_row([customer], |_| Ok(()))
         .optional()?
         .ok_or(ShopError::NotFound("customer"))?;
-    let version = db
-        .prepare_cached("UPDATE products SET version = version + 1 WHERE id = ?1 RETURNING version")?
-        .query_row([product], |row| row.get(0))
-        .optional()?
-        .ok_or(ShopError::NotFound("product"))?;
+    let written = raise_version(db, product)?;
     db.prepare_cached(
         "INSERT INTO reviews (product_id, customer_id, stars, text) VALUES (?1, ?2, ?3, ?4)",
     )?
     .execute(params![product, customer, stars, text])?;
-    Ok(Written { id: product, version })
+    Ok(written)
 }
 
 /// Gives a product a new price.
 pub(super) fn set_price(db: &Connection, id: i64, price_cents: i64) -> Result<Written, ShopError> {
+    let written = raise_version(db, id)?;
+    db.prepare_cached("UPDATE products SET price_cents = ?2 WHERE id = ?1")?
+        .execute(params![id, price_cents])?;
+    Ok(written)
+}
+
+fn raise_version(db: &Connection, product: i64) -> Result<Written, ShopError> {
     let (version, category) = db
         .prepare_cached(
-            "UPDATE products SET price_cents = ?2, version = version + 1 WHERE id = ?1
+            "UPDATE products SET version = version + 1 WHERE id = ?1
              RETURNING version, category_id",
         )?
-        .query_row(params![id, price_cents], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))
+        .query_row([product], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))
         .optional()?
         .ok_or(ShopError::NotFound("product"))?;
     db.prepare_cached("UPDATE categories SET version = version + 1 WHERE id = ?1")?
         .execute([category])?;
-    Ok(Written { id, version })
+    Ok(Written { id: product, version })
 }
 
 fn hundredths(value: f64) -> f64 {

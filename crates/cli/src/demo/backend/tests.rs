@@ -139,6 +139,14 @@ async fn pages_agree_with_sums_over_the_raw_tables() {
              JOIN products ON id = product_id WHERE category_id = 1 GROUP BY id)"
         )
     );
+    let top = best["products"][0]["id"].as_i64().unwrap();
+    assert_eq!(
+        best["products"][0]["buyers"],
+        number(&format!(
+            "SELECT count(DISTINCT customer_id) FROM orders WHERE id IN
+             (SELECT order_id FROM order_items WHERE product_id = {top})"
+        ))
+    );
 
     let orders = shop.get("/customers/1/orders").await.json();
     assert_eq!(
@@ -281,11 +289,9 @@ fn the_same_seed_fills_the_same_shop_and_a_broken_off_filling_says_so() {
         assert!(create_shop(&file, SIZE, seed, |_| ControlFlow::Continue(())).unwrap());
         Connection::open(file)
             .unwrap()
-            .query_row(
-                "SELECT sum(order_id * product_id * quantity) FROM order_items",
-                [],
-                |row| row.get::<_, i64>(0),
-            )
+            .query_row("SELECT sum(order_id * product_id * quantity) FROM order_items", [], |row| {
+                row.get::<_, i64>(0)
+            })
             .unwrap()
     };
     assert_eq!(fingerprint("a", 1), fingerprint("b", 1));
@@ -299,44 +305,4 @@ fn the_same_seed_fills_the_same_shop_and_a_broken_off_filling_says_so() {
     });
     assert!(!finished.unwrap());
     assert!(heard < larger.rows());
-}
-
-#[tokio::test]
-#[ignore]
-async fn zz_measure() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("shop.sqlite");
-    let t = std::time::Instant::now();
-    create_shop(&file, ShopSize::DEMO, 1, |_| ControlFlow::Continue(())).unwrap();
-    println!("fill {:?} size {}", t.elapsed(), std::fs::metadata(&file).unwrap().len());
-    let backend = Backend::start(file, 0).await.unwrap();
-    let shop = Fixture { backend, _dir: dir };
-    for path in ["/products/1","/products/2","/products/10","/products/100","/products/400","/categories/1/bestsellers","/categories/20/bestsellers","/customers/5/orders","/reports/sales?days=7","/reports/sales?days=30","/reports/sales?days=90","/reports/sales?days=365"] {
-        let mut times = vec![];
-        for _ in 0..25 { let t = std::time::Instant::now(); assert_eq!(shop.get(path).await.status, 200); times.push(t.elapsed()); }
-        times.sort();
-        println!("{path:32} min {:?} p50 {:?}", times[0], times[12]);
-    }
-    let mut times = vec![];
-    for _ in 0..25 { let t = std::time::Instant::now(); shop.write(Method::PATCH, "/products/2", json!({"price_cents": 5})).await; times.push(t.elapsed()); }
-    times.sort();
-    println!("patch min {:?} p50 {:?}", times[0], times[12]);
-}
-
-#[test]
-#[ignore]
-fn zy_cpu() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("shop.sqlite");
-    fn cpu() -> u64 { std::fs::read_to_string("/proc/thread-self/schedstat").unwrap().split(' ').next().unwrap().parse().unwrap() }
-    let c = cpu();
-    create_shop(&file, ShopSize::DEMO, 1, |_| ControlFlow::Continue(())).unwrap();
-    println!("fill cpu {} ms", (cpu() - c) / 1_000_000);
-    let w = Workers::open(&file).unwrap();
-    let db = w.idle.lock().unwrap().pop().unwrap();
-    let m = |name: &str, f: &dyn Fn()| { f(); let mut t = vec![]; for _ in 0..9 { let c = cpu(); f(); t.push((cpu() - c) / 1000); } t.sort(); println!("{name:20} cpu min {} p50 {} us", t[0], t[4]); };
-    for id in [1, 2, 10, 100, 400] { m(&format!("product {id}"), &|| { shop::product(&db, id).unwrap(); }); }
-    for id in [1, 20] { m(&format!("bestsellers {id}"), &|| { shop::bestsellers(&db, id).unwrap(); }); }
-    m("customer", &|| { shop::customer_orders(&db, 5).unwrap(); });
-    for id in [7, 30, 90, 365] { m(&format!("sales {id}"), &|| { shop::sales(&db, id).unwrap(); }); }
 }

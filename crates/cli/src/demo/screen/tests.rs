@@ -5,7 +5,8 @@ use crate::demo::load::Counts;
 
 const WITHOUT_COLOUR: Style = Style { colour: false };
 
-const HEADING: &str = "ultra-perf demo: a slow shop, 16 clients, Zipf 0.9 over 428 pages, 5 % writes";
+const HEADING: &str =
+    "ultra-perf demo: a slow shop, 16 clients, Zipf 0.9 over 428 pages, 5 % writes";
 
 fn direct() -> Reading {
     Reading {
@@ -85,8 +86,13 @@ fn the_table_shows_both_phases_side_by_side() {
 
 #[test]
 fn the_table_of_a_phase_without_answers_shows_dashes() {
-    let lines =
-        table(HEADING, Some(&Reading::default()), None, Progress { phase: 1, ..progress() }, WITHOUT_COLOUR);
+    let lines = table(
+        HEADING,
+        Some(&Reading::default()),
+        None,
+        Progress { phase: 1, ..progress() },
+        WITHOUT_COLOUR,
+    );
     assert_eq!(lines[3], "  requests/s                               -");
     assert_eq!(lines[4], "  p50                                      -");
     assert_eq!(lines[7], "  hit ratio                                -");
@@ -165,9 +171,8 @@ fn colour_adds_escape_codes_and_no_other_change() {
     let plain = summary(HEADING, &outcome(), WITHOUT_COLOUR);
     assert_ne!(coloured, plain);
     for (coloured, plain) in coloured.iter().zip(&plain) {
-        let stripped = [BOLD, GREEN, PLAIN]
-            .iter()
-            .fold(coloured.clone(), |line, code| line.replace(code, ""));
+        let stripped =
+            [BOLD, GREEN, PLAIN].iter().fold(coloured.clone(), |line, code| line.replace(code, ""));
         assert_eq!(&stripped, plain);
     }
     assert!(coloured[4].ends_with(&format!("{GREEN}23x{PLAIN}")));

@@ -46,15 +46,9 @@ fn race<A: 'static, B>(one: impl FnOnce() -> A + 'static, two: impl FnOnce() -> 
     (one.join().expect("the other thread does not panic"), two)
 }
 
-fn check(scenario: impl Fn() + Sync + Send + 'static) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(scenario);
-}
-
 #[test]
 fn loom_two_failures_open_once() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(2, 1);
         let (first, second) = (admit(&machine, 0), admit(&machine, 0));
         let other = Arc::clone(&machine);
@@ -69,7 +63,7 @@ fn loom_two_failures_open_once() {
 
 #[test]
 fn loom_a_success_breaks_a_row_of_failures() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(2, 1);
         machine.complete(admit(&machine, 0), Outcome::Failure, 0);
         let (success, failure) = (admit(&machine, 0), admit(&machine, 0));
@@ -90,7 +84,7 @@ fn loom_a_success_breaks_a_row_of_failures() {
 
 #[test]
 fn loom_no_call_is_lost_in_one_slot() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(0, 1);
         let (first, second) = (admit(&machine, TICK), admit(&machine, TICK));
         let other = Arc::clone(&machine);
@@ -105,7 +99,7 @@ fn loom_no_call_is_lost_in_one_slot() {
 
 #[test]
 fn loom_a_turn_of_the_ring_mixes_no_slots() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(0, 1);
         // An old call in the bucket that both racers want: slot 0, and then slots 2 and 4.
         machine.complete(admit(&machine, 0), Outcome::Failure, 0);
@@ -125,7 +119,7 @@ fn loom_a_turn_of_the_ring_mixes_no_slots() {
 
 #[test]
 fn loom_a_place_among_the_probes_is_given_once() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(1, 1);
         let now = open(&machine);
         let other = Arc::clone(&machine);
@@ -139,7 +133,7 @@ fn loom_a_place_among_the_probes_is_given_once() {
 
 #[test]
 fn loom_a_dropped_probe_gives_its_place_back() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(1, 1);
         let now = open(&machine);
         let probe = admit(&machine, now);
@@ -155,7 +149,7 @@ fn loom_a_dropped_probe_gives_its_place_back() {
 
 #[test]
 fn loom_two_good_probes_close_it() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(1, 2);
         let now = open(&machine);
         let (first, second) = (admit(&machine, now), admit(&machine, now));
@@ -170,7 +164,7 @@ fn loom_two_good_probes_close_it() {
 
 #[test]
 fn loom_one_bad_probe_of_two_opens_it_again() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(1, 2);
         let now = open(&machine);
         let (good, bad) = (admit(&machine, now), admit(&machine, now));
@@ -186,7 +180,7 @@ fn loom_one_bad_probe_of_two_opens_it_again() {
 
 #[test]
 fn loom_a_late_failure_never_reopens_a_closed_breaker() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(1, 1);
         let late = admit(&machine, 0);
         let now = open(&machine);
@@ -203,7 +197,7 @@ fn loom_a_late_failure_never_reopens_a_closed_breaker() {
 
 #[test]
 fn loom_a_failure_of_before_a_reset_counts_nothing_after_it() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(1, 1);
         let ticket = admit(&machine, 0);
         let other = Arc::clone(&machine);
@@ -216,7 +210,7 @@ fn loom_a_failure_of_before_a_reset_counts_nothing_after_it() {
 
 #[test]
 fn loom_a_success_of_before_a_reset_clears_nothing_after_it() {
-    check(|| {
+    loom::model(|| {
         let machine = machine(3, 1);
         machine.complete(admit(&machine, 0), Outcome::Failure, 0);
         let success = admit(&machine, 0);

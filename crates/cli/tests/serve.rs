@@ -1,0 +1,279 @@
+//! The real binary, started as a user starts it, in front of a backend on a real socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A backend that answers every request with the same cacheable page, and counts.
+struct Backend {
+    address: SocketAddr,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Backend {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        // It ends with the test's process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let calls = Arc::clone(&counted);
+                std::thread::spawn(move || answer(stream, &calls));
+            }
+        });
+        Self { address, calls }
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+fn answer(mut stream: TcpStream, calls: &AtomicUsize) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    loop {
+        let mut path = String::new();
+        let mut line = String::new();
+        while reader.read_line(&mut line).is_ok_and(|read| read > 0) && line != "\r\n" {
+            if path.is_empty() {
+                path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+            }
+            line.clear();
+        }
+        if path.is_empty() {
+            return;
+        }
+        calls.fetch_add(1, Ordering::SeqCst);
+        if path == "/slow" {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Length: 5\r\n\r\nhello";
+        if stream.write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// A running `ultra-perf serve`; killed when dropped.
+struct Accelerator {
+    child: Child,
+    proxy: String,
+    admin: String,
+}
+
+impl Drop for Accelerator {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary, in a directory of its own and with an environment that says nothing to it.
+fn ultra_perf(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ultra-perf"));
+    command
+        .current_dir(directory)
+        .env_clear()
+        .env("XDG_CACHE_HOME", directory.join("cache"))
+        .env("HOME", directory)
+        .stdin(Stdio::null());
+    command
+}
+
+impl Accelerator {
+    fn start(directory: &Path, backend: &Backend) -> Self {
+        let mut child = ultra_perf(directory)
+            .args(["serve", "--to", &format!("http://{}", backend.address)])
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "json"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut message = || {
+            let line = lines.next().expect("it is still running").unwrap();
+            let line: serde_json::Value = serde_json::from_str(&line).expect("a JSON log");
+            line["message"].as_str().unwrap().to_owned()
+        };
+        let address = |message: &str| {
+            let rest = message.split("http://").nth(1).unwrap();
+            rest.split([' ', '/']).next().unwrap().to_owned()
+        };
+        let (proxy, admin) = (address(&message()), address(&message()));
+        // Whoever logs must not block on a full pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, proxy, admin }
+    }
+
+    fn get(&self, path: &str) -> String {
+        ask(&self.proxy, &format!("GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n"))
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let pid = libc::pid_t::try_from(self.child.id()).unwrap();
+        // SAFETY: `kill` takes plain numbers; the child is ours and has not been waited for.
+        let sent = unsafe { libc::kill(pid, signal) };
+        assert_eq!(sent, 0);
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn ask(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn field<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
+    answer.lines().find_map(|line| {
+        let (field, value) = line.split_once(": ")?;
+        field.eq_ignore_ascii_case(name).then_some(value)
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn run(directory: &Path, args: &[&str]) -> Output {
+    ultra_perf(directory).args(args).output().unwrap()
+}
+
+#[test]
+fn what_was_served_is_a_hit_after_a_kill_and_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = Backend::start();
+    let mut accelerator = Accelerator::start(directory.path(), &backend);
+    assert_eq!(field(&accelerator.get("/page"), "x-cache"), Some("MISS"));
+    for signal in [libc::SIGKILL, libc::SIGTERM] {
+        assert_eq!(field(&accelerator.get("/page"), "x-cache"), Some("HIT"));
+        // The write to disk goes on behind the answer.
+        let deadline = Instant::now() + PATIENCE;
+        let on_disk = || {
+            let request = "GET /performance/cache/stats HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            let answer = ask(&accelerator.admin, request);
+            let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+            let stats: serde_json::Value = serde_json::from_str(body).unwrap();
+            stats["levels"]["l3"]["queue_depth"] == 0 && stats["levels"]["l3"]["entries"] == 1
+        };
+        while !on_disk() {
+            assert!(Instant::now() < deadline, "the page never reached the disk");
+        }
+        accelerator.signal(signal);
+        accelerator.wait();
+        accelerator = Accelerator::start(directory.path(), &backend);
+    }
+    let answer = accelerator.get("/page");
+    assert_eq!(field(&answer, "x-cache"), Some("HIT"), "{answer}");
+    assert!(answer.ends_with("hello"), "{answer}");
+    assert_eq!(backend.calls(), 1);
+}
+
+#[test]
+fn a_first_signal_lets_requests_end_and_a_second_does_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = Backend::start();
+    for signals in [1, 2] {
+        let mut accelerator = Accelerator::start(directory.path(), &backend);
+        let calls = backend.calls();
+        let mut client = TcpStream::connect(&accelerator.proxy).unwrap();
+        client.write_all(b"POST /slow HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n").unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while backend.calls() == calls {
+            assert!(Instant::now() < deadline, "the request never arrived");
+            std::thread::yield_now();
+        }
+        accelerator.signal(libc::SIGTERM);
+        if signals == 2 {
+            // A second signal may come only once the first has been seen: then nobody is accepted.
+            while TcpStream::connect(&accelerator.proxy).is_ok() {
+                assert!(Instant::now() < deadline, "it goes on accepting");
+            }
+            accelerator.signal(libc::SIGTERM);
+        }
+        let mut answer = String::new();
+        let read = client.read_to_string(&mut answer);
+        let status = accelerator.wait();
+        if signals == 1 {
+            assert!(answer.ends_with("hello"), "{answer:?} {read:?}");
+            assert_eq!(status.code(), Some(0));
+        } else {
+            assert!(answer.is_empty(), "{answer:?}");
+            assert_eq!(status.code(), Some(1));
+        }
+    }
+}
+
+#[test]
+fn a_purged_url_is_asked_for_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = Backend::start();
+    let accelerator = Accelerator::start(directory.path(), &backend);
+    accelerator.get("/page");
+    let purged = run(directory.path(), &["purge", "http://shop/page", "--admin", &accelerator.admin]);
+    assert_eq!(text(&purged.stdout), "purged http://shop/page\n", "{purged:?}");
+    assert_eq!(field(&accelerator.get("/page"), "x-cache"), Some("MISS"));
+    let refused = run(directory.path(), &["purge", "page", "--admin", &accelerator.admin]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("url must be a whole URL"), "{refused:?}");
+}
+
+#[test]
+fn a_second_instance_is_told_what_is_in_its_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = Backend::start();
+    let accelerator = Accelerator::start(directory.path(), &backend);
+    let to = format!("http://{}", backend.address);
+    let taken = run(directory.path(), &["serve", "--to", &to, "--listen", &accelerator.proxy]);
+    assert_eq!(taken.status.code(), Some(1));
+    assert!(text(&taken.stderr).contains("server.listen"), "{taken:?}");
+    let free = ["serve", "--to", &to, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+    let locked = run(directory.path(), &free);
+    assert_eq!(locked.status.code(), Some(1));
+    assert!(text(&locked.stderr).contains("cache.disk.path"), "{locked:?}");
+}
+
+#[test]
+fn check_tells_values_origins_and_every_problem() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("ultra-perf.toml"), "[cache]\nttl = \"10m\"\n").unwrap();
+    let good = run(directory.path(), &["check", "--to", "http://127.0.0.1:8000"]);
+    assert_eq!(good.status.code(), Some(0), "{good:?}");
+    let table = text(&good.stdout);
+    let row = |key: &str| table.lines().find(|line| line.starts_with(key)).unwrap().to_owned();
+    assert!(row("cache.ttl").contains("10m") && row("cache.ttl").contains("ultra-perf.toml:2"));
+    assert!(row("server.to").contains("--to"));
+
+    std::fs::write(directory.path().join("bad.toml"), "[cache]\nttl = 10\nspeed = \"much\"\n").unwrap();
+    for command in ["check", "serve"] {
+        let bad = run(directory.path(), &[command, "--config", "bad.toml", "--listen", "nowhere"]);
+        assert_eq!(bad.status.code(), Some(2));
+        let problems = text(&bad.stderr);
+        for part in ["cache.ttl", "bad.toml:2", "cache.speed", "server.listen", "--listen"] {
+            assert!(problems.contains(part), "{command}: {part} in {problems}");
+        }
+    }
+    let json = run(directory.path(), &["check", "--json", "--config", "bad.toml"]);
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(report["problems"].as_array().unwrap().len(), 2);
+}
