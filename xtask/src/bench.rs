@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// Write the rows to FILE as a list of JSON objects
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the table to the benchmarks page of the docs
+    #[arg(long)]
+    docs: bool,
     /// Arguments for the suites, such as `--filter CASE` or `--rounds N`
     #[arg(last = true)]
     args: Vec<String>,
@@ -70,7 +73,26 @@ pub(crate) fn run(options: &Options) -> Outcome {
         fs::write(path, text + "\n")
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
+    if options.docs {
+        let path = repo::root().join("docs/src/benchmarks.md");
+        fs::write(&path, page(&provenance(options), &rows))
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
     if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
+}
+
+/// The benchmarks page: what the columns mean, and the table of this run.
+fn page(provenance: &str, rows: &[Row]) -> String {
+    format!(
+        "# Benchmarks\n\n\
+         <!-- Written by `cargo xtask bench --docs`. -->\n\n\
+         Ours and the peer take turns within one run. A row is the median of its rounds, the ratio is\n\
+         ours over the peer's, and the spread is its 95 % interval (ours alone where there is no peer). A\n\
+         target holds when the unfavourable end of the spread meets it. Rows that miss it stay here.\n\n\
+         ```text\n{provenance}\n{}\n{}\n```\n",
+        table(rows, false).trim_end(),
+        verdict(rows),
+    )
 }
 
 fn known() -> Result<Vec<Suite>, String> {

@@ -136,7 +136,8 @@ fn vec_text(length: usize) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_gets_share_commands() {
     let server = RedisServer::start();
-    let tier = start(RedisConfig { timeout: Duration::from_secs(5), ..config(&server.url()) }).await;
+    let tier =
+        start(RedisConfig { timeout: Duration::from_secs(5), ..config(&server.url()) }).await;
     let keys: Vec<String> = (0..64).map(|key| key.to_string()).collect();
     tier.write(keys.iter().map(|key| put(key, key, None)).collect()).await;
     let before = server.calls("mget");
@@ -273,7 +274,8 @@ async fn a_clear_is_seen_by_others_within_a_second_or_so() {
     assert_eq!(get(&other, "k").await, hit(1));
     one.clear().await;
     assert_eq!(get(&one, "k").await, Lookup::Miss);
-    let seen = until("the other has seen it", async || get(&other, "k").await == Lookup::Miss).await;
+    let seen =
+        until("the other has seen it", async || get(&other, "k").await == Lookup::Miss).await;
     assert!(seen <= Duration::from_millis(1_500), "{seen:?}");
     write(&other, "k", "2").await;
     assert_eq!(get(&one, "k").await, hit(2));
@@ -377,7 +379,8 @@ async fn a_cluster_is_one_tier() {
     let budget = Duration::from_secs(1);
     let tier = start(RedisConfig { timeout: budget, ..config(&cluster.url()) }).await;
     let keys: Vec<Bytes> = (0..300).map(bytes).collect();
-    tier.write(keys.iter().map(|key| put(key.escape_ascii(), key.escape_ascii(), None)).collect()).await;
+    tier.write(keys.iter().map(|key| put(key.escape_ascii(), key.escape_ascii(), None)).collect())
+        .await;
     let found = tier.get_many(&keys).await;
     assert!(found.iter().zip(&keys).all(|(found, key)| *found == Lookup::Hit(key.clone())));
     assert_eq!(get(&tier, "7").await, hit(7));

@@ -47,7 +47,7 @@ const DISK_CAPACITY: &str = "256MiB";
 /// The exit code after a second Ctrl-C, as a shell reports it.
 const EXIT_INTERRUPTED: i32 = 130;
 
-/// Show the accelerator at work on a slow sample backend
+/// Shows a slow sample backend becoming fast, live, and ends by itself.
 ///
 /// Fills a small shop (SQLite, in a temporary directory), serves it slowly, and sends it the same load
 /// twice: directly, then through ultra-perf. Shows requests per second, latencies, hit ratio and
@@ -89,7 +89,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     backend_port: u16,
 
-    /// Redis server for the accelerator's third tier; none is used otherwise
+    /// Redis server for a third tier (keys under a prefix of their own, which expire); none otherwise
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
 
@@ -185,6 +185,11 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<(), DemoError>
             .map_err(DemoError::Output);
     }
     let backend = Backend::start(file, args.backend_port).await?;
+    // Before the first phase, so that what is wrong with it is told at once; it idles until the second.
+    let accelerator = match args.no_accelerator {
+        true => None,
+        false => Some(start_accelerator(args, backend.addr(), directory).await?),
+    };
     let catalog = Arc::new(Catalog::of(size));
     let heading = format!(
         "ultra-perf demo: a slow shop, {} clients, Zipf {} over {} pages, {} % writes",
@@ -204,7 +209,7 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<(), DemoError>
         screen: &mut screen,
         backend: &backend,
         heading: &heading,
-        phases: if args.no_accelerator { 1 } else { 2 },
+        phases: if accelerator.is_some() { 2 } else { 1 },
         direct: None,
     };
     let plan = LoadPlan {
@@ -217,17 +222,21 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<(), DemoError>
         catalog,
     };
     let mut outcome = Outcome::default();
-    let (direct, first_error) = stage.run(plan.clone(), &mut interrupt).await?;
-    (outcome.direct, outcome.first_error) = (direct, first_error);
-    if !args.no_accelerator && !interrupt.is_set() && direct.measured.counts.answered > 0 {
-        let accelerator = start_accelerator(args, backend.addr(), directory).await?;
-        stage.direct = Some(direct);
-        let plan = LoadPlan { to: accelerator.proxy_addr(), ..plan };
-        let measured = stage.run(plan, &mut interrupt).await;
+    (outcome.direct, outcome.first_error) = stage.run(plan.clone(), &mut interrupt).await?;
+    if let Some(accelerator) = accelerator {
+        let worth_it = outcome.direct.measured.counts.answered > 0 && !interrupt.is_set();
+        let through = if worth_it {
+            stage.direct = Some(outcome.direct);
+            let plan = LoadPlan { to: accelerator.proxy_addr(), ..plan };
+            Some(stage.run(plan, &mut interrupt).await)
+        } else {
+            None
+        };
         accelerator.shutdown(SHUTDOWN_DEADLINE).await;
-        let (through, first_error) = measured?;
-        outcome.through = Some(through);
-        outcome.first_error = outcome.first_error.or(first_error);
+        if let Some((through, first_error)) = through.transpose()? {
+            outcome.through = Some(through);
+            outcome.first_error = outcome.first_error.or(first_error);
+        }
     }
     outcome.ended_early = interrupt.is_set();
     let style = screen.style();

@@ -144,15 +144,22 @@ fn arguments_out_of_range_are_refused() {
 }
 
 #[test]
-fn a_port_in_use_is_an_error_that_names_it() {
-    let home = tempfile::tempdir().unwrap();
+fn what_cannot_start_is_told_before_any_load() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let output = finish(demo(home.path(), &["--backend-port", &port]).spawn().unwrap());
-    assert!(!output.status.success());
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(&port), "{error}");
-    assert_nothing_is_left(home.path());
+    for (args, named) in [
+        (["--backend-port", &port], port.as_str()),
+        (["--port", &port], port.as_str()),
+        (["--redis", "nonsense"], "--redis"),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let output = finish(demo(home.path(), &args).spawn().unwrap());
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let error = String::from_utf8(output.stderr.clone()).unwrap();
+        assert!(error.contains(named), "{args:?}: {error}");
+        assert!(!stdout(&output).contains("requests/s"), "{output:?}");
+        assert_nothing_is_left(home.path());
+    }
 }
 
 /// Runs the demonstration on a pseudo-terminal of `script`, which every Debian has.

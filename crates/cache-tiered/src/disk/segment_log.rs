@@ -43,7 +43,7 @@
 //!
 //! # Opening
 //!
-//! See [`recovery`]: the log is read once, about a second per gigabyte or better.
+//! See [`recovery`]: the log is read once, about a second per gigabyte.
 
 mod index;
 mod record;

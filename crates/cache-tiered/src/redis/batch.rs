@@ -2,10 +2,11 @@
 //!
 //! One task per connection takes whatever waits, up to the most that one MGET may ask for, and sends
 //! it, as long as no more than `in_flight` batches are under way. Nobody waits for company: a lone get
-//! is sent at once, and batches grow by themselves while earlier ones are on their way.
+//! is sent at once, and batches grow by themselves while earlier ones are on their way. One get per
+//! connection may go without the task ([`Lane::alone`]), which spares a lone get two hand-overs.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -16,108 +17,38 @@ use tokio::time::{Instant, timeout};
 use super::client::{Fetched, RemoteError};
 use super::{Lookup, Shared};
 
-/// What became of one key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reply {
-    Hit(Bytes),
-    Miss,
-    /// Nothing was sent.
-    Rejected,
-    Timeout,
-    Error,
-}
-
-/// Names to look up, and where the replies go.
+/// Where gets ask for one connection.
 #[derive(Debug)]
-pub(super) enum Request {
-    One(Bytes, oneshot::Sender<Reply>),
-    Many(Vec<Bytes>, oneshot::Sender<Vec<Reply>>),
+pub(super) struct Lane {
+    index: usize,
+    requests: mpsc::Sender<Request>,
+    is_taken: AtomicBool,
 }
 
-impl Request {
-    fn len(&self) -> usize {
-        match self {
-            Self::One(..) => 1,
-            Self::Many(names, _) => names.len(),
-        }
+impl Lane {
+    /// A lane, and what [`run`] serves for it.
+    pub(super) fn new(index: usize, queue: usize) -> (Self, mpsc::Receiver<Request>) {
+        let (requests, receiver) = mpsc::channel(queue);
+        (Self { index, requests, is_taken: AtomicBool::new(false) }, receiver)
     }
 
-    /// Whether somebody still waits.
-    fn is_wanted(&self) -> bool {
-        match self {
-            Self::One(_, reply) => !reply.is_closed(),
-            Self::Many(_, reply) => !reply.is_closed(),
-        }
+    /// Puts a request into the queue; `false` if that is full.
+    pub(super) fn try_send(&self, request: Request) -> bool {
+        self.requests.try_send(request).is_ok()
     }
-}
 
-/// Serves the requests of one lane until the last sender is gone.
-pub(super) async fn run(shared: Arc<Shared>, lane: usize, mut requests: mpsc::Receiver<Request>) {
-    let most = shared.config.batch;
-    let mut under_way = FuturesUnordered::new();
-    // The one that did not fit into the last batch.
-    let mut left_over = None;
-    loop {
-        tokio::select! {
-            biased;
-            Some(()) = under_way.next(), if !under_way.is_empty() => {}
-            first = next(&mut left_over, &mut requests),
-                if under_way.len() < shared.config.in_flight =>
-            {
-                let Some(first) = first else { break };
-                let mut names = first.len();
-                let mut batch = vec![first];
-                while names < most {
-                    let Ok(next) = requests.try_recv() else { break };
-                    if names + next.len() > most {
-                        left_over = Some(next);
-                        break;
-                    }
-                    names += next.len();
-                    batch.push(next);
-                }
-                batch.retain(Request::is_wanted);
-                if !batch.is_empty() {
-                    under_way.push(fetch(Arc::clone(&shared), lane, batch));
-                }
-            }
-        }
+    /// The leave to look a name up without the task, if nobody has it.
+    pub(super) fn alone(&self) -> Option<Alone<'_>> {
+        // Relaxed: it guards nothing but a number of look-ups.
+        (!self.is_taken.swap(true, Ordering::Relaxed)).then_some(Alone(self))
     }
 }
 
-/// Dropped before it is ready, this has taken nothing.
-async fn next(
-    left_over: &mut Option<Request>,
-    requests: &mut mpsc::Receiver<Request>,
-) -> Option<Request> {
-    match left_over.take() {
-        Some(request) => Some(request),
-        None => requests.recv().await,
-    }
-}
+/// The leave to look one name up; given back when dropped.
+pub(super) struct Alone<'a>(&'a Lane);
 
-async fn fetch(shared: Arc<Shared>, lane: usize, batch: Vec<Request>) {
-    let mut replies = look_up(&shared, lane, &batch).await.into_iter();
-    for request in batch {
-        // Whoever has given up meanwhile does not mind.
-        match request {
-            Request::One(_, reply) => drop(reply.send(replies.next().unwrap_or(Reply::Error))),
-            Request::Many(names, reply) => {
-                drop(reply.send(replies.by_ref().take(names.len()).collect()));
-            }
-        }
-    }
-}
-
-async fn look_up(shared: &Shared, lane: usize, batch: &[Request]) -> Vec<Reply> {
-    let names: Vec<Bytes> = batch
-        .iter()
-        .flat_map(|request| match request {
-            Request::One(name, _) => std::slice::from_ref(name),
-            Request::Many(names, _) => names,
-        })
-        .cloned()
-        .collect();
+impl Alone<'_> {
+    pub(super) async fn look_up(shared: &Shared, lane: usize, names: Vec<Bytes>) -> Vec<Reply> {
     let count = names.len();
     let Some(permit) = shared.permit() else {
         return vec![Reply::Rejected; count];

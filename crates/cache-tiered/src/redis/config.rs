@@ -39,7 +39,7 @@ pub struct RedisConfig {
     pub timeout: Duration,
     /// The most keys that one MGET asks for.
     pub batch: usize,
-    /// The most batches of gets under way at once on one connection.
+    /// The most batches of gets under way at once on one connection, besides one get of its own.
     pub in_flight: usize,
     /// The most gets that wait for a batch, per connection; beyond it a get is a miss at once.
     pub queue: usize,
@@ -239,8 +239,18 @@ mod tests {
         };
         let paths: Vec<_> = config.validate().into_iter().map(|problem| problem.path).collect();
         let expected = [
-            "url", "prefix", "connections", "batch", "in_flight", "queue", "dirty_keys",
-            "value_max_bytes", "breaker_failures", "timeout", "ttl_max", "breaker_open",
+            "url",
+            "prefix",
+            "connections",
+            "batch",
+            "in_flight",
+            "queue",
+            "dirty_keys",
+            "value_max_bytes",
+            "breaker_failures",
+            "timeout",
+            "ttl_max",
+            "breaker_open",
         ];
         assert_eq!(paths, expected.map(|name| format!("redis.{name}")));
     }

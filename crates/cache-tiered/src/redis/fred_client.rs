@@ -243,9 +243,9 @@ impl RemoteClient for Fred {
         async move {
             let mut all = Fetched { values: vec![Lookup::Unavailable; wanted], error: None };
             let caller = &caller;
-            let parts = slots.into_values().map(|(indices, keys)| async move {
-                (indices, caller.get_slot(keys).await)
-            });
+            let parts = slots
+                .into_values()
+                .map(|(indices, keys)| async move { (indices, caller.get_slot(keys).await) });
             for (indices, part) in join_all(parts).await {
                 for (index, value) in indices.into_iter().zip(part.values) {
                     all.values[index] = value;
@@ -373,8 +373,8 @@ fn parse(url: &str) -> Result<(Config, bool), String> {
             return Err("the path must be the number of a database, 0 to 255".to_owned());
         }
     }
-    let mut config = Config::from_url(&format!("{scheme}://{rest}"))
-        .map_err(|error| match error.details() {
+    let mut config =
+        Config::from_url(&format!("{scheme}://{rest}")).map_err(|error| match error.details() {
             "EmptyHost" => "the host is missing".to_owned(),
             "InvalidPort" => "the port must be a number up to 65535".to_owned(),
             other => format!("must be a URL: {other}"),
@@ -424,7 +424,8 @@ fn tls_config(config: &Config) -> Result<TlsConfig, Box<dyn std::error::Error>> 
         .with_root_certificates(roots)
         .with_no_client_auth();
     // A cluster tells its nodes as addresses; their certificate bears the name in the URL.
-    let by_name = config.server.hosts().iter().all(|it| it.host.parse::<std::net::IpAddr>().is_err());
+    let by_name =
+        config.server.hosts().iter().all(|it| it.host.parse::<std::net::IpAddr>().is_err());
     let hostnames = match config.server.is_clustered() && by_name {
         true => TlsHostMapping::DefaultHost,
         false => TlsHostMapping::None,

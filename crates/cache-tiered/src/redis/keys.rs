@@ -52,7 +52,8 @@ impl Names {
 
     /// The key that holds an entry of one version of the namespace.
     pub(super) fn entry(&self, version: u64, key: &[u8]) -> Bytes {
-        let mut name = BytesMut::with_capacity(self.stem.len() + 24 + key.len().min(TEXT_MAX_BYTES));
+        let mut name =
+            BytesMut::with_capacity(self.stem.len() + 24 + key.len().min(TEXT_MAX_BYTES));
         name.put_slice(self.stem.as_bytes());
         write!(name, "{version}:").expect("a buffer takes every write");
         match (string(key), is_printable(key)) {

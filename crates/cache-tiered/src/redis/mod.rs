@@ -39,7 +39,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use resilience::{CircuitBreaker, Outcome, Permit};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -47,7 +47,7 @@ pub use self::config::RedisConfig;
 pub(crate) use self::front::RedisFront;
 pub use resilience::State as BreakerState;
 
-use self::batch::{Reply, Request};
+use self::batch::{Lane, Reply, Request};
 use self::client::{Command, RemoteClient, RemoteError};
 use self::coherence::{Coherence, Sent};
 use self::keys::Names;
@@ -267,7 +267,7 @@ pub struct RedisTier {
 
 struct Handle {
     shared: Arc<Shared>,
-    lanes: Vec<mpsc::Sender<Request>>,
+    lanes: Vec<Lane>,
     next_lane: AtomicUsize,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -329,7 +329,7 @@ impl RedisTier {
             .build_at(Instant::now().into_std())
             .map_err(|error| vec![Problem::new("redis.breaker", "", error.to_string())])?;
         let (lanes, queues): (Vec<_>, Vec<_>) =
-            (0..config.connections).map(|_| mpsc::channel(config.queue)).unzip();
+            (0..config.connections).map(|index| Lane::new(index, config.queue)).unzip();
         let shared = Arc::new(Shared {
             names: Names::new(&config.prefix, namespace, config.schema_version),
             namespace: namespace.to_owned(),
@@ -358,8 +358,8 @@ impl RedisTier {
     ///
     /// # Cost
     ///
-    /// At most [`RedisConfig::timeout`]; nothing while the breaker is open. An answer costs its share
-    /// of an MGET and two hand-overs between tasks.
+    /// At most [`RedisConfig::timeout`]; nothing while the breaker is open. An answer costs a round
+    /// trip, or its share of one and two hand-overs between tasks when many gets come together.
     pub async fn get(&self, key: &[u8]) -> Lookup {
         let shared = &*self.handle.shared;
         let Some(version) = shared.version() else {
@@ -369,14 +369,20 @@ impl RedisTier {
             shared.counters.withheld.increment();
             return shared.settle(key, version, Reply::Miss);
         }
-        let (reply, answer) = oneshot::channel();
-        let request = Request::One(shared.names.entry(version, key), reply);
-        let reply = match self.lane().try_send(request) {
-            Err(_) => Reply::Rejected,
-            Ok(()) => match timeout(shared.config.timeout, answer).await {
-                Ok(answer) => answer.unwrap_or(Reply::Rejected),
-                Err(_) => Reply::Timeout,
-            },
+        let (lane, name) = (self.lane(), shared.names.entry(version, key));
+        let reply = match lane.alone() {
+            Some(alone) => alone.look_up(shared, name).await,
+            None => {
+                let (reply, answer) = oneshot::channel();
+                if lane.try_send(Request::One(name, reply)) {
+                    match timeout(shared.config.timeout, answer).await {
+                        Ok(answer) => answer.unwrap_or(Reply::Rejected),
+                        Err(_) => Reply::Timeout,
+                    }
+                } else {
+                    Reply::Rejected
+                }
+            }
         };
         shared.settle(key, version, reply)
     }
@@ -398,7 +404,7 @@ impl RedisTier {
         for part in names.chunks(shared.config.batch) {
             let (reply, answer) = oneshot::channel();
             let sent = self.lane().try_send(Request::Many(part.to_vec(), reply));
-            parts.push((part.len(), sent.is_ok().then_some(answer)));
+            parts.push((part.len(), sent.then_some(answer)));
         }
         let deadline = Instant::now() + shared.config.timeout;
         let mut replies = Vec::with_capacity(names.len());
@@ -425,7 +431,7 @@ impl RedisTier {
         keys.iter().zip(dirty).map(reply).collect()
     }
 
-    fn lane(&self) -> &mpsc::Sender<Request> {
+    fn lane(&self) -> &Lane {
         match &*self.handle.lanes {
             [only] => only,
             // Relaxed: any order of turns will do.

@@ -520,8 +520,9 @@ async fn a_full_queue_turns_gets_away_at_once() {
     let keys: Vec<String> = (0..20).map(|key| key.to_string()).collect();
     let found = futures_util::future::join_all(keys.iter().map(|key| get(&tier, key))).await;
     let turned_away = found.iter().filter(|it| **it == Lookup::Unavailable).count();
-    assert_eq!(turned_away, 17);
-    assert_eq!(tier.stats().rejected, 17);
+    // One goes alone, and three wait.
+    assert_eq!(turned_away, 16);
+    assert_eq!(tier.stats().rejected, 16);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,3 +1,5 @@
+//! Tests of what only the inside of the segment log shows: reads during eviction, and failed writes.
+
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

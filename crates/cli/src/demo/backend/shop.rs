@@ -6,7 +6,8 @@
 //! tens of milliseconds come from; nothing sleeps.
 //!
 //! Every row that a page shows belongs to something with a version that only grows: a write to a
-//! product raises the product's version and its category's, in the same transaction. A page reads its version and its contents in one transaction, so that they agree.
+//! product raises the product's version and its category's, in the same transaction. A page reads
+//! its version and its contents in one transaction, so that they agree.
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -180,21 +180,30 @@ async fn a_review_changes_the_tag_of_its_product_only_and_names_it_as_location()
 }
 
 #[tokio::test]
-async fn a_price_changes_the_tags_of_its_product_and_its_category() {
+async fn a_write_changes_the_tags_of_its_product_and_its_category() {
     let shop = Fixture::start().await;
-    let product = shop.get("/products/3").await;
-    let category = product.json()["category"]["id"].as_i64().unwrap();
+    let category = shop.get("/products/3").await.json()["category"]["id"].as_i64().unwrap();
     let listed = format!("/categories/{category}/bestsellers");
-    let bestsellers = shop.get(&listed).await;
+    for (method, path, body, price) in [
+        (Method::PATCH, "/products/3", json!({"price_cents": 4321}), 4321),
+        (
+            Method::POST,
+            "/products/3/reviews",
+            json!({"customer_id": 2, "stars": 1, "text": "bad"}),
+            4321,
+        ),
+        (Method::PATCH, "/products/3", json!({"price_cents": 0}), 0),
+    ] {
+        let (product, bestsellers) = (shop.get("/products/3").await, shop.get(&listed).await);
+        let written = shop.write(method, path, body).await;
+        assert_eq!(written.json()["id"], 3);
 
-    let written = shop.write(Method::PATCH, "/products/3", json!({"price_cents": 4321})).await;
-    assert_eq!(written.status, 200);
-    assert_eq!(written.json()["id"], 3);
-
-    let after = shop.get_if_changed("/products/3", product.header("etag")).await;
-    assert_eq!(after.json()["price_cents"], 4321);
-    assert_eq!(after.json()["version"], written.json()["version"]);
-    assert_eq!(shop.get_if_changed(&listed, bestsellers.header("etag")).await.status, 200);
+        let after = shop.get_if_changed("/products/3", product.header("etag")).await;
+        assert_eq!(after.json()["price_cents"], price);
+        assert_eq!(after.json()["version"], written.json()["version"]);
+        let after = shop.get_if_changed(&listed, bestsellers.header("etag")).await;
+        assert_eq!(after.status, 200);
+    }
 }
 
 #[tokio::test]

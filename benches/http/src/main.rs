@@ -1,0 +1,2 @@
+//! A suite.
+fn main() {}
