@@ -31,7 +31,6 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Prints the effective configuration, where each value comes from, and every problem in it.
     Check(check::CheckArgs),
-    /// Shows a slow sample backend becoming fast, live, and ends by itself.
     Demo(demo::DemoArgs),
     /// Makes a running accelerator forget a URL.
     Purge(purge::PurgeArgs),

@@ -8,13 +8,16 @@
 //!
 //! Only a body whose length is known to fit is given to a second reader, so a fill with several
 //! readers never reaches its bound.
+//!
+//! All fills together take their bytes from one [`Room`]. A body of known length takes its part
+//! before it begins, one of unknown length as it grows; what finds no room is passed on unstored.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
@@ -22,6 +25,47 @@ use tokio::sync::Notify;
 
 /// Bytes that the pump may be ahead of the reader of a body that is too long to be kept.
 const WINDOW_BYTES: usize = 256 << 10;
+
+/// What all bodies that are being stored may take of memory together.
+#[derive(Debug)]
+pub(crate) struct Room {
+    left_bytes: Mutex<usize>,
+}
+
+impl Room {
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self { left_bytes: Mutex::new(bytes) })
+    }
+
+    fn take(self: &Arc<Self>, bytes: usize) -> Option<Taken> {
+        let mut taken = Taken { room: Arc::clone(self), bytes: 0 };
+        taken.grow(bytes).then_some(taken)
+    }
+}
+
+/// A part of the room; given back when dropped.
+#[derive(Debug)]
+struct Taken {
+    room: Arc<Room>,
+    bytes: usize,
+}
+
+impl Taken {
+    /// Takes more; false if there is not enough.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let mut left_bytes = self.room.left_bytes.lock();
+        let Some(rest) = left_bytes.checked_sub(bytes) else { return false };
+        *left_bytes = rest;
+        self.bytes += bytes;
+        true
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        *self.room.left_bytes.lock() += self.bytes;
+    }
+}
 
 /// The origin broke off within a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +80,7 @@ pub(crate) struct Fill {
     moved: Notify,
     max_bytes: usize,
     /// The length, where the origin has announced it.
-    length: Option<u64>,
+    length: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -46,8 +90,12 @@ struct State {
     first: usize,
     /// Bytes of the chunks that are here.
     kept_bytes: usize,
+    /// Given back once the pump is done, or the body is only passed on.
+    taken: Option<Taken>,
     /// Whether the body has become too long to keep.
     passing: bool,
+    /// All of the body, in place of the chunks.
+    whole: Option<Bytes>,
     end: Option<End>,
     readers: Vec<Reader>,
     next_reader: u64,
@@ -68,20 +116,35 @@ enum End {
 /// How a pump ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pumped {
-    /// The whole body, in one piece.
+    /// The whole body, in a piece of memory of its own.
     Complete(Bytes),
-    /// It was too long, broke off, carried trailers, or nobody was left to read it.
-    NotKept,
+    /// It is too long or carries trailers.
+    Unsuitable,
+    /// It broke off.
+    Broken,
 }
 
 impl Fill {
-    pub(crate) fn new(max_bytes: usize, length: Option<u64>) -> Arc<Self> {
-        Arc::new(Self {
+    /// Begins to store a body of at most `max_bytes`; `None` if it is known that it will not fit.
+    pub(crate) fn begin(
+        room: &Arc<Room>,
+        max_bytes: usize,
+        length: Option<u64>,
+    ) -> Option<Arc<Self>> {
+        let length = match length.map(usize::try_from) {
+            Some(Ok(length)) if length <= max_bytes => Some(length),
+            Some(_) => return None,
+            None => None,
+        };
+        let taken = room.take(length.unwrap_or(0))?;
+        Some(Arc::new(Self {
             state: Mutex::new(State {
                 chunks: VecDeque::new(),
                 first: 0,
                 kept_bytes: 0,
+                taken: Some(taken),
                 passing: false,
+                whole: None,
                 end: None,
                 readers: Vec::new(),
                 next_reader: 0,
@@ -89,12 +152,12 @@ impl Fill {
             moved: Notify::new(),
             max_bytes,
             length,
-        })
+        }))
     }
 
     /// Whether further readers may join.
     pub(crate) fn is_shareable(&self) -> bool {
-        self.length.is_some_and(|length| length <= self.max_bytes as u64)
+        self.length.is_some()
     }
 
     /// A reader that begins at the beginning.
@@ -121,12 +184,12 @@ impl Fill {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
                         if !self.push(data).await {
-                            return Pumped::NotKept;
+                            return Pumped::Unsuitable;
                         }
                     }
                     Err(frame) => trailers = frame.into_trailers().ok(),
                 },
-                Some(Err(_)) => return Pumped::NotKept,
+                Some(Err(_)) => return Pumped::Broken,
                 None => break,
             }
         }
@@ -138,9 +201,16 @@ impl Fill {
     async fn push(&self, data: Bytes) -> bool {
         {
             let mut state = self.state.lock();
+            let unannounced = if self.length.is_some() { 0 } else { data.len() };
             state.kept_bytes += data.len();
             state.chunks.push_back(data);
-            state.passing |= state.kept_bytes > self.max_bytes;
+            if !state.passing {
+                let has_room = state.taken.as_mut().is_some_and(|taken| taken.grow(unannounced));
+                state.passing = !has_room || state.kept_bytes > self.max_bytes;
+            }
+            if state.passing {
+                state.taken = None;
+            }
             state.wake_readers();
             if !state.passing {
                 return true;
@@ -162,12 +232,22 @@ impl Fill {
     }
 
     fn complete(&self, trailers: Option<HeaderMap>) -> Pumped {
+        let chunks = {
+            let state = self.state.lock();
+            let keep = !state.passing && trailers.is_none();
+            keep.then(|| state.chunks.iter().cloned().collect::<Vec<_>>())
+        };
+        // Chunks are slices of read buffers, which a kept body must not hold on to.
+        let whole = chunks.map(|chunks| Bytes::from(chunks.concat()));
         let mut state = self.state.lock();
-        let keep = !state.passing && trailers.is_none();
-        let body = keep.then(|| state.whole());
+        if whole.is_some() {
+            state.chunks = VecDeque::new();
+            state.whole.clone_from(&whole);
+        }
+        state.taken = None;
         state.end = Some(End::Complete(trailers));
         state.wake_readers();
-        body.map_or(Pumped::NotKept, Pumped::Complete)
+        whole.map_or(Pumped::Unsuitable, Pumped::Complete)
     }
 }
 
@@ -177,6 +257,7 @@ struct BreakOff<'a>(&'a Fill);
 impl Drop for BreakOff<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
+        state.taken = None;
         state.end = Some(End::Broken);
         state.wake_readers();
     }
@@ -190,19 +271,6 @@ impl State {
             }
         }
     }
-
-    /// All chunks as one; a single chunk is not copied.
-    fn whole(&self) -> Bytes {
-        match self.chunks.len() {
-            0 => Bytes::new(),
-            1 => self.chunks[0].clone(),
-            _ => {
-                let mut whole = BytesMut::with_capacity(self.kept_bytes);
-                self.chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
-                whole.freeze()
-            }
-        }
-    }
 }
 
 /// Reads a fill as a response body.
@@ -211,17 +279,22 @@ pub(crate) struct FillReader {
     fill: Arc<Fill>,
     id: u64,
     next: usize,
-    read_bytes: u64,
+    read_bytes: usize,
 }
 
 impl FillReader {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let mut guard = self.fill.state.lock();
         let state = &mut *guard;
+        if let Some(whole) = state.whole.as_ref().filter(|whole| self.read_bytes < whole.len()) {
+            let rest = whole.slice(self.read_bytes..);
+            self.read_bytes = whole.len();
+            return Poll::Ready(Some(Ok(Frame::data(rest))));
+        }
         let at = self.next - state.first;
         if let Some(chunk) = state.chunks.get(at).cloned() {
             self.next += 1;
-            self.read_bytes += chunk.len() as u64;
+            self.read_bytes += chunk.len();
             if state.passing {
                 // This is the only reader: what it has had, nobody needs.
                 state.chunks.drain(..=at).for_each(|had| state.kept_bytes -= had.len());
@@ -248,7 +321,7 @@ impl FillReader {
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         match self.fill.length {
-            Some(length) => SizeHint::with_exact(length.saturating_sub(self.read_bytes)),
+            Some(length) => SizeHint::with_exact(length.saturating_sub(self.read_bytes) as u64),
             None => SizeHint::default(),
         }
     }
@@ -293,13 +366,17 @@ mod tests {
         StreamBody::new(stream::iter(frames))
     }
 
+    fn fill(max_bytes: usize, length: Option<u64>) -> Arc<Fill> {
+        Fill::begin(&Room::new(1 << 20), max_bytes, length).expect("it fits")
+    }
+
     async fn read(reader: FillReader) -> Result<Vec<u8>, BrokenOff> {
         Ok(reader.collect().await?.to_bytes().to_vec())
     }
 
     #[tokio::test]
     async fn every_reader_gets_the_whole_body_whenever_it_comes() {
-        let fill = Fill::new(100, Some(6));
+        let fill = fill(100, Some(6));
         let early = tokio::spawn(read(fill.reader()));
         tokio::task::yield_now().await;
         let pumped = fill.pump(body(vec![b"abc".to_vec(), b"def".to_vec()])).await;
@@ -311,7 +388,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_past_the_bound_waits_for_its_reader_and_is_not_kept() {
         const CHUNK: usize = 64 << 10;
-        let fill = Fill::new(CHUNK, None);
+        let fill = fill(CHUNK, None);
         let mut reader = fill.reader();
         let source = body((0..100).map(|n| vec![n; CHUNK]).collect());
         let pump = tokio::spawn({
@@ -327,31 +404,31 @@ mod tests {
             assert!(fill.state.lock().kept_bytes <= WINDOW_BYTES + 2 * CHUNK);
         }
         assert_eq!(total, 100 * CHUNK);
-        assert_eq!(pump.await.unwrap(), Pumped::NotKept);
+        assert_eq!(pump.await.unwrap(), Pumped::Unsuitable);
     }
 
     #[tokio::test]
     async fn a_long_body_that_nobody_reads_is_given_up() {
-        let fill = Fill::new(10, None);
+        let fill = fill(10, None);
         drop(fill.reader());
         let endless = StreamBody::new(
             stream::repeat(()).map(|()| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"more")))),
         );
-        assert_eq!(fill.pump(endless).await, Pumped::NotKept);
+        assert_eq!(fill.pump(endless).await, Pumped::Unsuitable);
     }
 
     #[tokio::test]
     async fn a_broken_body_is_broken_for_every_reader_and_not_kept() {
         let frames = [Ok(Frame::data(Bytes::from_static(b"half"))), Err("gone")];
-        let fill = Fill::new(100, Some(8));
+        let fill = fill(100, Some(8));
         let reader = fill.reader();
-        assert_eq!(fill.pump(StreamBody::new(stream::iter(frames))).await, Pumped::NotKept);
+        assert_eq!(fill.pump(StreamBody::new(stream::iter(frames))).await, Pumped::Broken);
         assert_eq!(read(reader).await, Err(BrokenOff));
     }
 
     #[tokio::test]
     async fn a_dropped_pump_breaks_the_body_off() {
-        let fill = Fill::new(100, Some(8));
+        let fill = fill(100, Some(8));
         let reader = fill.reader();
         let never = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
         let pump = tokio::spawn({
@@ -369,9 +446,38 @@ mod tests {
         trailers.insert("x-sum", "1".parse().unwrap());
         let frames: Chunks =
             vec![Ok(Frame::data(Bytes::from_static(b"x"))), Ok(Frame::trailers(trailers.clone()))];
-        let fill = Fill::new(100, None);
+        let fill = fill(100, None);
         let reader = fill.reader();
-        assert_eq!(fill.pump(StreamBody::new(stream::iter(frames))).await, Pumped::NotKept);
+        assert_eq!(fill.pump(StreamBody::new(stream::iter(frames))).await, Pumped::Unsuitable);
         assert_eq!(reader.collect().await.unwrap().trailers(), Some(&trailers));
+    }
+
+    #[tokio::test]
+    async fn bodies_that_find_no_room_pass_through_and_give_back_what_they_took() {
+        let room = Room::new(10);
+        let known = Fill::begin(&room, 100, Some(6)).expect("there is room");
+        assert!(Fill::begin(&room, 100, Some(5)).is_none());
+        assert!(Fill::begin(&room, 5, Some(6)).is_none());
+
+        let growing = Fill::begin(&room, 100, None).expect("it may turn out to be short");
+        let reader = growing.reader();
+        let chunks = body(vec![b"four".to_vec(), b"more".to_vec()]);
+        assert_eq!(growing.pump(chunks).await, Pumped::Unsuitable);
+        assert_eq!(read(reader).await.unwrap(), b"fourmore");
+
+        assert_eq!(known.pump(body(vec![b"sixsix".to_vec()])).await, Pumped::Complete("sixsix".into()));
+        assert_eq!(*room.left_bytes.lock(), 10);
+    }
+
+    #[tokio::test]
+    async fn a_reader_in_the_middle_goes_on_in_the_whole_body() {
+        let fill = fill(100, None);
+        let mut reader = fill.reader();
+        fill.push(Bytes::from_static(b"abc")).await;
+        assert_eq!(reader.frame().await.unwrap().unwrap().into_data().unwrap(), "abc");
+        fill.push(Bytes::from_static(b"def")).await;
+        fill.complete(None);
+        assert!(fill.state.lock().chunks.is_empty());
+        assert_eq!(read(reader).await.unwrap(), b"def");
     }
 }

@@ -3,30 +3,38 @@
 //! The first request for a key leads; the others wait until it has landed and then do what the
 //! landing says: look again, read the same body, go to the origin themselves, or give the same
 //! error. A leader that is dropped lands nowhere: its waiters wake, and the first of them leads.
+//!
+//! Which fields select a variant is known only once an answer has come. Until then all requests for
+//! a target share one flight; those that turn out to want another variant than the leader's go on
+//! to a flight of that variant.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::fill::Fill;
-use crate::rules::{RequestHead, Storable};
+use crate::rules::{self, Age, Decision, RequestHead, Storable};
 use crate::stored::ResponseKey;
 
 const SHARDS: usize = 16;
 
-/// How a leader's call to the origin ended, for those who wait.
+/// How a leader's call ended, for those who wait.
 #[derive(Debug, Clone)]
 pub(crate) enum Landing {
-    /// There is an answer in the cache now.
+    /// A lower tier had the answer, or knew which fields select one: look into memory again.
+    Known,
+    /// The origin's answer is in the cache now.
     Stored,
     /// The answer is on its way and may be read along.
     Filling(Arc<Filling>),
     /// The answer is for the leader alone.
     NotShared,
+    /// The origin's answer is an error: whoever has a stale answer may use that.
+    Error(StatusCode),
     /// The origin cannot be reached, or took too long.
     Failed(StatusCode),
 }
@@ -37,20 +45,39 @@ pub(crate) struct Filling {
     pub(crate) storable: Storable,
     pub(crate) fill: Arc<Fill>,
     /// The values of the leader's varying fields.
-    pub(crate) variant: Vec<u8>,
+    variant: Vec<u8>,
+}
+
+/// What an answer that is being stored is to a request that waited for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fit {
+    Serves(Age),
+    /// The request selects another variant; these are the values of its varying fields.
+    OtherVariant(Vec<u8>),
+    /// The request does not take it as it is.
+    Unusable,
 }
 
 impl Filling {
-    /// Whether the answer is one for this request too, the variant and the freshness considered.
-    pub(crate) fn serves(&self, request: &http::HeaderMap, now_ms: u64) -> bool {
+    /// Wraps an answer to a request with these fields.
+    pub(crate) fn new(storable: Storable, fill: Arc<Fill>, request: &HeaderMap) -> Self {
+        let mut variant = Vec::new();
+        storable.vary.write_key(request, &mut variant);
+        Self { storable, fill, variant }
+    }
+
+    /// Whether it is an answer to this request too, the variant and the freshness considered.
+    pub(crate) fn fit(&self, request: &HeaderMap, now_ms: u64) -> Fit {
         let mut variant = Vec::new();
         self.storable.vary.write_key(request, &mut variant);
+        if variant != self.variant {
+            return Fit::OtherVariant(variant);
+        }
         let head = RequestHead { method: &Method::GET, headers: request };
-        variant == self.variant
-            && matches!(
-                crate::rules::evaluate(head, &self.storable.freshness, now_ms),
-                crate::rules::Decision::Fresh(_)
-            )
+        match rules::evaluate(head, &self.storable.freshness, now_ms) {
+            Decision::Fresh(age) => Fit::Serves(age),
+            _ => Fit::Unusable,
+        }
     }
 }
 
@@ -82,8 +109,9 @@ impl Flights {
         Arc::new(Self { shards: Default::default(), hasher: RandomState::new() })
     }
 
+    /// The shard of a target; the flights of its variants are there too.
     fn shard(&self, key: &ResponseKey) -> &Shard {
-        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+        &self.shards[self.hasher.hash_one(key.target_str()) as usize % SHARDS]
     }
 
     /// Joins the flight of a key, or leads one.
@@ -105,9 +133,15 @@ impl Flights {
         }
     }
 
-    /// Lets no later request join the present flight of a key: what it brings may be out of date.
-    pub(crate) fn detach(&self, key: &ResponseKey) {
-        self.shard(key).lock().remove(key);
+    /// Lets no later request join a target's present flights: what they bring may be out of date.
+    pub(crate) fn detach(&self, target: &ResponseKey) {
+        let others = |key: &ResponseKey| key.target_str() != target.target_str();
+        self.shard(target).lock().retain(|key, _| others(key));
+    }
+
+    /// As [`detach`](Self::detach), for every target.
+    pub(crate) fn detach_all(&self) {
+        self.shards.iter().for_each(|shard| shard.lock().clear());
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -131,5 +165,54 @@ impl Drop for Lead {
         }) {
             flights.remove(&self.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(target: &str) -> ResponseKey {
+        ResponseKey::target(target)
+    }
+
+    #[tokio::test]
+    async fn whoever_joins_hears_the_last_landing_however_late() {
+        let flights = Flights::new();
+        let Part::Lead(lead) = flights.join(&key("a")) else { panic!("nobody led yet") };
+        let Part::Wait(mut early) = flights.join(&key("a")) else { panic!("somebody leads") };
+        lead.land(Landing::NotShared);
+        lead.land(Landing::Stored);
+        let Part::Wait(mut late) = flights.join(&key("a")) else { panic!("somebody leads") };
+        for landings in [&mut early, &mut late] {
+            landings.changed().await.expect("it has landed");
+            assert!(matches!(*landings.borrow_and_update(), Some(Landing::Stored)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dropped_leader_wakes_its_waiters_and_frees_the_key() {
+        let flights = Flights::new();
+        let Part::Lead(lead) = flights.join(&key("a")) else { panic!("nobody led yet") };
+        let Part::Wait(mut waiter) = flights.join(&key("a")) else { panic!("somebody leads") };
+        drop(lead);
+        assert!(waiter.changed().await.is_err());
+        assert_eq!(flights.len(), 0);
+        assert!(matches!(flights.join(&key("a")), Part::Lead(_)));
+    }
+
+    #[test]
+    fn a_detached_target_is_led_anew_in_all_its_variants_and_no_other() {
+        let flights = Flights::new();
+        let keys = [key("a"), key("a").variant(b"gzip"), key("b")];
+        let leads: Vec<_> = keys.iter().map(|key| flights.try_lead(key)).collect();
+        flights.detach(&key("a"));
+        let again: Vec<_> = keys.iter().map(|key| flights.try_lead(key)).collect();
+        assert_eq!(again.iter().map(Option::is_some).collect::<Vec<_>>(), [true, true, false]);
+        // The old leads end; the new flights stay.
+        drop(leads);
+        assert_eq!(flights.len(), 2);
+        flights.detach_all();
+        assert_eq!(flights.len(), 0);
     }
 }

@@ -48,7 +48,115 @@ impl Lane {
 pub(super) struct Alone<'a>(&'a Lane);
 
 impl Alone<'_> {
-    pub(super) async fn look_up(shared: &Shared, lane: usize, names: Vec<Bytes>) -> Vec<Reply> {
+    pub(super) async fn look_up(self, shared: &Shared, name: Bytes) -> Reply {
+        look_up(shared, self.0.index, vec![name]).await.pop().unwrap_or(Reply::Error)
+    }
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.0.is_taken.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What became of one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reply {
+    Hit(Bytes),
+    Miss,
+    /// Nothing was sent.
+    Rejected,
+    Timeout,
+    Error,
+}
+
+/// Names to look up, and where the replies go.
+#[derive(Debug)]
+pub(super) enum Request {
+    One(Bytes, oneshot::Sender<Reply>),
+    Many(Vec<Bytes>, oneshot::Sender<Vec<Reply>>),
+}
+
+impl Request {
+    fn len(&self) -> usize {
+        match self {
+            Self::One(..) => 1,
+            Self::Many(names, _) => names.len(),
+        }
+    }
+
+    /// Whether somebody still waits.
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::One(_, reply) => !reply.is_closed(),
+            Self::Many(_, reply) => !reply.is_closed(),
+        }
+    }
+}
+
+/// Serves the requests of one lane until the last sender is gone.
+pub(super) async fn run(shared: Arc<Shared>, lane: usize, mut requests: mpsc::Receiver<Request>) {
+    let most = shared.config.batch;
+    let mut under_way = FuturesUnordered::new();
+    // The one that did not fit into the last batch.
+    let mut left_over = None;
+    loop {
+        tokio::select! {
+            biased;
+            Some(()) = under_way.next(), if !under_way.is_empty() => {}
+            first = next(&mut left_over, &mut requests),
+                if under_way.len() < shared.config.in_flight =>
+            {
+                let Some(first) = first else { break };
+                let mut names = first.len();
+                let mut batch = vec![first];
+                while names < most {
+                    let Ok(next) = requests.try_recv() else { break };
+                    if names + next.len() > most {
+                        left_over = Some(next);
+                        break;
+                    }
+                    names += next.len();
+                    batch.push(next);
+                }
+                batch.retain(Request::is_wanted);
+                if !batch.is_empty() {
+                    under_way.push(fetch(Arc::clone(&shared), lane, batch));
+                }
+            }
+        }
+    }
+}
+
+/// Dropped before it is ready, this has taken nothing.
+async fn next(
+    left_over: &mut Option<Request>,
+    requests: &mut mpsc::Receiver<Request>,
+) -> Option<Request> {
+    match left_over.take() {
+        Some(request) => Some(request),
+        None => requests.recv().await,
+    }
+}
+
+async fn fetch(shared: Arc<Shared>, lane: usize, batch: Vec<Request>) {
+    let names = batch.iter().flat_map(|request| match request {
+        Request::One(name, _) => std::slice::from_ref(name),
+        Request::Many(names, _) => names,
+    });
+    let mut replies = look_up(&shared, lane, names.cloned().collect()).await.into_iter();
+    for request in batch {
+        // Whoever has given up meanwhile does not mind.
+        match request {
+            Request::One(_, reply) => drop(reply.send(replies.next().unwrap_or(Reply::Error))),
+            Request::Many(names, reply) => {
+                drop(reply.send(replies.by_ref().take(names.len()).collect()));
+            }
+        }
+    }
+}
+
+async fn look_up(shared: &Shared, lane: usize, names: Vec<Bytes>) -> Vec<Reply> {
     let count = names.len();
     let Some(permit) = shared.permit() else {
         return vec![Reply::Rejected; count];
