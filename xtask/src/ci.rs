@@ -12,7 +12,7 @@ use cargo_metadata::Package;
 use clap::{Args, ValueEnum};
 
 use crate::test::FEATURES;
-use crate::{Outcome, features, repo, test, tidy};
+use crate::{Outcome, features, fuzz, repo, test, tidy};
 
 /// What `cargo xtask ci` can be told.
 #[derive(Args)]
@@ -50,6 +50,8 @@ enum Job {
     Hack,
     /// The breaker under Miri
     Miri,
+    /// Every fuzz target for a short while
+    Fuzz,
 }
 
 impl Job {
@@ -80,6 +82,7 @@ impl Job {
                 repo::succeeds(nightly().args(["miri", "--version"])),
                 "Miri is not installed (rustup +nightly component add miri rust-src)",
             ),
+            Self::Fuzz => return fuzz::missing(&mut nightly()),
             Self::Tidy | Self::Test | Self::Features | Self::Doc | Self::Loom => return None,
         };
         (!there).then_some(missing)
@@ -87,7 +90,11 @@ impl Job {
 
     fn run(self) -> Outcome {
         match self {
-            Self::Fmt => repo::run(&mut repo::cargo("fmt --all --check")),
+            Self::Fmt => {
+                let fuzz = "fmt --manifest-path fuzz/Cargo.toml --check";
+                let all = ["fmt --all --check", fuzz].map(|it| repo::run(&mut repo::cargo(it)));
+                all.into_iter().collect()
+            }
             Self::Clippy => repo::run(&mut repo::cargo(&format!(
                 "clippy --workspace --all-targets {FEATURES} -- --deny warnings"
             ))),
@@ -115,6 +122,7 @@ impl Job {
                 // Files and clocks of the host: proptest looks for past failures, tests read the time.
                 repo::run(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation"))
             }
+            Self::Fuzz => fuzz::run(nightly),
         }
     }
 }

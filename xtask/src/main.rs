@@ -7,6 +7,7 @@
 mod bench;
 mod ci;
 mod features;
+mod fuzz;
 mod kill;
 mod repo;
 mod test;

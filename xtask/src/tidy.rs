@@ -15,7 +15,8 @@ use std::path::Path;
 use crate::{Outcome, repo};
 
 /// Folders that hold what programs made, by their path from the root.
-const GENERATED: [&str; 3] = [".git", "target", "docs/book"];
+const GENERATED: [&str; 7] =
+    [".git", "target", "docs/book", "fuzz/target", "fuzz/corpus", "fuzz/artifacts", "fuzz/coverage"];
 
 /// Checks everything and prints each problem.
 pub(crate) fn run() -> Outcome {

@@ -15,9 +15,9 @@ use crate::codec::{Bincode, Codec};
 use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
 use crate::error::{BuildError, Problem};
 use crate::inflight::InFlight;
-use crate::lower::{LowerTier, Tier};
 #[cfg(feature = "lower")]
 use crate::lower::Sealer;
+use crate::lower::{LowerTier, Tier};
 use crate::memory::{Demote, MemoryOptions, MemoryTier, Weigher};
 #[cfg(feature = "redis")]
 use crate::redis::{RedisConfig, RedisFront};
@@ -133,8 +133,10 @@ where
 
     /// Bounds the memory tier by bytes, as `weigher` tells them of a key and its value.
     ///
-    /// The weigher runs once for each insert. What it does not count (about 100 bytes for an entry)
-    /// comes on top; a weight of zero counts as one.
+    /// The weigher runs once each time that an entry comes into memory, and under no lock. What it
+    /// does not count (about 100 bytes for an entry) comes on top; a weight of zero counts as one. An
+    /// entry that weighs more than its shard may hold, an eighth of the bytes on two cores, stays out
+    /// of memory.
     pub fn bytes(
         mut self,
         capacity_bytes: u64,
@@ -151,6 +153,8 @@ where
     }
 
     /// Lets memory drop entries that nobody has read for this long; tiers below keep their copies.
+    ///
+    /// With [`WritePolicy::OnEviction`] there may be none below: an idle entry is not written down.
     pub fn time_to_idle(mut self, idle: Duration) -> Self {
         self.time_to_idle = Some(idle);
         self
@@ -194,7 +198,8 @@ where
         let problems = {
             let mut problems = problems;
             problems.extend(self.tiers().into_iter().map(|tier| {
-                let expected = "is started by `open().await`; `build()` makes caches of memory alone";
+                let expected =
+                    "is started by `open().await`; `build()` makes caches of memory alone";
                 Problem::new(tier.as_str(), "configured", expected)
             }));
             problems
@@ -207,7 +212,10 @@ where
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if self.name.is_empty() || self.name.len() > 64 || self.name.contains(|c: char| !is_plain(c)) {
+        if self.name.is_empty()
+            || self.name.len() > 64
+            || self.name.contains(|c: char| !is_plain(c))
+        {
             let expected = "must be 1 to 64 letters, digits, '.', '_' or '-'";
             problems.push(Problem::new("name", &self.name, expected));
         }
@@ -249,15 +257,18 @@ where
             (Some((bytes, weigher)), None) => (bytes, Some(weigher), bytes / EXPECTED_WEIGHT),
             (Some((bytes, weigh)), Some(entries)) => {
                 let share = bytes.div_ceil(entries);
-                let weigher: Weigher<K, V> = Arc::new(move |key, value| weigh(key, value).max(share));
+                let weigher: Weigher<K, V> =
+                    Arc::new(move |key, value| weigh(key, value).max(share));
                 (bytes, Some(weigher), entries.min(bytes / EXPECTED_WEIGHT))
             }
         };
-        let lower = Arc::new(LowerTiers(lower));
-        let demotes = self.write_policy == WritePolicy::OnEviction && !lower.0.is_empty();
+        let lower = Arc::new(LowerTiers::new(lower));
+        let demotes = self.write_policy == WritePolicy::OnEviction && !lower.tiers.is_empty();
         let demote: Option<Demote<K, V>> = demotes.then(|| {
             let (lower, clock) = (Arc::clone(&lower), self.clock.clone());
-            Arc::new(move |key: &K, entry: &_| lower.demote(key, entry, &clock, weighs_bytes)) as _
+            Arc::new(move |key: &K, entry: &_, dropped: &mut _| {
+                lower.demote(key, entry, &clock, weighs_bytes, dropped);
+            }) as _
         });
         let memory = MemoryTier::new(MemoryOptions {
             capacity,
@@ -380,6 +391,7 @@ where
         if !problems.is_empty() {
             return Err(BuildError::Invalid { cache: self.name, problems });
         }
+        // Tiers close when they are dropped, so an error or a dropped future leaves none behind.
         let mut tiers: Vec<Box<dyn LowerTier<K, V>>> = Vec::new();
         if let Some(codec) = self.lower.codec.clone() {
             let sealer = Arc::new(Sealer {
@@ -425,8 +437,10 @@ where
             Tier::Redis => {
                 let Some(config) = self.lower.redis.clone() else { return Ok(None) };
                 let sealer = Arc::clone(sealer);
-                let front = RedisFront::start(&self.name, config, sealer, queue)
-                    .map_err(|problems| BuildError::Invalid { cache: self.name.clone(), problems })?;
+                let front =
+                    RedisFront::start(&self.name, config, sealer, queue).map_err(|problems| {
+                        BuildError::Invalid { cache: self.name.clone(), problems }
+                    })?;
                 Ok(Some(Box::new(front)))
             }
             _ => Ok(None),

@@ -3,12 +3,18 @@
 //! A look-up goes down, memory first, and a value that it finds comes up into memory with the time
 //! that it has left to live. A write goes into memory at once and is queued for the tiers below, or
 //! goes there when memory pushes it out, as the builder says. How a slow value and a quick write of
-//! the same key are kept apart stands in [`inflight`](crate::inflight).
+//! the same key are kept apart, and which locks there are, stands in [`inflight`](crate::inflight).
+//!
+//! Every write of a key happens under the lock of its shard there, memory and queues in one. An
+//! eviction is the one thing that happens to a key without it; where evictions write
+//! ([`WritePolicy::OnEviction`]), memory is changed before the queues are, so that an eviction of the
+//! older value has been queued by then.
 
 use std::error::Error;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -18,8 +24,8 @@ use crate::builder::CacheBuilder;
 use crate::clock::{Clock, Millis, NEVER, millis};
 use crate::error::LoadError;
 use crate::inflight::{InFlight, Role, Ticket};
-use crate::lower::{Found, Item, LowerTier, Tier, Write};
-use crate::memory::{Entry, MemoryTier, Victims};
+use crate::lower::{Found, Item, LowerTier, Room, Tier, Write};
+use crate::memory::{Entry, MemoryTier, Outgoing};
 use crate::stats::{CacheStats, Counter};
 use crate::sweeper::Sweep;
 
@@ -101,29 +107,64 @@ impl<V> From<V> for Loaded<V> {
     }
 }
 
-/// The tiers below memory, in reading order. Memory's victims go here too, so it stands apart.
-pub(crate) struct LowerTiers<K, V>(pub(crate) Vec<Box<dyn LowerTier<K, V>>>);
+/// The tiers below memory, in reading order. Memory's evictions go here too, so it stands apart.
+pub(crate) struct LowerTiers<K, V> {
+    pub(crate) tiers: Vec<Box<dyn LowerTier<K, V>>>,
+    /// How many calls are clearing the whole cache: until they are done, no eviction is written, since
+    /// it could bring an entry from before the clear into a tier that is empty already.
+    clearing: AtomicUsize,
+}
+
+/// While this lives, no eviction begins to be written.
+struct Clearing<'a>(&'a AtomicUsize);
+
+impl Drop for Clearing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
 
 impl<K, V> LowerTiers<K, V> {
-    fn push(&self, key: &K, write: &Write<V>) {
-        for tier in &self.0 {
-            tier.push(key, write.clone());
+    pub(crate) fn new(tiers: Vec<Box<dyn LowerTier<K, V>>>) -> Self {
+        Self { tiers, clearing: AtomicUsize::new(0) }
+    }
+
+    fn push(&self, key: &K, write: &Write<V>, dropped: &mut Vec<Write<V>>) {
+        for tier in &self.tiers {
+            tier.push(key, write.clone(), dropped);
         }
+    }
+
+    /// Keeps evictions from being written. Those that have begun are done when the caller has locked
+    /// every shard of memory once.
+    fn begin_clearing(&self) -> Clearing<'_> {
+        self.clearing.fetch_add(1, Ordering::Relaxed);
+        Clearing(&self.clearing)
     }
 }
 
 impl<K, V: Clone> LowerTiers<K, V> {
     /// Writes an entry that memory gives up to each tier that does not hold it yet.
-    pub(crate) fn demote(&self, key: &K, entry: &Entry<V>, clock: &Clock, weighs_bytes: bool) {
-        if entry.expires_at <= clock.now() {
+    pub(crate) fn demote(
+        &self,
+        key: &K,
+        entry: &Entry<V>,
+        clock: &Clock,
+        weighs_bytes: bool,
+        dropped: &mut Vec<Write<V>>,
+    ) {
+        // Relaxed: the lock of the entry's shard stands between this and `begin_clearing`.
+        let is_clearing = self.clearing.load(Ordering::Relaxed) > 0;
+        if is_clearing || entry.expires_at <= clock.now() {
             return;
         }
-        let wanting = self.0.iter().filter(|tier| !(entry.stored_below && tier.holds(key)));
+        let wanting = self.tiers.iter().filter(|tier| !(entry.stored_below && tier.holds(key)));
         let mut write = None;
         for tier in wanting {
             let write = write.get_or_insert_with(|| write_of(entry, clock, weighs_bytes));
-            tier.push(key, write.clone());
+            tier.push(key, write.clone(), dropped);
         }
+        dropped.extend(write);
     }
 }
 
@@ -133,10 +174,11 @@ fn write_of<V: Clone>(entry: &Entry<V>, clock: &Clock, weighs_bytes: bool) -> Wr
     Write::Put(Arc::new(Item::new(entry.value.clone(), entry.expires_at, expires_unix_ms, weight)))
 }
 
-impl<K, V> Drop for LowerTiers<K, V> {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|tier| tier.start_close());
-    }
+/// An entry that is ready to be stored: whatever of it calls a user's code has been done.
+struct Prepared<V> {
+    entry: Entry<V>,
+    /// For the tiers below, if there are any.
+    write: Option<Write<V>>,
 }
 
 pub(crate) struct Inner<K, V> {
@@ -220,11 +262,15 @@ where
         if let Some(value) = inner.memory.get(key) {
             return Some(value);
         }
-        if inner.lower.0.is_empty() {
+        if inner.lower.tiers.is_empty() {
             return None;
         }
         let ticket = inner.inflight.ticket(key);
-        inner.get_below(key, &ticket).await
+        match inner.memory.peek_alive(key) {
+            // It came between the first look and the ticket.
+            Some(value) => Some(value),
+            None => inner.get_below(key, &ticket).await,
+        }
     }
 
     /// Returns the values of several keys, in the order asked; each tier is asked once.
@@ -235,14 +281,18 @@ where
     pub async fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
         let inner = &*self.inner;
         let mut values: Vec<_> = keys.iter().map(|key| inner.memory.get(key)).collect();
-        if inner.lower.0.is_empty() {
+        if inner.lower.tiers.is_empty() {
             return values;
         }
-        let mut missing: Vec<_> = (0..keys.len())
-            .filter(|&at| values[at].is_none())
-            .map(|at| (at, inner.inflight.ticket(&keys[at])))
-            .collect();
-        for tier in &inner.lower.0 {
+        let mut missing = Vec::new();
+        for (at, value) in values.iter_mut().enumerate().filter(|(_, value)| value.is_none()) {
+            let ticket = inner.inflight.ticket(&keys[at]);
+            *value = inner.memory.peek_alive(&keys[at]);
+            if value.is_none() {
+                missing.push((at, ticket));
+            }
+        }
+        for tier in &inner.lower.tiers {
             if missing.is_empty() {
                 break;
             }
@@ -251,7 +301,7 @@ where
             let mut found = found.into_iter();
             missing.retain(|(at, ticket)| {
                 let Some(found) = found.next().flatten() else { return true };
-                values[*at] = Some(inner.promote(&keys[*at], found, ticket));
+                values[*at] = Some(inner.promote(found, ticket));
                 false
             });
         }
@@ -272,15 +322,18 @@ where
     }
 
     /// Puts a value in, with options for this entry alone.
+    ///
+    /// A time to live of less than a millisecond counts as zero and removes the key.
     pub fn insert_with(&self, key: K, value: V, options: InsertOptions) {
         let inner = &*self.inner;
         let Some(expires_at) = inner.deadline(options) else {
             self.remove_now(&key);
             return;
         };
-        let mut victims = Victims::default();
+        let mut out = Outgoing::default();
+        let Prepared { entry, write } = inner.prepare(&key, value, expires_at);
         let locked = inner.inflight.overtake(&key);
-        inner.store(key, value, expires_at, &mut victims);
+        inner.store(key, entry, write.as_ref(), &mut out);
         locked.release();
     }
 
@@ -288,7 +341,8 @@ where
     ///
     /// However many calls ask for one key at once, one loader runs; the others wait for its value, or
     /// get its error. Errors are not kept: the next call loads again. A value whose key is written
-    /// while it is being loaded is returned, but not kept.
+    /// while it is being loaded is returned, but not kept. A loader must not ask the same cache for
+    /// its own key: it would wait for itself.
     ///
     /// # Errors
     ///
@@ -350,7 +404,7 @@ where
         };
         let result = match found {
             Some(value) => Ok(value),
-            None => inner.load(key, &ticket, loader).await,
+            None => inner.load(&ticket, loader).await,
         };
         // Whoever waits gets this; if nobody does, there is nobody to tell.
         let _ = publish.send(Some(result.clone()));
@@ -364,7 +418,7 @@ where
     #[must_use = "a reservation that is dropped stores nothing"]
     pub fn reserve(&self, key: &K) -> Reservation<K, V> {
         let ticket = self.inner.inflight.ticket(key);
-        Reservation { inner: Arc::clone(&self.inner), ticket, key: key.clone() }
+        Reservation { inner: Arc::clone(&self.inner), ticket }
     }
 
     /// Removes a key from every tier.
@@ -381,27 +435,39 @@ where
 
     fn remove_now(&self, key: &K) {
         let inner = &*self.inner;
+        let mut out = Outgoing::default();
         let locked = inner.inflight.overtake(key);
-        let removed = inner.memory.remove(key);
-        inner.lower.push(key, &Write::Remove);
+        inner.memory.remove(key, &mut out);
+        inner.lower.push(key, &Write::Remove, &mut out.writes);
         locked.release();
-        drop(removed);
     }
 
     /// Empties one tier, or all of them with `None`.
     ///
-    /// Entries written before the call are not read again from that tier. In Redis the whole
-    /// namespace is replaced at once, for other machines within about a second.
+    /// Entries written before the call are not read again from that tier, nor is a value kept whose
+    /// load began before. In Redis the whole namespace is replaced at once, for other machines within
+    /// about a second. What is written meanwhile may be lost.
     ///
     /// # Cancel safety
     ///
     /// When dropped, some tiers may be empty and others not.
+    ///
+    /// # Cost
+    ///
+    /// Memory is emptied on the calling thread, an entry at a time: some 100 ns for each.
     pub async fn clear(&self, tier: impl Into<Option<Tier>>) {
         let inner = &*self.inner;
         let which = tier.into();
         let wanted = |tier| which.is_none() || which == Some(tier);
-        join_all(inner.lower.0.iter().filter(|it| wanted(it.tier())).map(|it| it.clear())).await;
-        // Only now: a value that is read below while that tier is still full must not come up later.
+        // A value on its way here must not reach a tier that has just been emptied.
+        inner.inflight.overtake_all();
+        let clearing = which.is_none().then(|| inner.lower.begin_clearing());
+        if clearing.is_some() {
+            inner.memory.clear();
+        }
+        let tiers = inner.lower.tiers.iter().filter(|it| wanted(it.tier()));
+        join_all(tiers.map(|it| it.clear())).await;
+        // Again: values were read below and brought up while those tiers were still full.
         inner.inflight.overtake_all();
         if wanted(Tier::Memory) {
             inner.memory.clear();
@@ -409,10 +475,14 @@ where
     }
 
     /// Removes entries past their time from memory and disk, and tells how many; Redis does it itself.
+    ///
+    /// # Cost
+    ///
+    /// Looks at every entry in memory on the calling thread, with one shard locked at a time.
     pub async fn remove_expired(&self) -> u64 {
         let inner = &*self.inner;
         let mut removed = inner.memory.remove_expired();
-        for tier in &inner.lower.0 {
+        for tier in &inner.lower.tiers {
             removed += tier.remove_expired().await;
         }
         removed
@@ -427,22 +497,26 @@ where
     ///
     /// May be dropped; the writes go on.
     pub async fn flush(&self) {
-        join_all(self.inner.lower.0.iter().map(|tier| tier.flush())).await;
+        join_all(self.inner.lower.tiers.iter().map(|tier| tier.flush())).await;
     }
 
     /// Writes down what has to be, then stops every thread and task of the cache.
     ///
-    /// Other handles still see the entries in memory. The disk tier's directory is free afterwards.
+    /// The disk tier's directory is free afterwards. Handles may still be used, and find what is in
+    /// memory, but the tiers below are gone for them: a write or a removal that comes after the call
+    /// is not written down, and the next cache over the same tiers finds what was there before. So
+    /// stop writing first.
     ///
     /// # Cancel safety
     ///
-    /// May be dropped; what has begun goes on in the background.
+    /// May be dropped: tiers that have begun to close go on in the background. Those that have not are
+    /// closed by another call, or with the last handle.
     pub async fn close(&self) {
         let inner = &*self.inner;
         if inner.write_policy == WritePolicy::OnEviction {
-            inner.memory.for_each_alive(|key, entry| inner.lower.demote(key, entry, &inner.clock, inner.weighs_bytes));
+            inner.write_all_down().await;
         }
-        join_all(inner.lower.0.iter().map(|tier| tier.close())).await;
+        join_all(inner.lower.tiers.iter().map(|tier| tier.close())).await;
     }
 
     /// Returns what the cache has done and holds.
@@ -461,9 +535,10 @@ where
             load_time: Duration::from_nanos(counters.load_nanos.get()),
             coalesced: counters.coalesced.get(),
             superseded: counters.superseded.get(),
+            in_flight: inner.inflight.len() as u64,
             ..CacheStats::default()
         };
-        for tier in &inner.lower.0 {
+        for tier in &inner.lower.tiers {
             match tier.tier() {
                 Tier::Redis => stats.redis = Some(tier.stats()),
                 Tier::Disk => stats.disk = Some(tier.stats()),
@@ -478,7 +553,6 @@ where
 pub struct Reservation<K: Hash + Eq, V> {
     inner: Arc<Inner<K, V>>,
     ticket: Ticket<K, V>,
-    key: K,
 }
 
 impl<K: Hash + Eq, V> fmt::Debug for Reservation<K, V> {
@@ -494,9 +568,10 @@ where
 {
     /// Stores the value, unless its key was inserted, removed or cleared since the reservation.
     ///
-    /// Tells whether it was stored. Works as [`Cache::insert_with`] otherwise.
+    /// Tells whether it was stored: one with a time to live of zero is not, and leaves the key as it
+    /// is.
     pub fn insert(&self, value: V, options: InsertOptions) -> bool {
-        self.inner.store_unless_overtaken(&self.ticket, self.key.clone(), value, options)
+        self.inner.store_unless_overtaken(&self.ticket, value, options)
     }
 
     /// Tells whether the key was not inserted, removed or cleared since the reservation.
@@ -520,33 +595,51 @@ where
         }
     }
 
-    /// Stores a new value in memory and queues it for the tiers below; the key's shard is locked.
-    fn store(&self, key: K, value: V, expires_at: Millis, victims: &mut Victims<K, V>) {
+    /// Makes an entry of a new value. This calls the user's weigher and clones, so no lock is held.
+    fn prepare(&self, key: &K, value: V, expires_at: Millis) -> Prepared<V> {
         let through = self.write_policy == WritePolicy::Through;
-        let entry = self.memory.entry(&key, value, expires_at, through);
-        if !self.lower.0.is_empty() {
+        let entry = self.memory.entry(key, value, expires_at, through);
+        let write = (!self.lower.tiers.is_empty()).then(|| {
             // A value that stays in memory must not leave an older one below: that one would come
             // back when this one expires first.
             let stays = !through && self.memory.admits(&entry);
-            let write = match stays {
-                true => Write::Remove,
-                false => write_of(&entry, &self.clock, self.weighs_bytes),
-            };
-            self.lower.push(&key, &write);
+            if stays { Write::Remove } else { write_of(&entry, &self.clock, self.weighs_bytes) }
+        });
+        Prepared { entry, write }
+    }
+
+    /// Stores a new value in memory and queues it for the tiers below; the key's shard is locked.
+    fn store(&self, key: K, entry: Entry<V>, write: Option<&Write<V>>, out: &mut Outgoing<K, V>) {
+        let Some(write) = write else { return self.memory.insert(key, entry, out) };
+        if self.write_policy == WritePolicy::Through {
+            self.lower.push(&key, write, &mut out.writes);
+            return self.memory.insert(key, entry, out);
         }
-        self.memory.insert(key, entry, victims);
+        // Memory first: once the older value has left it, its eviction cannot be queued after this.
+        let below = key.clone();
+        self.memory.insert(key, entry, out);
+        // A value that outgrew its shard's room when it replaced a lighter one is queued already.
+        if !out.has_evicted(&below) {
+            self.lower.push(&below, write, &mut out.writes);
+        }
     }
 
     fn store_unless_overtaken(
         &self,
         ticket: &Ticket<K, V>,
-        key: K,
         value: V,
         options: InsertOptions,
     ) -> bool {
         let Some(expires_at) = self.deadline(options) else { return false };
-        let mut victims = Victims::default();
-        let kept = ticket.redeem(|| self.store(key, value, expires_at, &mut victims));
+        let mut out = Outgoing::default();
+        let key = ticket.key().clone();
+        let Prepared { entry, write } = self.prepare(&key, value, expires_at);
+        let mut entry = Some((key, entry));
+        let kept = ticket.redeem(|| {
+            if let Some((key, entry)) = entry.take() {
+                self.store(key, entry, write.as_ref(), &mut out);
+            }
+        });
         if !kept {
             self.counters.superseded.increment();
         }
@@ -554,21 +647,25 @@ where
     }
 
     async fn get_below(&self, key: &K, ticket: &Ticket<K, V>) -> Option<V> {
-        for tier in &self.lower.0 {
+        for tier in &self.lower.tiers {
             if let Some(found) = tier.get(key).await {
-                return Some(self.promote(key, found, ticket));
+                return Some(self.promote(found, ticket));
             }
         }
         None
     }
 
     /// Brings a value up into memory, with the time that it has left.
-    fn promote(&self, key: &K, found: Found<V>, ticket: &Ticket<K, V>) -> V {
+    fn promote(&self, found: Found<V>, ticket: &Ticket<K, V>) -> V {
         let Found { value, expires_at } = found;
-        let mut victims = Victims::default();
+        let mut out = Outgoing::default();
+        let key = ticket.key().clone();
+        let entry = self.memory.entry(&key, value.clone(), expires_at, true);
+        let mut entry = Some((key, entry));
         let kept = ticket.redeem(|| {
-            let entry = self.memory.entry(key, value.clone(), expires_at, true);
-            self.memory.insert(key.clone(), entry, &mut victims);
+            if let Some((key, entry)) = entry.take() {
+                self.memory.insert(key, entry, &mut out);
+            }
         });
         if !kept {
             self.counters.superseded.increment();
@@ -576,12 +673,33 @@ where
         value
     }
 
-    async fn load<F, Fut, R, E>(
-        &self,
-        key: &K,
-        ticket: &Ticket<K, V>,
-        loader: F,
-    ) -> Result<V, LoadError>
+    /// Queues everything in memory for the tiers below, waiting for room in their queues.
+    async fn write_all_down(&self) {
+        for (key, weight) in self.memory.keys() {
+            let weight = if self.weighs_bytes { weight } else { 0 };
+            let mut any_open = false;
+            for tier in &self.lower.tiers {
+                let room = tier.room(weight);
+                if room == Room::Full {
+                    tier.flush().await;
+                }
+                any_open |= room != Room::Closed;
+            }
+            if !any_open {
+                return;
+            }
+            // Looked up again under the lock: it may have been written or removed meanwhile.
+            let mut dropped = Vec::new();
+            let locked = self.inflight.lock(&key);
+            let entry = self.memory.entry_of(&key);
+            if let Some(entry) = &entry {
+                self.lower.demote(&key, entry, &self.clock, self.weighs_bytes, &mut dropped);
+            }
+            locked.release();
+        }
+    }
+
+    async fn load<F, Fut, R, E>(&self, ticket: &Ticket<K, V>, loader: F) -> Result<V, LoadError>
     where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<R, E>> + Send,
@@ -590,7 +708,9 @@ where
     {
         let started = Instant::now();
         let loaded = loader().await;
-        self.counters.load_nanos.add(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        self.counters
+            .load_nanos
+            .add(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
         let Loaded { value, options } = match loaded {
             Ok(loaded) => loaded.into(),
             Err(error) => {
@@ -599,7 +719,7 @@ where
             }
         };
         self.counters.loads.increment();
-        self.store_unless_overtaken(ticket, key.clone(), value.clone(), options);
+        self.store_unless_overtaken(ticket, value.clone(), options);
         Ok(value)
     }
 }

@@ -74,9 +74,7 @@ impl Clock {
     /// Milliseconds since the Unix epoch.
     pub(crate) fn unix_now(&self) -> u64 {
         match &self.0 {
-            Source::Machine => {
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
-            }
+            Source::Machine => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
             Source::Manual(now) => now.load(Ordering::Relaxed),
         }
     }

@@ -146,6 +146,13 @@ pub(crate) fn open<'a>(
     Ok(Opened { value, expires_unix_ms })
 }
 
+/// The length that a value says it has before compression, unverified; zero if it says nothing.
+#[cfg(feature = "redis")]
+pub(crate) fn raw_len(sealed: &[u8]) -> usize {
+    let field = sealed.get(24..28).and_then(|bytes| bytes.try_into().ok());
+    field.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize)
+}
+
 // A context costs more than a small value does, so each thread keeps its own.
 thread_local! {
     static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
@@ -192,8 +199,16 @@ mod tests {
     fn text_above_the_floor_is_stored_smaller_and_noise_as_it_is() {
         assert!(sealed(&text(5_000)).len() < 500);
         assert_eq!(sealed(&text(99)).len(), HEADER + KEY.len() + 99 + CHECKSUM);
-        let noise: Vec<u8> = (0..5_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let noise: Vec<u8> =
+            (0..5_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         assert!(sealed(&noise).len() <= HEADER + KEY.len() + noise.len() + CHECKSUM);
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn an_envelope_tells_how_much_it_unpacks_to() {
+        assert_eq!(raw_len(&sealed(&text(5_000))), 5_000);
+        assert_eq!(raw_len(b"short"), 0);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub enum BuildError {
         source: crate::disk::OpenError,
     },
     /// The operating system refused a thread.
-    #[error("cache {cache:?}: a thread for the disk tier cannot be started")]
+    #[error("cache {cache:?}: a thread cannot be started")]
     Thread {
         /// The cache's name.
         cache: String,

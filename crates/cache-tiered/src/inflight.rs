@@ -14,14 +14,17 @@
 //! that began before. A leader that is dropped closes the channel without a word; its waiters wake,
 //! come back to the table, and the first of them leads with its own loader.
 //!
-//! Lock order in this crate: a shard here, then a shard of the memory tier, then a write queue. A
-//! shard's lock is held over memory operations only, never over I/O, an await or a user's loader.
+//! Lock order in this crate: a shard here, then a shard of the memory tier, then a write queue, then
+//! what is below. A lock is held over memory operations only, never over I/O, an await, a user's
+//! loader or weigher, or the drop of a value: whatever falls out of a structure is carried past the
+//! unlock first, so a value's `Drop` may call the cache. A key's `Hash`, `Eq` and `Clone`, and a value's
+//! `Clone`, do run under a lock, and may not.
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 use quick_cache::DefaultHashBuilder;
 use tokio::sync::watch;
@@ -33,13 +36,16 @@ const SHARDS: usize = 64;
 /// What a flight ends with; `None` while it is in the air.
 pub(crate) type Landing<V> = Option<Result<V, LoadError>>;
 
-pub(crate) struct Slot<V> {
+type Flight<V> = watch::Receiver<Landing<V>>;
+
+struct Slot<K, V> {
+    key: K,
     generation: u64,
     tickets: usize,
-    flight: Option<watch::Receiver<Landing<V>>>,
+    flight: Option<Flight<V>>,
 }
 
-type Slots<K, V> = HashMap<K, Slot<V>, DefaultHashBuilder>;
+type Slots<K, V> = HashTable<Slot<K, V>>;
 
 pub(crate) struct InFlight<K, V> {
     shards: Box<[CachePadded<Mutex<Slots<K, V>>>]>,
@@ -47,12 +53,17 @@ pub(crate) struct InFlight<K, V> {
 }
 
 /// A key's shard, locked: as long as this lives, no write and no fill of its keys happens elsewhere.
-pub(crate) struct Locked<'a, K, V>(MutexGuard<'a, Slots<K, V>>);
+pub(crate) struct Locked<'a, K, V> {
+    slots: MutexGuard<'a, Slots<K, V>>,
+    /// Declared after the guard, because it may hold the last of a value.
+    overtaken: Option<Flight<V>>,
+}
 
 /// The right to store a slow value, unless the key is written first.
 pub(crate) struct Ticket<K: Hash + Eq, V> {
     table: Arc<InFlight<K, V>>,
     key: K,
+    hash: u64,
     generation: u64,
 }
 
@@ -61,33 +72,40 @@ pub(crate) enum Role<K: Hash + Eq, V> {
     /// Loads, and publishes through the sender.
     Leader(Ticket<K, V>, watch::Sender<Landing<V>>),
     /// Waits for the leader.
-    Waiter(watch::Receiver<Landing<V>>),
+    Waiter(Flight<V>),
 }
 
-impl<K: Hash + Eq + Clone, V> InFlight<K, V> {
+impl<K: Hash + Eq, V> InFlight<K, V> {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            shards: (0..SHARDS).map(|_| CachePadded::default()).collect(),
+            shards: (0..SHARDS).map(|_| CachePadded::new(Mutex::new(HashTable::new()))).collect(),
             hasher: DefaultHashBuilder::default(),
         })
     }
 
-    fn shard(&self, key: &K) -> &Mutex<Slots<K, V>> {
-        // The top bits: the map below uses the others.
-        let hash = self.hasher.hash_one(key);
-        &self.shards[(hash >> 58) as usize % SHARDS]
+    fn shard(&self, hash: u64) -> &Mutex<Slots<K, V>> {
+        // The top bits but seven, which the table below uses; its bucket comes from the low ones.
+        &self.shards[(hash >> 51) as usize % SHARDS]
+    }
+
+    /// Locks the key's shard, and leaves what is under way alone.
+    pub(crate) fn lock(&self, key: &K) -> Locked<'_, K, V> {
+        let slots = self.shard(self.hasher.hash_one(key)).lock();
+        Locked { slots, overtaken: None }
     }
 
     /// Locks the key's shard for a write, and overtakes whatever is under way for the key.
     pub(crate) fn overtake(&self, key: &K) -> Locked<'_, K, V> {
-        let mut slots = self.shard(key).lock();
+        let hash = self.hasher.hash_one(key);
+        let mut slots = self.shard(hash).lock();
+        let mut overtaken = None;
         if !slots.is_empty()
-            && let Some(slot) = slots.get_mut(key)
+            && let Some(slot) = slots.find_mut(hash, |slot| slot.key == *key)
         {
             slot.generation += 1;
-            slot.flight = None;
+            overtaken = slot.flight.take();
         }
-        Locked(slots)
+        Locked { slots, overtaken }
     }
 
     /// Overtakes everything that is under way.
@@ -95,58 +113,76 @@ impl<K: Hash + Eq + Clone, V> InFlight<K, V> {
     /// When this returns, no value whose fetch began before is stored any more.
     pub(crate) fn overtake_all(&self) {
         for shard in &self.shards {
-            for slot in shard.lock().values_mut() {
+            let mut overtaken = Vec::new();
+            let mut slots = shard.lock();
+            for slot in slots.iter_mut() {
                 slot.generation += 1;
-                slot.flight = None;
+                overtaken.extend(slot.flight.take());
             }
+            drop(slots);
         }
     }
 
-    /// Takes a ticket for a key, to fetch it from a lower tier.
-    pub(crate) fn ticket(self: &Arc<Self>, key: &K) -> Ticket<K, V> {
-        let mut slots = self.shard(key).lock();
-        self.ticket_in(&mut slots, key)
-    }
-
-    /// Joins the key's flight, or starts one.
-    pub(crate) fn join(self: &Arc<Self>, key: &K) -> Role<K, V> {
-        let mut slots = self.shard(key).lock();
-        if let Some(Slot { flight: Some(flight), .. }) = slots.get(key)
-            && flight.has_changed().is_ok()
-        {
-            return Role::Waiter(flight.clone());
-        }
-        let ticket = self.ticket_in(&mut slots, key);
-        let (sender, receiver) = watch::channel(None);
-        if let Some(slot) = slots.get_mut(key) {
-            slot.flight = Some(receiver);
-        }
-        Role::Leader(ticket, sender)
-    }
-
-    fn ticket_in(self: &Arc<Self>, slots: &mut Slots<K, V>, key: &K) -> Ticket<K, V> {
-        let slot = slots.entry_ref(key).or_insert_with(|| Slot {
-            generation: 0,
-            tickets: 0,
-            flight: None,
-        });
-        slot.tickets += 1;
-        Ticket { table: Arc::clone(self), key: key.clone(), generation: slot.generation }
-    }
-
-    #[cfg(test)]
+    /// Keys on which something is under way.
     pub(crate) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 }
 
+impl<K: Hash + Eq + Clone, V> InFlight<K, V> {
+    /// Takes a ticket for a key, to fetch it from a lower tier.
+    pub(crate) fn ticket(self: &Arc<Self>, key: &K) -> Ticket<K, V> {
+        let hash = self.hasher.hash_one(key);
+        self.ticket_in(&mut self.shard(hash).lock(), key, hash).0
+    }
+
+    /// Joins the key's flight, or starts one.
+    pub(crate) fn join(self: &Arc<Self>, key: &K) -> Role<K, V> {
+        let hash = self.hasher.hash_one(key);
+        let mut slots = self.shard(hash).lock();
+        if let Some(Slot { flight: Some(flight), .. }) = slots.find(hash, |slot| slot.key == *key)
+            // An error means that its leader is gone.
+            && flight.has_changed().is_ok()
+        {
+            return Role::Waiter(flight.clone());
+        }
+        let (sender, receiver) = watch::channel(None);
+        let (ticket, slot) = self.ticket_in(&mut slots, key, hash);
+        let landed = slot.flight.replace(receiver);
+        drop(slots);
+        drop(landed);
+        Role::Leader(ticket, sender)
+    }
+
+    fn ticket_in<'a>(
+        self: &Arc<Self>,
+        slots: &'a mut Slots<K, V>,
+        key: &K,
+        hash: u64,
+    ) -> (Ticket<K, V>, &'a mut Slot<K, V>) {
+        // Cloned before anything is counted: a user's `Clone` may panic.
+        let ticket_key = key.clone();
+        let slot = slots
+            .entry(hash, |slot| slot.key == *key, |slot| self.hasher.hash_one(&slot.key))
+            .or_insert_with(|| Slot { key: key.clone(), generation: 0, tickets: 0, flight: None })
+            .into_mut();
+        slot.tickets += 1;
+        let generation = slot.generation;
+        (Ticket { table: Arc::clone(self), key: ticket_key, hash, generation }, slot)
+    }
+}
+
 impl<K: Hash + Eq, V> Ticket<K, V> {
+    pub(crate) fn key(&self) -> &K {
+        &self.key
+    }
+
     /// Runs `store` with the key's shard locked, unless the key has been written since the ticket
     /// was taken. Tells whether it ran.
     pub(crate) fn redeem(&self, store: impl FnOnce()) -> bool {
-        let hash = self.table.hasher.hash_one(&self.key);
-        let slots = self.table.shards[(hash >> 58) as usize % SHARDS].lock();
-        let current = slots.get(&self.key).is_some_and(|slot| slot.generation == self.generation);
+        let slots = self.table.shard(self.hash).lock();
+        let slot = slots.find(self.hash, |slot| slot.key == self.key);
+        let current = slot.is_some_and(|slot| slot.generation == self.generation);
         if current {
             store();
         }
@@ -156,21 +192,25 @@ impl<K: Hash + Eq, V> Ticket<K, V> {
 
 impl<K: Hash + Eq, V> Drop for Ticket<K, V> {
     fn drop(&mut self) {
-        let hash = self.table.hasher.hash_one(&self.key);
-        let mut slots = self.table.shards[(hash >> 58) as usize % SHARDS].lock();
-        if let Some(slot) = slots.get_mut(&self.key) {
-            slot.tickets -= 1;
-            if slot.tickets == 0 {
-                slots.remove(&self.key);
+        let mut slots = self.table.shard(self.hash).lock();
+        let mut last = None;
+        if let Ok(mut entry) = slots.find_entry(self.hash, |slot| slot.key == self.key) {
+            entry.get_mut().tickets -= 1;
+            if entry.get().tickets == 0 {
+                last = Some(entry.remove().0);
             }
         }
+        drop(slots);
+        // The slot may hold a flight's landing, and that the last of a value.
+        drop(last);
     }
 }
 
 impl<K, V> Locked<'_, K, V> {
     /// Ends the exclusive section.
     pub(crate) fn release(self) {
-        drop(self.0);
+        drop(self.slots);
+        drop(self.overtaken);
     }
 }
 

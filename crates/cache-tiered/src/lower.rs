@@ -92,6 +92,17 @@ impl<V> Write<V> {
     }
 }
 
+/// Whether a tier's queue takes another put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "lower"), expect(dead_code, reason = "no tier to write to"))]
+pub(crate) enum Room {
+    Free,
+    /// Not before the queue has been worked off.
+    Full,
+    /// Never again: the tier is closed.
+    Closed,
+}
+
 /// A value that a lower tier had, and its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found<V> {
@@ -107,7 +118,13 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
     fn tier(&self) -> Tier;
 
     /// Queues a write; what this tier held for the key is not read again, whatever becomes of it.
-    fn push(&self, key: &K, write: Write<V>);
+    ///
+    /// Called under locks. The caller keeps a clone of `write`; a write that this one replaced is
+    /// handed back in `dropped`.
+    fn push(&self, key: &K, write: Write<V>, dropped: &mut Vec<Write<V>>);
+
+    /// Whether a put of this weight would be queued now.
+    fn room(&self, weight: u64) -> Room;
 
     /// Whether the tier still holds what it was given for the key, as far as it can tell without I/O.
     fn holds(&self, key: &K) -> bool;
@@ -128,10 +145,9 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
     fn flush(&self) -> BoxFuture<'_, ()>;
 
     /// Finishes the queue and lets go of files, connections, threads and tasks.
+    ///
+    /// Dropping the tier begins the same and does not wait for it.
     fn close(&self) -> BoxFuture<'_, ()>;
-
-    /// Does what `close` does, without waiting for it.
-    fn start_close(&self);
 
     fn stats(&self) -> TierStats;
 }
@@ -179,14 +195,16 @@ mod sealing {
             item.sealed
                 .get_or_init(|| {
                     let mut value = Vec::new();
-                    let encoded =
-                        catch_unwind(AssertUnwindSafe(|| self.codec.encode(&item.value, &mut value)));
+                    let encoded = catch_unwind(AssertUnwindSafe(|| {
+                        self.codec.encode(&item.value, &mut value)
+                    }));
                     if !matches!(encoded, Ok(Ok(()))) {
                         return None;
                     }
                     let format = self.format();
                     let expiry = item.expires_unix_ms;
-                    envelope::seal(format, key, &value, expiry, self.compress_above).map(Bytes::from)
+                    envelope::seal(format, key, &value, expiry, self.compress_above)
+                        .map(Bytes::from)
                 })
                 .clone()
         }
@@ -207,6 +225,12 @@ mod sealing {
                 }
                 _ => Opening::Corrupt,
             }
+        }
+
+        /// How many bytes opening an envelope has to go through.
+        #[cfg(feature = "redis")]
+        pub(crate) fn opening_bytes(&self, sealed: &[u8]) -> usize {
+            sealed.len().max(envelope::raw_len(sealed))
         }
 
         fn format(&self) -> Format {

@@ -3,16 +3,19 @@
 //!
 //! An entry carries its deadline and its weight; the weight is computed once, when the entry comes
 //! in. An entry past its deadline is a miss and leaves on the look-up that finds it; the sweeper takes
-//! those that nobody looks up. Victims are handed back to the caller, who drops them (and tells the
-//! lower tiers about them) after the shard's lock is gone.
+//! those that nobody looks up. Whatever leaves, by any way, is handed to the caller as [`Outgoing`],
+//! who drops it after the locks are gone. Only the news of an eviction goes to the lower tiers under
+//! the shard's lock.
 
-use std::hash::{BuildHasher, Hash};
+use std::cell::RefCell;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, OptionsBuilder, Weighter, sync};
 
 use crate::clock::{Clock, Millis, NEVER};
+use crate::lower::Write;
 use crate::stats::{Counter, Evictions, TierStats};
 
 /// A value in memory with what decides about its life.
@@ -27,66 +30,83 @@ pub(crate) struct Entry<V> {
     touched: Option<Arc<AtomicU64>>,
 }
 
-/// Entries that an operation replaced or pushed out, to be dropped once no lock is held.
+/// What an operation took out of the cache, to be dropped once no lock is held.
 #[derive(Debug)]
-pub(crate) struct Victims<K, V> {
-    first: Option<(K, Entry<V>)>,
-    rest: Vec<(K, Entry<V>)>,
-    /// Hash of the key that is being inserted: quick_cache reports a replaced entry as evicted.
-    inserting: Option<u64>,
+pub(crate) struct Outgoing<K, V> {
+    first: Option<Left<K, V>>,
+    rest: Vec<Left<K, V>>,
+    /// Writes that newer ones replaced in the queues below.
+    pub(crate) writes: Vec<Write<V>>,
+    /// quick_cache announces a real eviction, and no replacement, just before it reports it.
+    evicting: bool,
 }
 
-impl<K, V> Default for Victims<K, V> {
+/// An entry that left.
+#[derive(Debug)]
+struct Left<K, V> {
+    key: K,
+    #[expect(dead_code, reason = "kept for its drop")]
+    entry: Entry<V>,
+    evicted: bool,
+}
+
+impl<K, V> Default for Outgoing<K, V> {
     fn default() -> Self {
-        Self { first: None, rest: Vec::new(), inserting: None }
+        Self { first: None, rest: Vec::new(), writes: Vec::new(), evicting: false }
     }
 }
 
-impl<K, V> Victims<K, V> {
-    fn push(&mut self, key: K, entry: Entry<V>) {
-        if self.first.is_none() {
-            self.first = Some((key, entry));
-        } else {
-            self.rest.push((key, entry));
+impl<K, V> Outgoing<K, V> {
+    fn push(&mut self, key: K, entry: Entry<V>, evicted: bool) {
+        let left = Left { key, entry, evicted };
+        match &mut self.first {
+            first @ None => *first = Some(left),
+            Some(_) => self.rest.push(left),
         }
+    }
+
+    /// Whether the key is among those that were pushed out for want of room.
+    pub(crate) fn has_evicted(&self, key: &K) -> bool
+    where
+        K: Eq,
+    {
+        self.first.iter().chain(&self.rest).any(|left| left.evicted && left.key == *key)
     }
 }
 
 /// Receives each entry that capacity pushes out, under the lock of its shard.
 ///
 /// Under the lock, because only there is the order against a later `remove` of the same key certain.
-/// It must be quick and must not call the cache.
-pub(crate) type Demote<K, V> = Arc<dyn Fn(&K, &Entry<V>) + Send + Sync>;
+/// It must be quick and must not call the cache. What it has to drop goes into the list.
+pub(crate) type Demote<K, V> = Arc<dyn Fn(&K, &Entry<V>, &mut Vec<Write<V>>) + Send + Sync>;
 
 struct OnEvict<K, V> {
     demote: Option<Demote<K, V>>,
     evicted: Arc<Counter>,
-    hasher: DefaultHashBuilder,
 }
 
 impl<K, V> Clone for OnEvict<K, V> {
     fn clone(&self) -> Self {
-        Self {
-            demote: self.demote.clone(),
-            evicted: Arc::clone(&self.evicted),
-            hasher: self.hasher.clone(),
-        }
+        Self { demote: self.demote.clone(), evicted: Arc::clone(&self.evicted) }
     }
 }
 
-impl<K: Hash, V> Lifecycle<K, Entry<V>> for OnEvict<K, V> {
-    type RequestState = Victims<K, V>;
+impl<K, V> Lifecycle<K, Entry<V>> for OnEvict<K, V> {
+    type RequestState = Outgoing<K, V>;
 
-    fn on_evict(&self, victims: &mut Victims<K, V>, key: K, entry: Entry<V>) {
-        // What has another hash is another key. Two keys of one hash would cost an entry its way
-        // down, once in 2^64 evictions.
-        if victims.inserting != Some(self.hasher.hash_one(&key)) {
+    fn before_evict(&self, out: &mut Outgoing<K, V>, _: &K, _: &mut Entry<V>) {
+        out.evicting = true;
+    }
+
+    fn on_evict(&self, out: &mut Outgoing<K, V>, key: K, entry: Entry<V>) {
+        let evicted = std::mem::take(&mut out.evicting);
+        if evicted {
             self.evicted.increment();
             if let Some(demote) = &self.demote {
-                demote(&key, &entry);
+                demote(&key, &entry, &mut out.writes);
             }
         }
-        victims.push(key, entry);
+        out.push(key, entry, evicted);
     }
 }
 
@@ -107,7 +127,6 @@ pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
 
 pub(crate) struct MemoryTier<K, V> {
     cache: sync::Cache<K, Entry<V>, ByStoredWeight, DefaultHashBuilder, OnEvict<K, V>>,
-    hasher: DefaultHashBuilder,
     /// The heaviest entry that is let in.
     max_weight: u64,
     weigher: Option<Weigher<K, V>>,
@@ -143,19 +162,17 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
             .hot_allocation(HOT_SHARE)
             .build()
             .expect("both capacities are given");
-        let hasher = DefaultHashBuilder::default();
-        let on_evict = OnEvict {
-            demote: options.demote,
-            evicted: Arc::clone(&evicted),
-            hasher: hasher.clone(),
-        };
-        let cache =
-            sync::Cache::with_options(quick, ByStoredWeight, hasher.clone(), on_evict);
-        // What is heavier, quick_cache would refuse.
+        let on_evict = OnEvict { demote: options.demote, evicted: Arc::clone(&evicted) };
+        let cache = sync::Cache::with_options(
+            quick,
+            ByStoredWeight,
+            DefaultHashBuilder::default(),
+            on_evict,
+        );
+        // What is heavier, quick_cache would refuse, and announce like an eviction.
         let max_weight = (cache.shard_capacity() as f64 * HOT_SHARE) as u64;
         Self {
             max_weight: max_weight.max(1),
-            hasher,
             cache,
             weigher: options.weigher,
             time_to_idle: options.time_to_idle,
@@ -178,7 +195,11 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let value = self.peek_alive(key);
-        if value.is_some() { self.hits.increment() } else { self.misses.increment() }
+        if value.is_some() {
+            self.hits.increment()
+        } else {
+            self.misses.increment()
+        }
         value
     }
 
@@ -217,7 +238,13 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
 
     /// Makes an entry, with its weight and its idle stamp. A weight of zero counts as one, because
     /// nothing would ever push out an entry that weighs nothing.
-    pub(crate) fn entry(&self, key: &K, value: V, expires_at: Millis, stored_below: bool) -> Entry<V> {
+    pub(crate) fn entry(
+        &self,
+        key: &K,
+        value: V,
+        expires_at: Millis,
+        stored_below: bool,
+    ) -> Entry<V> {
         if expires_at != NEVER && !self.expires.load(Ordering::Relaxed) {
             // Relaxed: a sweep that misses this entry finds it the next time.
             self.expires.store(true, Ordering::Relaxed);
@@ -234,32 +261,34 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
 
     /// Puts an entry in. One that is too heavy is refused, and takes an older entry of its key along:
     /// after an insert, the old value is never seen again.
-    pub(crate) fn insert(&self, key: K, entry: Entry<V>, victims: &mut Victims<K, V>) {
+    pub(crate) fn insert(&self, key: K, entry: Entry<V>, out: &mut Outgoing<K, V>) {
         if self.admits(&entry) {
             self.writes.increment();
-            victims.inserting = Some(self.hasher.hash_one(&key));
-            self.cache.insert_with_lifecycle(key, entry, victims);
+            self.cache.insert_with_lifecycle(key, entry, out);
         } else {
             self.too_large.increment();
             if let Some((key, entry)) = self.cache.remove(&key) {
-                victims.push(key, entry);
+                out.push(key, entry, false);
             }
+            out.push(key, entry, false);
         }
     }
 
-    pub(crate) fn remove<Q>(&self, key: &Q) -> Option<(K, Entry<V>)>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-    {
-        let removed = self.cache.remove(key)?;
-        let alive = !self.is_dead(&removed.1, self.clock.now());
-        if alive { self.removed.increment() } else { self.expired.increment() }
-        alive.then_some(removed)
+    pub(crate) fn remove(&self, key: &K, out: &mut Outgoing<K, V>) {
+        if let Some((key, entry)) = self.cache.remove(key) {
+            let alive = !self.is_dead(&entry, self.clock.now());
+            if alive {
+                self.removed.increment()
+            } else {
+                self.expired.increment()
+            }
+            out.push(key, entry, false);
+        }
     }
 
+    /// Takes every entry out, one at a time, so that none is dropped under a lock.
     pub(crate) fn clear(&self) {
-        self.removed.add(self.cache.len() as u64);
-        self.cache.clear();
+        self.cache.drain().for_each(|_| self.removed.increment());
     }
 
     /// Takes out what is dead and tells how many entries that were.
@@ -268,25 +297,33 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
             return 0;
         }
         let now = self.clock.now();
-        let removed = AtomicU64::new(0);
-        self.cache.retain(|_, entry| {
-            let dead = self.is_dead(entry, now);
-            removed.fetch_add(u64::from(dead), Ordering::Relaxed);
-            !dead
+        // quick_cache would drop what it does not retain under its lock, so it only looks.
+        let dead = RefCell::new(Vec::new());
+        self.cache.retain(|key, entry| {
+            if self.is_dead(entry, now) {
+                dead.borrow_mut().push(key.clone());
+            }
+            true
         });
-        let removed = removed.into_inner();
+        let dead = dead.into_inner().into_iter();
+        let removed = dead.filter_map(|key| self.cache.remove_if(&key, |it| self.is_dead(it, now)));
+        let removed = removed.count() as u64;
         self.expired.add(removed);
         removed
     }
 
-    /// Shows every entry that is alive, without a lock held.
-    pub(crate) fn for_each_alive(&self, mut show: impl FnMut(&K, &Entry<V>)) {
-        let now = self.clock.now();
-        for (key, entry) in self.cache.iter() {
-            if !self.is_dead(&entry, now) {
-                show(&key, &entry);
-            }
-        }
+    /// The entry, if it is here and alive, without counting as a use.
+    pub(crate) fn entry_of(&self, key: &K) -> Option<Entry<V>> {
+        self.cache.peek(key).filter(|entry| !self.is_dead(entry, self.clock.now()))
+    }
+
+    /// Every key and weight. Entries that come or go meanwhile may be seen or not.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (K, u64)> + Send + '_
+    where
+        K: Send + Sync,
+        V: Send + Sync,
+    {
+        self.cache.iter().map(|(key, entry)| (key, entry.weight))
     }
 
     pub(crate) fn stats(&self) -> TierStats {

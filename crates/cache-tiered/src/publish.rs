@@ -21,6 +21,7 @@ pub struct Publisher<K, V> {
     load_seconds: Gauge,
     coalesced: Counter,
     superseded: Counter,
+    in_flight: Gauge,
 }
 
 #[derive(Debug)]
@@ -92,11 +93,8 @@ where
         describe();
         let stats = cache.stats();
         let name = cache.name().to_owned();
-        let tiers = [
-            Some(Tier::Memory),
-            stats.redis.map(|_| Tier::Redis),
-            stats.disk.map(|_| Tier::Disk),
-        ];
+        let tiers =
+            [Some(Tier::Memory), stats.redis.map(|_| Tier::Redis), stats.disk.map(|_| Tier::Disk)];
         let tiers = tiers.into_iter().flatten().map(|tier| TierMetrics::new(&name, tier)).collect();
         let labels = [("cache", name)];
         let loads = |status: &str| {
@@ -110,6 +108,7 @@ where
             load_seconds: gauge!("cache_load_seconds", &labels),
             coalesced: counter!("cache_coalesced_total", &labels),
             superseded: counter!("cache_superseded_total", &labels),
+            in_flight: gauge!("cache_in_flight", &labels),
             cache,
         }
     }
@@ -132,6 +131,7 @@ where
         self.load_seconds.set(stats.load_time.as_secs_f64());
         self.coalesced.absolute(stats.coalesced);
         self.superseded.absolute(stats.superseded);
+        self.in_flight.set(stats.in_flight as f64);
     }
 }
 
@@ -147,6 +147,7 @@ fn describe() {
     describe_counter!("cache_coalesced_total", "Calls that shared somebody else's load.");
     describe_counter!("cache_superseded_total", "Slow values not kept: their key was written.");
     describe_gauge!("cache_load_seconds", Unit::Seconds, "Time spent in loaders since the start.");
+    describe_gauge!("cache_in_flight", "Keys that are being loaded or looked up below memory.");
     describe_gauge!("cache_entries", "Entries that a tier holds.");
     describe_gauge!("cache_size_bytes", Unit::Bytes, "Bytes that a tier holds.");
     describe_gauge!("cache_capacity", "The bound of a tier: bytes, or entries if it counts those.");

@@ -114,6 +114,8 @@ pub struct CacheStats {
     pub coalesced: u64,
     /// Loads and promotions whose value was not kept, because the key was written meanwhile.
     pub superseded: u64,
+    /// Keys that are being loaded, reserved or looked up below memory at this moment.
+    pub in_flight: u64,
 }
 
 impl CacheStats {

@@ -1,10 +1,11 @@
 //! One thread for the whole process that takes expired entries out of memory tiers.
 //!
-//! Entries that nobody looks up any more would stay until capacity pushes them out. Each cache with a
-//! TTL or an idle time registers here; the thread visits it at its interval. It holds caches weakly,
-//! so a dropped cache is forgotten, and with the last one the thread ends. The next registration
-//! starts a new one.
+//! Entries that nobody looks up any more would stay until capacity pushes them out. Each cache
+//! registers here, and the thread visits it at its interval; one that never had an entry with an
+//! expiry costs nothing then. The thread holds caches weakly, so a dropped cache is forgotten, and
+//! about a second after the last one it ends. The next registration starts a new one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,10 @@ struct Targets {
     running: bool,
 }
 
-static SWEEPER: Sweeper =
-    Sweeper { targets: Mutex::new(Targets { registered: Vec::new(), running: false }), changed: Condvar::new() };
+static SWEEPER: Sweeper = Sweeper {
+    targets: Mutex::new(Targets { registered: Vec::new(), running: false }),
+    changed: Condvar::new(),
+};
 
 /// How often the thread looks for dropped caches, at the least.
 const ROUND: Duration = Duration::from_secs(1);
@@ -80,7 +83,13 @@ fn run() {
         } else {
             // A sweep, and the drop of a last handle, happen without the list's lock.
             drop(targets);
-            due.drain(..).for_each(|target| target.sweep());
+            for target in due {
+                // The drop of a user's value may panic; the other caches are swept all the same.
+                let swept = catch_unwind(AssertUnwindSafe(move || target.sweep()));
+                if swept.is_err() {
+                    tracing::error!("a value's drop panicked while its cache was swept");
+                }
+            }
             targets = SWEEPER.targets.lock();
         }
     }
@@ -100,10 +109,20 @@ mod tests {
         }
     }
 
+    struct Panics;
+
+    impl Sweep for Panics {
+        fn sweep(&self) {
+            panic!("as told");
+        }
+    }
+
     #[test]
-    fn a_target_is_visited_until_it_is_dropped() {
+    fn a_target_is_visited_until_it_is_dropped_whatever_its_neighbour_does() {
         let (sender, visits) = mpsc::channel();
         let probe = Arc::new(Probe(sender));
+        let panics = Arc::new(Panics);
+        register(&panics, Duration::from_millis(1)).unwrap();
         register(&probe, Duration::from_millis(1)).unwrap();
         for _ in 0..3 {
             visits.recv_timeout(Duration::from_secs(30)).unwrap();

@@ -9,13 +9,17 @@
 //! One worker takes batches, in the order in which keys became pending, and reports each as done. A
 //! write that arrives while the worker is busy with its key queues the key once more.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::Hash;
+use std::ops::Deref;
+use std::sync::Arc;
 
+use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex};
+use quick_cache::DefaultHashBuilder;
 use tokio::sync::{Notify, oneshot};
 
-use crate::lower::Write;
+use crate::lower::{Room, Write};
 
 /// What became of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +47,7 @@ enum Step<K> {
 }
 
 struct State<K, V> {
-    pending: HashMap<K, Pending<V>>,
+    pending: HashMap<K, Pending<V>, DefaultHashBuilder>,
     /// Each queued key once, and the errands of calls that wait for them.
     order: VecDeque<Step<K>>,
     weight: u64,
@@ -77,11 +81,53 @@ pub(crate) struct Taken<K, V> {
     sequence: u64,
 }
 
+/// The worker's end of a queue. When the worker is gone, whatever the reason, nobody waits for it.
+pub(crate) struct Worker<K, V>(Arc<WriteBehind<K, V>>);
+
+impl<K, V> Worker<K, V> {
+    pub(crate) fn of(queue: &Arc<WriteBehind<K, V>>) -> Self {
+        Self(Arc::clone(queue))
+    }
+}
+
+impl<K, V> Deref for Worker<K, V> {
+    type Target = WriteBehind<K, V>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<K, V> Drop for Worker<K, V> {
+    fn drop(&mut self) {
+        // What is pending stays, and answers for the tier as before.
+        let mut state = self.0.state.lock();
+        state.closed = true;
+        let order = std::mem::take(&mut state.order);
+        drop(state);
+        // With the errands go the senders that their callers listen to.
+        drop(order);
+    }
+}
+
+impl<K, V> WriteBehind<K, V> {
+    fn wake(&self) {
+        self.work.notify_one();
+        self.work_async.notify_one();
+    }
+
+    /// Takes no more writes; the worker finishes what is pending and ends.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
+        self.wake();
+    }
+}
+
 impl<K: Hash + Eq + Clone, V> WriteBehind<K, V> {
     pub(crate) fn new(max_entries: usize, max_weight: u64) -> Self {
         Self {
             state: Mutex::new(State {
-                pending: HashMap::new(),
+                pending: HashMap::default(),
                 order: VecDeque::new(),
                 weight: 0,
                 next_sequence: 0,
@@ -97,46 +143,55 @@ impl<K: Hash + Eq + Clone, V> WriteBehind<K, V> {
     /// Makes `write` the pending write of `key`.
     ///
     /// A put that does not fit takes the key's older pending write along. `force` lets a removal in
-    /// above the bound; who forces bounds the number of keys for which that happens.
-    pub(crate) fn push(&self, key: &K, write: Write<V>, force: bool) -> Pushed {
+    /// above the bound; who forces bounds the number of keys for which that happens. The caller keeps
+    /// a clone of `write`, and drops that and the replaced write that is returned once it holds no
+    /// lock: they may be the last of a value.
+    pub(crate) fn push(&self, key: &K, write: Write<V>, force: bool) -> (Pushed, Option<Write<V>>) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let sequence = state.next_sequence;
         state.next_sequence += 1;
-        let pushed;
-        // The write that is replaced is dropped after the lock: it may be the last of a value.
-        let replaced = if let Some(pending) = state.pending.get_mut(key) {
+        let outcome = if let Some(pending) = state.pending.get_mut(key) {
             let rest = state.weight - pending.write.weight();
             let fits = write.weight() == 0 || rest + write.weight() <= self.max_weight;
-            pushed = if fits && !state.closed { Pushed::Queued } else { Pushed::Displaced };
-            let write = if pushed == Pushed::Queued { write } else { Write::Remove };
+            let (pushed, write) = match fits && !state.closed {
+                true => (Pushed::Queued, write),
+                false => (Pushed::Displaced, Write::Remove),
+            };
             state.weight = rest + write.weight();
             pending.sequence = sequence;
             if !std::mem::replace(&mut pending.queued, true) {
                 state.order.push_back(Step::Write(key.clone()));
             }
-            Some(std::mem::replace(&mut pending.write, write))
+            (pushed, Some(std::mem::replace(&mut pending.write, write)))
         } else {
             let fits = state.pending.len() < self.max_entries
                 && (write.weight() == 0 || state.weight + write.weight() <= self.max_weight);
             if state.closed || !(fits || force) {
-                return Pushed::Refused;
+                return (Pushed::Refused, None);
             }
-            pushed = Pushed::Queued;
             state.weight += write.weight();
             state.pending.insert(key.clone(), Pending { write, sequence, queued: true });
             state.order.push_back(Step::Write(key.clone()));
-            None
+            (Pushed::Queued, None)
         };
         drop(guard);
-        drop(replaced);
         self.wake();
-        pushed
+        outcome
     }
 
-    fn wake(&self) {
-        self.work.notify_one();
-        self.work_async.notify_one();
+    /// Whether a put of this weight would be queued now.
+    pub(crate) fn room(&self, weight: u64) -> Room {
+        let state = self.state.lock();
+        if state.closed {
+            Room::Closed
+        } else if state.pending.len() < self.max_entries
+            && state.weight.saturating_add(weight) <= self.max_weight
+        {
+            Room::Free
+        } else {
+            Room::Full
+        }
     }
 
     /// The newest pending write of a key.
@@ -209,14 +264,26 @@ impl<K: Hash + Eq + Clone, V> WriteBehind<K, V> {
         self.work_async.notified().await;
     }
 
-    /// Drops every pending write, because the tier is about to be emptied anyway.
-    pub(crate) fn clear(&self) {
-        let mut state = self.state.lock();
-        let dropped = std::mem::take(&mut state.pending);
-        state.order.retain(|step| matches!(step, Step::Errand(_)));
+    /// Makes a removal of every pending write, because the tier is about to be emptied.
+    ///
+    /// They are not dropped: until the tier is empty, each of them hides an older value in it.
+    pub(crate) fn displace_all(&self) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let mut displaced = Vec::with_capacity(state.pending.len());
+        for (key, pending) in &mut state.pending {
+            displaced.push(std::mem::replace(&mut pending.write, Write::Remove));
+            pending.sequence = state.next_sequence;
+            state.next_sequence += 1;
+            // The worker has it in hand, and may write it yet.
+            if !std::mem::replace(&mut pending.queued, true) {
+                state.order.push_back(Step::Write(key.clone()));
+            }
+        }
         state.weight = 0;
-        drop(state);
-        drop(dropped);
+        drop(guard);
+        self.wake();
+        drop(displaced);
     }
 
     /// Has the worker do something after all writes that are pending now; resolves with its result.
@@ -241,12 +308,6 @@ impl<K: Hash + Eq + Clone, V> WriteBehind<K, V> {
         told.await.ok()
     }
 
-    /// Takes no more writes; the worker finishes what is pending and ends.
-    pub(crate) fn close(&self) {
-        self.state.lock().closed = true;
-        self.wake();
-    }
-
     /// Pending writes and their weight.
     pub(crate) fn depth(&self) -> (u64, u64) {
         let state = self.state.lock();
@@ -256,8 +317,6 @@ impl<K: Hash + Eq + Clone, V> WriteBehind<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::lower::Item;
 
@@ -312,13 +371,16 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_and_never_leaves_an_older_write_behind() {
         let queue = Queue::new(2, 10);
-        assert_eq!(queue.push(&1, put("123456"), false), Pushed::Queued);
-        assert_eq!(queue.push(&2, put("123456"), false), Pushed::Refused);
-        assert_eq!(queue.push(&1, put("12345678901"), false), Pushed::Displaced);
+        let push = |key, write, force| queue.push(&key, write, force).0;
+        assert_eq!(push(1, put("123456"), false), Pushed::Queued);
+        assert_eq!((queue.room(4), queue.room(5)), (Room::Free, Room::Full));
+        assert_eq!(push(2, put("123456"), false), Pushed::Refused);
+        assert_eq!(push(1, put("12345678901"), false), Pushed::Displaced);
         assert_eq!(pending(&queue, 1), "removed");
-        assert_eq!(queue.push(&2, put("2"), false), Pushed::Queued);
-        assert_eq!(queue.push(&3, Write::Remove, false), Pushed::Refused);
-        assert_eq!(queue.push(&3, Write::Remove, true), Pushed::Queued);
+        assert_eq!(push(2, put("2"), false), Pushed::Queued);
+        assert_eq!(queue.room(0), Room::Full);
+        assert_eq!(push(3, Write::Remove, false), Pushed::Refused);
+        assert_eq!(push(3, Write::Remove, true), Pushed::Queued);
         assert_eq!(queue.depth(), (3, 1));
     }
 
@@ -346,9 +408,41 @@ mod tests {
         let queue = Queue::new(10, 100);
         queue.push(&1, put("last"), false);
         queue.close();
-        assert_eq!(queue.push(&2, put("late"), false), Pushed::Refused);
+        assert_eq!(queue.push(&2, put("late"), false).0, Pushed::Refused);
+        assert_eq!(queue.room(0), Room::Closed);
         let batch = take(&queue, 10);
         queue.done(batch);
         assert!(matches!(queue.take(10), Work::Finished));
+    }
+    #[test]
+    fn what_is_displaced_hides_the_tier_until_its_removal_has_been_made() {
+        let queue = Queue::new(10, 100);
+        queue.push(&1, put("in hand"), false);
+        let in_hand = take(&queue, 10);
+        queue.push(&2, put("waits"), false);
+        queue.displace_all();
+        assert_eq!((pending(&queue, 1), pending(&queue, 2)), ("removed", "removed"));
+        queue.done(in_hand);
+        assert_eq!(pending(&queue, 1), "removed", "the old value may just have been written");
+        let removals = take(&queue, 10);
+        assert_eq!(removals.len(), 2);
+        queue.done(removals);
+        assert_eq!((pending(&queue, 1), queue.depth()), ("nothing", (0, 0)));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_worker_that_is_gone() {
+        let queue = Arc::new(Queue::new(10, 100));
+        let worker = Worker::of(&queue);
+        queue.push(&1, put("never written"), false);
+        let errand = tokio::spawn({
+            let queue = Arc::clone(&queue);
+            async move { queue.after_pending(|| "done").await }
+        });
+        tokio::task::yield_now().await;
+        drop(worker);
+        assert_eq!(errand.await.unwrap(), None);
+        assert_eq!(queue.after_pending(|| "done").await, None);
+        assert_eq!(pending(&queue, 1), "never written");
     }
 }

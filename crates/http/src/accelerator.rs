@@ -12,31 +12,36 @@
 //! client's connection, refreshes it.
 
 use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
-use http::header::{AGE, CONTENT_LENGTH, HeaderName, HeaderValue, UPGRADE};
+use futures_util::FutureExt as _;
+use http::header::{
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use ultra_perf::cache_tiered::{Reservation, Tier};
 
 use crate::answer::AnswerBody;
 use crate::body::{RequestBody, RequestBodyError};
 use crate::fill::{Fill, Pumped};
-use crate::flights::{Filling, Flights, Landing, Lead, Part};
+use crate::flights::{Filling, Fit, Flights, Landing, Lead, Part};
 use crate::forward::{self, Forwarder, Peer, X_REQUEST_ID, problem, wants_upgrade};
-use crate::response_cache::{Found, ResponseCache};
+use crate::response_cache::{Found, Keep, ResponseCache, can_tell_apart};
 use crate::rules::{
     self, Bypass, CacheStatus, Condition, Decision, Forward, Freshened, Lookup, NotStored, Outcome,
-    RequestClass, RequestHead, ResponseHead, RevalidateReason, Storable, Times,
+    RequestClass, RequestHead, ResponseHead, RevalidateReason, Storable, StoredHead, Times,
 };
 use crate::server::{ConnInfo, Handler};
-use crate::stored::{ResponseKey, StoredResponse};
+use crate::stored::{ResponseKey, Stored, StoredResponse};
 use crate::traffic::Traffic;
 use crate::tunnel;
 use crate::upstream::{Upstream, UpstreamBody, UpstreamError};
@@ -51,6 +56,8 @@ const BACKGROUND_MAX: usize = 64;
 /// Times that a request joins a flight before it goes to the origin alone.
 const ROUNDS_MAX: usize = 4;
 
+const ORIGIN_ERROR: &str = "The origin answered with an error.";
+
 /// What an accelerator is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -63,6 +70,16 @@ pub(crate) struct Parts {
     pub(crate) idle_timeout: Duration,
 }
 
+/// An accelerator's owner: when it goes, so do the accelerator's tasks.
+#[derive(Debug)]
+pub(crate) struct Running(pub(crate) Accelerator);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.stop());
+    }
+}
+
 /// Answers requests from the cache, or from the origin; clones share one accelerator.
 #[derive(Debug, Clone)]
 pub(crate) struct Accelerator(Arc<Shared>);
@@ -73,7 +90,7 @@ struct Shared {
     flights: Arc<Flights>,
     traffic: Traffic,
     refreshes: Arc<Semaphore>,
-    /// Pumps and refreshes.
+    /// Pumps and refreshes: as many as there are connections to the origin, at most.
     tasks: Mutex<JoinSet<()>>,
     closed: AtomicBool,
 }
@@ -94,10 +111,10 @@ impl Asked {
         RequestHead { method: &self.method, headers: &self.headers }
     }
 
-    /// The request as it goes to the origin when its answer may be stored.
-    fn parts(&self, method: Method) -> request::Parts {
+    /// The request as it came.
+    fn parts(&self) -> request::Parts {
         let mut parts = Request::new(()).into_parts().0;
-        parts.method = method;
+        parts.method = self.method.clone();
         parts.uri = self.uri.clone();
         parts.version = self.version;
         parts.headers = self.headers.clone();
@@ -113,22 +130,40 @@ struct Answer {
 }
 
 /// A call to the origin without an answer.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Failure {
     status: StatusCode,
     detail: &'static str,
+    /// Whether any other request would have failed as well, and a stale answer may stand in.
+    is_origins: bool,
+}
+
+impl Failure {
+    fn of_origin(status: StatusCode, detail: &'static str) -> Self {
+        Self { status, detail, is_origins: true }
+    }
+
+    fn of_request(status: StatusCode, detail: &'static str) -> Self {
+        Self { status, detail, is_origins: false }
+    }
+
+    fn answer(&self, outcome: Outcome, status: CacheStatus) -> Answer {
+        let response = problem(self.status, self.detail).map(AnswerBody::from);
+        Answer { response, outcome, status }
+    }
 }
 
 impl From<UpstreamError> for Failure {
     fn from(error: UpstreamError) -> Self {
         tracing::warn!(error = &error as &dyn std::error::Error, "the origin did not answer");
-        Self { status: error.status(), detail: error.detail() }
+        let is_origins = error.is_origin_failure();
+        Self { status: error.status(), detail: error.detail(), is_origins }
     }
 }
 
 impl From<forward::Refusal> for Failure {
     fn from(refusal: forward::Refusal) -> Self {
-        Self { status: refusal.status(), detail: refusal.detail() }
+        Self::of_request(refusal.status(), refusal.detail())
     }
 }
 
@@ -219,13 +254,26 @@ impl Accelerator {
         }
     }
 
+    /// Forgets everything in a tier, or in all of them, and whatever is on its way.
+    pub(crate) async fn clear(&self, tier: Option<Tier>) {
+        if let Some(store) = self.store() {
+            store.cache.clear(tier).await;
+            self.0.flights.detach_all();
+        }
+    }
+
     /// Stops refreshes and bodies that are still being stored.
     pub(crate) async fn close(&self) {
+        let mut tasks = self.stop();
+        tasks.shutdown().await;
+    }
+
+    /// As [`close`](Self::close), without waiting for the tasks: they go with what is returned.
+    fn stop(&self) -> JoinSet<()> {
         self.0.closed.store(true, Ordering::Relaxed);
         self.0.refreshes.close();
-        let mut tasks = std::mem::take(&mut *self.0.tasks.lock());
-        tasks.shutdown().await;
         self.0.parts.upstream.close();
+        std::mem::take(&mut *self.0.tasks.lock())
     }
 
     /// Runs a task of the accelerator's own.
@@ -244,7 +292,9 @@ impl Accelerator {
         id: &HeaderValue,
     ) -> Answer {
         let Some(store) = self.store() else {
-            return self.pass(request, connection, id, None, CacheStatus::forward(Forward::Bypass)).await;
+            return self
+                .pass(request, connection, id, None, CacheStatus::forward(Forward::Bypass))
+                .await;
         };
         let class = match rules::classify(RequestHead::from(&request)) {
             // HTTP/2 shows a body by its frames alone.
@@ -277,16 +327,17 @@ impl Accelerator {
                         if let Decision::Fresh(age) =
                             rules::evaluate(head, &stored.freshness, now_ms())
                         {
-                            return Err(serve(head, stored, age, Outcome::Hit, None));
+                            let answer = serve(head, stored, age, Outcome::Hit, None);
+                            return ControlFlow::Break(answer);
                         }
                     }
                     let target = ResponseKey::target(target);
                     let key = target.variant(variant);
-                    Ok((target, Found { response, key }))
+                    ControlFlow::Continue((target, Found { response, key }))
                 });
                 let (target, found) = match looked {
-                    Ok(looked) => looked,
-                    Err(answer) => return answer,
+                    ControlFlow::Continue(looked) => looked,
+                    ControlFlow::Break(answer) => return answer,
                 };
                 let (parts, _) = request.into_parts();
                 let mut headers = parts.headers;
@@ -310,20 +361,23 @@ impl Accelerator {
     /// `found` is what memory had; the answer goes out once something usable is found or fetched.
     async fn look_up(&self, store: &ResponseCache, asked: Asked, mut found: Found) -> Answer {
         let deadline = tokio::time::Instant::now() + self.0.parts.coalesce_timeout;
+        let Lookup { may_store, only_if_cached } = asked.lookup;
+        let unshared = store.is_unshared(&asked.target, &asked.headers, now_ms());
         let mut looked_below = !store.has_lower_tiers();
+        // Whoever leads a flight looks below for all of it; these will lead none.
+        if found.response.is_none() && !looked_below && (only_if_cached || !may_store) {
+            found = store.find_below(&asked.target, &asked.headers).await;
+            looked_below = true;
+        }
         let mut collapsed = false;
         for _ in 0..ROUNDS_MAX {
-            // Without a flight to share the look below, only what will not lead one looks now.
-            if found.response.is_none() && !looked_below && !asked.lookup.may_store {
-                found = store.find_below(&asked.target, &asked.headers).await;
-                looked_below = true;
-            }
             let mut stale = None;
             let mut reason =
                 if found.is_other_variant() { Forward::VaryMiss } else { Forward::UriMiss };
             if let Some(stored) = &found.response {
                 match rules::evaluate(asked.head(), &stored.freshness, now_ms()) {
                     Decision::Fresh(age) => {
+                        self.0.traffic.coalesced.fetch_add(collapsed.into(), Ordering::Relaxed);
                         return serve(asked.head(), stored, age, Outcome::Hit, None);
                     }
                     Decision::StaleWhileRevalidate(age) => {
@@ -342,61 +396,81 @@ impl Accelerator {
                         stale = Some(Stale { response: Arc::clone(stored), may_serve_on_error });
                     }
                 }
-            } else if asked.lookup.only_if_cached && looked_below {
+            } else if only_if_cached {
                 return not_cached();
             }
-            let call = Call { asked: &asked, stale, reason, collapsed };
-            if !asked.lookup.may_store {
+            // An answer that came for another request and has to be validated for this one helps
+            // nobody by being waited for again.
+            let alone = unshared || (collapsed && stale.is_some());
+            let call = Call { asked: &asked, stale, reason, collapsed, unshared };
+            if !may_store {
                 return self.ask_unstored(call).await;
             }
-            if store.is_uncacheable(&asked.target, now_ms()) && looked_below {
+            if alone {
                 return self.ask(store, call, None).await;
             }
             let mut landings = match self.0.flights.join(&found.key) {
                 Part::Lead(lead) if found.response.is_none() && !looked_below => {
-                    found = store.find_below(&asked.target, &asked.headers).await;
                     looked_below = true;
-                    if found.response.is_some() {
-                        lead.land(Landing::Stored);
+                    let below = store.find_below(&asked.target, &asked.headers).await;
+                    if below.response.is_some() || below.key != found.key {
+                        lead.land(Landing::Known);
+                        found = below;
+                        continue;
                     }
-                    continue;
+                    return self.ask(store, call, Some(lead)).await;
                 }
                 Part::Lead(lead) => return self.ask(store, call, Some(lead)).await,
                 Part::Wait(landings) => landings,
             };
             let landing = match tokio::time::timeout_at(deadline, landings.changed()).await {
                 Err(_) => return self.ask(store, call, None).await,
-                // The leader is gone: somebody has to lead.
-                Ok(Err(_)) => continue,
                 Ok(Ok(())) => landings.borrow_and_update().clone(),
+                // The leader is gone: somebody has to lead.
+                Ok(Err(_)) => None,
             };
-            self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
             match landing {
-                None => {}
+                None | Some(Landing::Known) => found = store.find(&asked.target, &asked.headers),
                 Some(Landing::Stored) => {
                     found = store.find(&asked.target, &asked.headers);
                     // What memory could not keep may be below.
                     looked_below = !store.has_lower_tiers();
                     collapsed = true;
                 }
-                Some(Landing::Filling(filling)) if filling.serves(&asked.headers, now_ms()) => {
-                    let status = CacheStatus {
-                        fwd_status: Some(filling.storable.head.status.as_u16()),
-                        collapsed: true,
-                        ..CacheStatus::forward(call.reason)
-                    };
-                    return stream(&asked, &filling.storable, &filling.fill, status);
+                Some(Landing::Filling(filling)) => match filling.fit(&asked.headers, now_ms()) {
+                    Fit::Serves(age) => {
+                        self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
+                        let Filling { storable: Storable { head, .. }, fill, .. } = &*filling;
+                        let status = CacheStatus {
+                            fwd_status: Some(head.status.as_u16()),
+                            collapsed: true,
+                            ..CacheStatus::forward(call.reason)
+                        };
+                        let mut headers = head.headers.clone();
+                        headers.insert(AGE, age.age_s.into());
+                        return stream(&asked, head, headers, fill, status);
+                    }
+                    Fit::OtherVariant(variant) => {
+                        let key = asked.target.variant(&variant);
+                        found = Found { response: None, key };
+                    }
+                    Fit::Unusable => return self.ask(store, call, None).await,
+                },
+                Some(Landing::Error(status)) if call.may_serve_stale() => {
+                    self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
+                    return call.fail(&Failure::of_origin(status, ORIGIN_ERROR));
                 }
-                Some(Landing::Filling(_) | Landing::NotShared) => {
+                Some(Landing::NotShared | Landing::Error(_)) => {
                     return self.ask(store, call, None).await;
                 }
                 Some(Landing::Failed(status)) => {
+                    self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
                     let detail = "The origin did not answer the request that this one waited for.";
-                    return call.fail(&Failure { status, detail });
+                    return call.fail(&Failure::of_origin(status, detail));
                 }
             }
         }
-        let call = Call { asked: &asked, stale: None, reason: Forward::Miss, collapsed };
+        let call = Call { asked: &asked, stale: None, reason: Forward::Miss, collapsed, unshared };
         self.ask(store, call, None).await
     }
 
@@ -408,41 +482,40 @@ impl Accelerator {
             }
         };
         let asked = call.asked;
+        let note_shared =
+            |shared| store.note_shared(&asked.target, &asked.headers, shared, now_ms());
         let reservation = store.cache.reserve(&asked.target);
-        let mut parts = asked.parts(Method::GET);
-        rules::strip_conditions(&mut parts.headers);
-        if let Some(stale) = &call.stale {
-            rules::set_validators(&stale.response.head, &mut parts.headers);
+        let mut parts = asked.parts();
+        match &call.stale {
+            Some(stale) => {
+                rules::set_validators(&stale.response.head, &mut parts.headers);
+            }
+            // The answer will be the client's alone, so its conditions are for the origin.
+            None if call.unshared => {}
+            None => rules::strip_conditions(&mut parts.headers),
         }
         let mut fetched = self.fetch(parts, RequestBody::Empty, &asked.peer).await;
-        let mut request_head = asked.headers.clone();
-        rules::strip_conditions(&mut request_head);
-        let get = RequestHead { method: &Method::GET, headers: &request_head };
 
         if let (Some(stale), Ok(answer)) = (&call.stale, &fetched)
             && answer.head.status == StatusCode::NOT_MODIFIED
         {
             let old = &stale.response;
-            match rules::freshen(&store.policy, get, &old.head, &answer.head.headers, answer.times) {
-                Freshened::Updated(storable) => {
-                    let status = CacheStatus {
-                        fwd_status: Some(304),
-                        stored: true,
-                        ..call.status()
-                    };
+            let new = &answer.head.headers;
+            match rules::freshen(&store.policy, asked.head(), &old.head, new, answer.times) {
+                Freshened::Updated(storable) if can_tell_apart(&storable.vary) => {
                     let age = storable.freshness.age(now_ms());
-                    let renewed = StoredResponse {
-                        head: storable.head.clone(),
-                        freshness: storable.freshness,
-                        body: old.body.clone(),
-                    };
-                    store.keep(&reservation, &asked.target, &asked.headers, storable, old.body.clone());
+                    note_shared(storable.freshness.is_fresh(now_ms()));
+                    let keep = Keep::new(storable, old.body.clone());
+                    let renewed = Arc::clone(&keep.response);
+                    store.keep(&reservation, &asked.target, &asked.headers, keep);
                     land(Landing::Stored);
+                    let status =
+                        CacheStatus { fwd_status: Some(304), stored: true, ..call.status() };
                     return serve(asked.head(), &renewed, age, Outcome::Hit, Some(status));
                 }
-                Freshened::NotStorable { head, .. } => {
+                Freshened::Updated(Storable { head, .. }) | Freshened::NotStorable { head, .. } => {
                     store.forget(&asked.target).await;
-                    store.note_uncacheable(&asked.target, now_ms());
+                    note_shared(false);
                     land(Landing::NotShared);
                     let freshness = head.freshness(&store.policy);
                     let age = freshness.age(now_ms());
@@ -451,7 +524,7 @@ impl Accelerator {
                     return serve(asked.head(), &once, age, Outcome::Miss, Some(status));
                 }
                 Freshened::Mismatch => {
-                    let mut parts = asked.parts(Method::GET);
+                    let mut parts = asked.parts();
                     rules::strip_conditions(&mut parts.headers);
                     fetched = self.fetch(parts, RequestBody::Empty, &asked.peer).await;
                 }
@@ -461,97 +534,103 @@ impl Accelerator {
         let Fetched { head, body, times } = match fetched {
             Ok(fetched) => fetched,
             Err(failure) => {
-                land(Landing::Failed(failure.status));
+                land(match failure.is_origins {
+                    true => Landing::Failed(failure.status),
+                    false => Landing::NotShared,
+                });
                 return call.fail(&failure);
             }
         };
-        if rules::is_origin_error(head.status)
-            && call.stale.as_ref().is_some_and(|stale| stale.may_serve_on_error)
-        {
-            land(Landing::Failed(head.status));
-            let detail = "The origin answered with an error.";
-            return call.fail(&Failure { status: head.status, detail });
+        if rules::is_origin_error(head.status) && call.may_serve_stale() {
+            land(Landing::Error(head.status));
+            return call.fail(&Failure::of_origin(head.status, ORIGIN_ERROR));
         }
-        let response = ResponseHead { status: head.status, headers: &head.headers };
-        let storable = rules::store(&store.policy, get, response, times);
         let status = CacheStatus { fwd_status: Some(head.status.as_u16()), ..call.status() };
-        match storable {
-            Ok(storable) if fits(&body, store.max_body_bytes) => {
-                let status = CacheStatus { stored: true, ..status };
-                self.keep_while_streaming(store, asked, reservation, lead, storable, body, status)
-            }
-            outcome => {
-                let detail = match outcome {
-                    Ok(_) => "too-large",
-                    Err(reason) => reason.as_str(),
-                };
-                if !matches!(outcome, Err(NotStored::RequestNoStore | NotStored::PartialRequest)) {
-                    store.note_uncacheable(&asked.target, now_ms());
+        let response = ResponseHead { status: head.status, headers: &head.headers };
+        let detail = match rules::store(&store.policy, asked.head(), response, times) {
+            Ok(storable) if !can_tell_apart(&storable.vary) => "vary-client",
+            Ok(storable) => {
+                let length = body.size_hint().exact();
+                if let Some(fill) = Fill::begin(&store.room, store.max_body_bytes, length) {
+                    note_shared(storable.freshness.is_fresh(now_ms()));
+                    let status = CacheStatus { stored: true, ..status };
+                    let answer = stream(asked, &storable.head, head.headers, &fill, status);
+                    self.keep_while_streaming(asked, reservation, lead, storable, fill, body);
+                    return answer;
                 }
-                land(Landing::NotShared);
-                let status = CacheStatus { detail: Some(detail), ..status };
-                answer_with(head, body, Outcome::Miss, status)
+                "no-room"
             }
+            Err(reason) => {
+                if call.stale.is_some() && replaces(head.status, reason) {
+                    store.forget(&asked.target).await;
+                }
+                reason.as_str()
+            }
+        };
+        if !is_passing(head.status) {
+            note_shared(false);
         }
+        land(match rules::is_origin_error(head.status) {
+            true => Landing::Error(head.status),
+            false => Landing::NotShared,
+        });
+        answer_with(head, body, Outcome::Miss, CacheStatus { detail: Some(detail), ..status })
     }
 
-    /// Streams an answer to its client while a task of ours stores it.
-    #[expect(clippy::too_many_arguments, reason = "one call; a struct would only rename them")]
+    /// Has a task of ours store the body of an answer, for its client to read along.
     fn keep_while_streaming(
         &self,
-        store: &ResponseCache,
         asked: &Asked,
-        reservation: ultra_perf::cache_tiered::Reservation<ResponseKey, crate::stored::Stored>,
+        reservation: Reservation<ResponseKey, Stored>,
         lead: Option<Lead>,
         storable: Storable,
+        fill: Arc<Fill>,
         body: UpstreamBody,
-        status: CacheStatus,
-    ) -> Answer {
-        let fill = Fill::new(store.max_body_bytes, body.size_hint().exact());
-        let answer = stream(asked, &storable, &fill, status);
+    ) {
         if let Some(lead) = &lead
             && fill.is_shareable()
         {
-            let mut variant = Vec::new();
-            storable.vary.write_key(&asked.headers, &mut variant);
-            let filling = Filling { storable: storable.clone(), fill: Arc::clone(&fill), variant };
+            let filling = Filling::new(storable.clone(), Arc::clone(&fill), &asked.headers);
             lead.land(Landing::Filling(Arc::new(filling)));
         }
         let (this, target, headers) = (self.clone(), asked.target.clone(), asked.headers.clone());
         self.spawn(async move {
             let pumped = fill.pump(body).await;
-            let landing = match (pumped, this.store()) {
-                (Pumped::Complete(body), Some(store)) => {
-                    store.keep(&reservation, &target, &headers, storable, body);
+            let Some(store) = this.store() else { return };
+            let landing = match pumped {
+                Pumped::Complete(body) => {
+                    store.keep(&reservation, &target, &headers, Keep::new(storable, body));
                     Landing::Stored
                 }
-                (_, store) => {
-                    if let Some(store) = store {
-                        store.note_uncacheable(&target, now_ms());
-                    }
+                Pumped::Unsuitable => {
+                    store.note_shared(&target, &headers, false, now_ms());
                     Landing::NotShared
                 }
+                // It may come whole the next time: one of those who wait leads.
+                Pumped::Broken => return,
             };
             if let Some(lead) = lead {
                 lead.land(landing);
             }
         });
-        answer
     }
 
     /// Asks the origin for an answer that is not stored: to HEAD, to a range, or under `no-store`.
     async fn ask_unstored(&self, call: Call<'_>) -> Answer {
         let asked = call.asked;
-        let parts = asked.parts(asked.method.clone());
-        match self.fetch(parts, RequestBody::Empty, &asked.peer).await {
+        let failure = match self.fetch(asked.parts(), RequestBody::Empty, &asked.peer).await {
             Ok(Fetched { head, body, .. }) => {
-                let fwd_status = Some(head.status.as_u16());
-                let status = CacheStatus { fwd_status, ..call.status() };
-                // The client's own conditions went along, so a 304 is for the client.
-                answer_with(head, body, Outcome::Miss, status)
+                if !rules::is_origin_error(head.status) || !call.may_serve_stale() {
+                    let fwd_status = Some(head.status.as_u16());
+                    let status = CacheStatus { fwd_status, ..call.status() };
+                    // The client's own conditions went along, so a 304 is for the client.
+                    return answer_with(head, body, Outcome::Miss, status);
+                }
+                Failure::of_origin(head.status, ORIGIN_ERROR)
             }
-            Err(failure) => call.fail(&failure),
-        }
+            Err(failure) => failure,
+        };
+        call.fail(&failure)
     }
 
     /// Refreshes a stale answer, unless somebody is at it or too many refreshes run.
@@ -563,8 +642,8 @@ impl Accelerator {
         let mut headers = asked.headers.clone();
         rules::strip_conditions(&mut headers);
         // What the client asks of its own answer does not concern the refresh.
-        headers.remove(http::header::CACHE_CONTROL);
-        headers.remove(http::header::PRAGMA);
+        headers.remove(CACHE_CONTROL);
+        headers.remove(PRAGMA);
         let asked = Asked {
             method: Method::GET,
             uri: asked.uri.clone(),
@@ -577,8 +656,13 @@ impl Accelerator {
         self.spawn(async move {
             if let Some(store) = this.store() {
                 let stale = Some(Stale { response: stale, may_serve_on_error: true });
-                let call =
-                    Call { asked: &asked, stale, reason: Forward::Stale, collapsed: false };
+                let call = Call {
+                    asked: &asked,
+                    stale,
+                    reason: Forward::Stale,
+                    collapsed: false,
+                    unshared: false,
+                };
                 // Its body goes into the store; nobody reads the answer itself.
                 drop(this.ask(store, call, Some(lead)).await);
             }
@@ -600,17 +684,19 @@ impl Accelerator {
         let (mut parts, body) = request.into_parts();
         parts.headers.insert(X_REQUEST_ID, id.clone());
         let method = parts.method.clone();
+        let mut unanswered = Unanswered { accelerator: self, target: changes };
         let fetched = match RequestBody::streaming(body, max_request_body_bytes, idle_timeout) {
             Ok(body) => self.fetch(parts, body, connection.peer()).await,
-            Err(RequestBodyError::TooLarge { .. }) => Err(Failure {
-                status: StatusCode::PAYLOAD_TOO_LARGE,
-                detail: "The request's body is larger than this server accepts.",
-            }),
-            Err(_) => Err(Failure {
-                status: StatusCode::BAD_REQUEST,
-                detail: "The request's body could not be read.",
-            }),
+            Err(RequestBodyError::TooLarge { .. }) => Err(Failure::of_request(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "The request's body is larger than this server accepts.",
+            )),
+            Err(_) => Err(Failure::of_request(
+                StatusCode::BAD_REQUEST,
+                "The request's body could not be read.",
+            )),
         };
+        let changes = unanswered.answered();
         let Fetched { head, body, .. } = match fetched {
             Ok(fetched) => fetched,
             Err(failure) => return failure.answer(Outcome::Bypass, status),
@@ -624,7 +710,7 @@ impl Accelerator {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let Some(client) = upgrade.filter(|_| head.headers.contains_key(UPGRADE)) else {
                 let detail = "The origin switched protocols without being asked to.";
-                let failure = Failure { status: StatusCode::BAD_GATEWAY, detail };
+                let failure = Failure::of_origin(StatusCode::BAD_GATEWAY, detail);
                 return failure.answer(Outcome::Bypass, status);
             };
             tunnel::open(client, body, connection, idle_timeout);
@@ -643,6 +729,10 @@ impl Accelerator {
     ) -> Result<Fetched, Failure> {
         let Parts { forwarder, upstream, .. } = &self.0.parts;
         forwarder.request(&mut parts, peer, fastrand::u64(..))?;
+        if body.size_hint().exact().is_none() {
+            // Otherwise hyper takes it that a GET has no body, and drops the one that is there.
+            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         self.0.traffic.origin_calls.fetch_add(1, Ordering::Relaxed);
         let request_ms = now_ms();
         let response = match upstream.send(Request::from_parts(parts, body)).await {
@@ -677,7 +767,33 @@ struct Call<'a> {
     asked: &'a Asked,
     stale: Option<Stale>,
     reason: Forward,
+    /// Whether the request has waited for another one's answer.
     collapsed: bool,
+    /// Whether the target's answers are known not to be shared.
+    unshared: bool,
+}
+
+/// Forgets the target of an unsafe request that is dropped before its outcome is known: the client
+/// is gone, but the origin may have done what was asked.
+struct Unanswered<'a> {
+    accelerator: &'a Accelerator,
+    target: Option<String>,
+}
+
+impl Unanswered<'_> {
+    /// The outcome is known; returns the target.
+    fn answered(&mut self) -> Option<String> {
+        self.target.take()
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(target) = self.target.take() {
+            // Removing is done at the first poll.
+            let _ = self.accelerator.purge(&target).now_or_never();
+        }
+    }
 }
 
 impl Call<'_> {
@@ -685,10 +801,14 @@ impl Call<'_> {
         CacheStatus { collapsed: self.collapsed, ..CacheStatus::forward(self.reason) }
     }
 
+    fn may_serve_stale(&self) -> bool {
+        self.stale.as_ref().is_some_and(|stale| stale.may_serve_on_error)
+    }
+
     /// The answer when the origin gives none: a stale one where that is allowed.
     fn fail(&self, failure: &Failure) -> Answer {
         match &self.stale {
-            Some(Stale { response, may_serve_on_error: true }) => {
+            Some(Stale { response, may_serve_on_error: true }) if failure.is_origins => {
                 let age = response.freshness.age(now_ms());
                 let status = CacheStatus {
                     fwd_status: Some(failure.status.as_u16()),
@@ -699,13 +819,6 @@ impl Call<'_> {
             }
             _ => failure.answer(Outcome::Miss, self.status()),
         }
-    }
-}
-
-impl Failure {
-    fn answer(&self, outcome: Outcome, status: CacheStatus) -> Answer {
-        let response = problem(self.status, self.detail).map(AnswerBody::from);
-        Answer { response, outcome, status }
     }
 }
 
@@ -727,7 +840,7 @@ fn serve(
         Condition::Full => {
             *response.status_mut() = stored.head.status;
             *response.headers_mut() = stored.head.headers.clone();
-            if request.method == Method::HEAD {
+            if request.method == Method::HEAD && stored.head.status != StatusCode::NO_CONTENT {
                 response.headers_mut().insert(CONTENT_LENGTH, stored.body.len().into());
             } else {
                 *response.body_mut() = stored.body.clone().into();
@@ -738,21 +851,43 @@ fn serve(
     Answer { response, outcome, status }
 }
 
-/// Answers with a response that is being stored.
-fn stream(asked: &Asked, storable: &Storable, fill: &Arc<Fill>, status: CacheStatus) -> Answer {
+/// Answers with a response that is being stored; `headers` are those of its client.
+fn stream(
+    asked: &Asked,
+    stored: &StoredHead,
+    headers: HeaderMap,
+    fill: &Arc<Fill>,
+    status: CacheStatus,
+) -> Answer {
     let mut response = Response::new(AnswerBody::default());
-    match rules::condition(asked.head(), &storable.head) {
+    match rules::condition(asked.head(), stored) {
         Condition::NotModified => {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
-            *response.headers_mut() = rules::not_modified_headers(&storable.head.headers);
+            *response.headers_mut() = rules::not_modified_headers(&headers);
+            if let Some(age) = headers.get(AGE) {
+                response.headers_mut().insert(AGE, age.clone());
+            }
         }
         Condition::Full => {
-            *response.status_mut() = storable.head.status;
-            *response.headers_mut() = storable.head.headers.clone();
+            *response.status_mut() = stored.status;
+            *response.headers_mut() = headers;
             *response.body_mut() = fill.reader().into();
         }
     }
     Answer { response, outcome: Outcome::Miss, status }
+}
+
+/// Whether an answer says nothing about the next ones: an error, or a 304 to the client's own
+/// conditions.
+fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::NOT_MODIFIED)
+}
+
+/// Whether an answer that cannot be stored says that the stored one is out of date.
+fn replaces(status: StatusCode, reason: NotStored) -> bool {
+    reason != NotStored::Authorization
+        && (status.is_success() || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE))
 }
 
 fn answer_with(
@@ -767,12 +902,8 @@ fn answer_with(
 /// The answer to `only-if-cached` when nothing is.
 fn not_cached() -> Answer {
     let detail = "The request wants a stored answer only, and there is none.";
-    let failure = Failure { status: StatusCode::GATEWAY_TIMEOUT, detail };
-    let status = CacheStatus { detail: Some("only-if-cached"), ..CacheStatus::default() };
-    failure.answer(Outcome::Miss, CacheStatus { fwd: Some(Forward::Miss), ..status })
-}
-
-/// Whether a body may be stored, as far as its announced length tells.
-fn fits(body: &UpstreamBody, max_bytes: usize) -> bool {
-    body.size_hint().exact().is_none_or(|length| length <= max_bytes as u64)
+    let failure = Failure::of_request(StatusCode::GATEWAY_TIMEOUT, detail);
+    let status =
+        CacheStatus { detail: Some("only-if-cached"), ..CacheStatus::forward(Forward::Miss) };
+    failure.answer(Outcome::Miss, status)
 }

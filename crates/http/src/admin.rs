@@ -52,7 +52,9 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/metrics", get(metrics));
     Router::new()
         .nest("/performance", routes)
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "There is nothing at this path.") })
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "There is nothing at this path.")
+        })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "The path does not take this method.")
         })
@@ -212,7 +214,10 @@ fn tier(level: &str, stats: &TierStats) -> Value {
 }
 
 fn no_cache() -> Problem {
-    Problem::new(StatusCode::CONFLICT, "The response cache is switched off: response_cache.enabled.")
+    Problem::new(
+        StatusCode::CONFLICT,
+        "The response cache is switched off: response_cache.enabled.",
+    )
 }
 
 /// What `POST /performance/cache/manage` takes.
@@ -290,7 +295,7 @@ async fn manage(
             "expired_removed": removed,
         })));
     }
-    store.cache.clear(level.tier()).await;
+    admin.accelerator.clear(level.tier()).await;
     tracing::info!(levels = cleared.join(","), "the cache was cleared by the admin API");
     Ok(Json(json!({
         "timestamp": timestamp(),
@@ -357,12 +362,13 @@ async fn read_json<T: serde::de::DeserializeOwned>(
             return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "The body did not come."));
         }
     };
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("The body: {error}.")))
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, format!("The body: {error}."))
+    })
 }
 
 fn is_too_long(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<LengthLimitError>())
+    std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<LengthLimitError>)
 }
 
 async fn metrics(State(admin): Shared) -> Response {
@@ -387,10 +393,14 @@ mod tests {
 
     #[test]
     fn only_loopback_names_are_this_machine() {
-        for host in ["localhost", "LOCALHOST:8600", "127.0.0.1", "127.0.0.1:1", "127.8.8.8", "[::1]:8600"] {
+        for host in
+            ["localhost", "LOCALHOST:8600", "127.0.0.1", "127.0.0.1:1", "127.8.8.8", "[::1]:8600"]
+        {
             assert!(is_loopback(host), "{host}");
         }
-        for host in ["", "example.org", "localhost.example.org", "10.0.0.1", "127.0.0.1.nip.io", "a b"] {
+        for host in
+            ["", "example.org", "localhost.example.org", "10.0.0.1", "127.0.0.1.nip.io", "a b"]
+        {
             assert!(!is_loopback(host), "{host}");
         }
     }

@@ -57,7 +57,9 @@ impl From<Full<Bytes>> for AnswerBody {
     fn from(mut full: Full<Bytes>) -> Self {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         match Pin::new(&mut full).poll_frame(&mut cx) {
-            Poll::Ready(Some(Ok(frame))) => frame.into_data().map_or_else(|_| Self::default(), Self::from),
+            Poll::Ready(Some(Ok(frame))) => {
+                frame.into_data().map_or_else(|_| Self::default(), Self::from)
+            }
             _ => Self::default(),
         }
     }

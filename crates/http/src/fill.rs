@@ -283,7 +283,10 @@ pub(crate) struct FillReader {
 }
 
 impl FillReader {
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let mut guard = self.fill.state.lock();
         let state = &mut *guard;
         if let Some(whole) = state.whole.as_ref().filter(|whole| self.read_bytes < whole.len()) {
@@ -361,8 +364,11 @@ mod tests {
 
     type Chunks = Vec<Result<Frame<Bytes>, Infallible>>;
 
-    fn body(chunks: Vec<Vec<u8>>) -> StreamBody<impl futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>>> {
-        let frames: Chunks = chunks.into_iter().map(|chunk| Ok(Frame::data(chunk.into()))).collect();
+    fn body(
+        chunks: Vec<Vec<u8>>,
+    ) -> StreamBody<impl futures_util::Stream<Item = Result<Frame<Bytes>, Infallible>>> {
+        let frames: Chunks =
+            chunks.into_iter().map(|chunk| Ok(Frame::data(chunk.into()))).collect();
         StreamBody::new(stream::iter(frames))
     }
 
@@ -412,7 +418,8 @@ mod tests {
         let fill = fill(10, None);
         drop(fill.reader());
         let endless = StreamBody::new(
-            stream::repeat(()).map(|()| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"more")))),
+            stream::repeat(())
+                .map(|()| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"more")))),
         );
         assert_eq!(fill.pump(endless).await, Pumped::Unsuitable);
     }
@@ -465,7 +472,10 @@ mod tests {
         assert_eq!(growing.pump(chunks).await, Pumped::Unsuitable);
         assert_eq!(read(reader).await.unwrap(), b"fourmore");
 
-        assert_eq!(known.pump(body(vec![b"sixsix".to_vec()])).await, Pumped::Complete("sixsix".into()));
+        assert_eq!(
+            known.pump(body(vec![b"sixsix".to_vec()])).await,
+            Pumped::Complete("sixsix".into())
+        );
         assert_eq!(*room.left_bytes.lock(), 10);
     }
 

@@ -160,9 +160,10 @@ impl Drop for Lead {
     fn drop(&mut self) {
         let mut flights = self.flights.shard(&self.key).lock();
         // After a `detach`, the key may belong to another flight.
-        if flights.get(&self.key).is_some_and(|landings| {
-            landings.same_channel(&self.landings.subscribe())
-        }) {
+        if flights
+            .get(&self.key)
+            .is_some_and(|landings| landings.same_channel(&self.landings.subscribe()))
+        {
             flights.remove(&self.key);
         }
     }

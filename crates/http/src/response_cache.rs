@@ -10,19 +10,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::{AUTHORIZATION, FORWARDED};
+use parking_lot::Mutex;
 use ultra_perf::cache_tiered::{Cache, InsertOptions, Reservation};
 
+use crate::fill::Room;
 use crate::rules::{Policy, Storable, Vary};
 use crate::stored::{ResponseKey, ResponseKeyRef, Stored, StoredResponse, Varies};
 
-/// Targets remembered as not cacheable, so that their requests never wait for each other.
-const UNCACHEABLE_TARGETS: usize = 10_000;
+/// Targets remembered as not shared, so that their requests never wait for each other.
+const UNSHARED_TARGETS: usize = 10_000;
 
 /// How long a target stays remembered; then its next misses are coalesced once more.
-const UNCACHEABLE_FOR_MS: u64 = 60_000;
+const UNSHARED_FOR_MS: u64 = 60_000;
 
-/// The least time that a marker of variants lives; it has to outlive each of them.
+/// The least time that a marker of variants lives. Variants that outlive it are fetched anew.
 const MARKER_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Fields that may select the variants of one target; a target that names more, over time, forgets
+/// its earlier variants.
+const VARYING_FIELDS_MAX: usize = 32;
 
 /// What a look-up found.
 #[derive(Debug)]
@@ -39,13 +46,52 @@ impl Found {
     }
 }
 
+/// A response to be kept.
+#[derive(Debug)]
+pub(crate) struct Keep {
+    pub(crate) response: Arc<StoredResponse>,
+    /// How long.
+    pub(crate) retention: Duration,
+    /// The request fields that select it.
+    pub(crate) vary: Vary,
+}
+
+impl Keep {
+    /// Puts a head that may be stored together with its body.
+    pub(crate) fn new(storable: Storable, body: Bytes) -> Self {
+        let Storable { head, freshness, retention, vary } = storable;
+        Self { response: Arc::new(StoredResponse::new(head, freshness, body)), retention, vary }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct ResponseCache {
     pub(crate) cache: Cache<ResponseKey, Stored>,
     pub(crate) policy: Arc<Policy>,
     pub(crate) max_body_bytes: usize,
+    /// For the bodies that are on their way into the cache.
+    pub(crate) room: Arc<Room>,
     has_lower_tiers: bool,
-    uncacheable: quick_cache::sync::Cache<Arc<str>, u64>,
+    unshared: quick_cache::sync::Cache<Arc<str>, UnsharedUntil>,
+    /// Two answers that come at once must not make two markers.
+    marking: Mutex<()>,
+}
+
+/// Until when a target's answers count as not shared, in Unix milliseconds. Requests with
+/// credentials count for themselves: their answers are rarely for everybody.
+#[derive(Debug, Clone, Copy, Default)]
+struct UnsharedUntil {
+    public_ms: u64,
+    authorized_ms: u64,
+}
+
+impl UnsharedUntil {
+    fn of(&mut self, request: &HeaderMap) -> &mut u64 {
+        match request.contains_key(AUTHORIZATION) {
+            true => &mut self.authorized_ms,
+            false => &mut self.public_ms,
+        }
+    }
 }
 
 impl ResponseCache {
@@ -55,12 +101,15 @@ impl ResponseCache {
         max_body_bytes: usize,
     ) -> Self {
         let stats = cache.stats();
+        let capacity = usize::try_from(stats.memory.capacity).unwrap_or(usize::MAX);
         Self {
             has_lower_tiers: stats.redis.is_some() || stats.disk.is_some(),
             cache,
             policy,
             max_body_bytes,
-            uncacheable: quick_cache::sync::Cache::new(UNCACHEABLE_TARGETS),
+            room: Room::new((capacity / 4).max(max_body_bytes)),
+            unshared: quick_cache::sync::Cache::new(UNSHARED_TARGETS),
+            marking: Mutex::default(),
         }
     }
 
@@ -116,27 +165,21 @@ impl ResponseCache {
         reservation: &Reservation<ResponseKey, Stored>,
         target: &ResponseKey,
         request: &HeaderMap,
-        storable: Storable,
-        body: Bytes,
+        Keep { response, retention, vary }: Keep,
     ) {
-        let Storable { head, freshness, retention, vary } = storable;
-        let response = Stored::Response(Arc::new(StoredResponse { head, freshness, body }));
         let options = InsertOptions::ttl(retention);
-        self.uncacheable.remove(target.target_str());
-
+        let response = Stored::Response(response);
+        if vary.is_empty() && !self.is_varying(target) {
+            reservation.insert(response, options);
+            return;
+        }
+        let marking = self.marking.lock();
         let marker = match self.cache.get_in_memory(target) {
             Some(Stored::Varies(marker)) => Some(marker),
             _ => None,
         };
-        if marker.is_none() && vary.is_empty() {
-            reservation.insert(response, options);
-            return;
-        }
         // The variants of one target are told apart by all fields that any of them named.
-        let vary = match &marker {
-            Some(marker) => union(&marker.vary, &vary),
-            None => vary,
-        };
+        let vary = marker.as_ref().and_then(|marker| union(&marker.vary, &vary)).unwrap_or(vary);
         let current = match marker {
             Some(marker) if marker.vary == vary => reservation.is_current().then_some(marker),
             _ => {
@@ -145,10 +188,15 @@ impl ResponseCache {
                 reservation.insert(Stored::Varies(Arc::clone(&marker)), ttl).then_some(marker)
             }
         };
+        drop(marking);
         // A marker that is removed from here on makes this entry unreachable, as it should.
         if let Some(marker) = current {
             self.cache.insert_with(variant_key(target, &marker, request), response, options);
         }
+    }
+
+    fn is_varying(&self, target: &ResponseKey) -> bool {
+        matches!(self.cache.get_in_memory(target), Some(Stored::Varies(_)))
     }
 
     /// Forgets a target with all its variants.
@@ -156,15 +204,41 @@ impl ResponseCache {
         self.cache.remove(target).await;
     }
 
-    /// Remembers that answers of a target are not to be shared.
-    pub(crate) fn note_uncacheable(&self, target: &ResponseKey, now_ms: u64) {
-        self.uncacheable.insert(target.target_str().into(), now_ms + UNCACHEABLE_FOR_MS);
+    /// Remembers whether the answers of a target are shared among requests like this one.
+    pub(crate) fn note_shared(
+        &self,
+        target: &ResponseKey,
+        request: &HeaderMap,
+        shared: bool,
+        now_ms: u64,
+    ) {
+        let known = self.unshared.get(target.target_str());
+        if shared && known.is_none() {
+            return;
+        }
+        let mut until = known.unwrap_or_default();
+        *until.of(request) = if shared { 0 } else { now_ms.saturating_add(UNSHARED_FOR_MS) };
+        self.unshared.insert(target.target_str().into(), until);
     }
 
-    /// Whether a target's last answer was not to be shared.
-    pub(crate) fn is_uncacheable(&self, target: &ResponseKey, now_ms: u64) -> bool {
-        self.uncacheable.get(target.target_str()).is_some_and(|until_ms| until_ms > now_ms)
+    /// Whether the last answer of a target to a request like this one was for that request alone.
+    pub(crate) fn is_unshared(
+        &self,
+        target: &ResponseKey,
+        request: &HeaderMap,
+        now_ms: u64,
+    ) -> bool {
+        let known = self.unshared.get(target.target_str());
+        known.is_some_and(|mut until| *until.of(request) > now_ms)
     }
+}
+
+/// Whether the cache can tell the variants of an answer apart.
+///
+/// The fields that name the client are written by the proxy, for the origin alone: what the client
+/// sent under these names, if anything, selects nothing.
+pub(crate) fn can_tell_apart(vary: &Vary) -> bool {
+    !vary.fields().iter().any(|name| *name == FORWARDED || name == "x-forwarded-for")
 }
 
 fn variant_key(target: &ResponseKey, varies: &Varies, request: &HeaderMap) -> ResponseKey {
@@ -180,7 +254,8 @@ fn response(stored: Option<Stored>) -> Option<Arc<StoredResponse>> {
     }
 }
 
-fn union(a: &Vary, b: &Vary) -> Vary {
-    let (a_text, b_text) = (a.to_string(), b.to_string());
-    Vary::parse([a_text.as_bytes(), b_text.as_bytes()]).unwrap_or_else(|| b.clone())
+/// The fields of both, unless those would be too many.
+fn union(a: &Vary, b: &Vary) -> Option<Vary> {
+    let (a, b) = (a.to_string(), b.to_string());
+    Vary::parse([a.as_bytes(), b.as_bytes()]).filter(|all| all.fields().len() <= VARYING_FIELDS_MAX)
 }

@@ -12,9 +12,9 @@ use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 use ultra_perf::UltraPerf;
 use ultra_perf::cache_tiered::{BuildError, Publisher};
-use ultra_perf::config::Config;
+use ultra_perf::config::{ByteSize, Config};
 
-use crate::accelerator::{Accelerator, Parts};
+use crate::accelerator::{Accelerator, Parts, Running};
 use crate::admin::{self, Admin};
 use crate::forward::{Forwarder, HostPolicy};
 use crate::machine::Machine;
@@ -47,7 +47,7 @@ const CACHE_NAME: &str = "responses";
 pub struct Server {
     proxy: server::Server,
     admin: server::Server,
-    accelerator: Accelerator,
+    running: Running,
 }
 
 /// Why an accelerator did not start.
@@ -126,7 +126,7 @@ impl Server {
             forwarder,
             store,
             coalesce_timeout: config.response_cache.coalesce_timeout,
-            max_request_body_bytes: config.server.max_body.map_or(u64::MAX, |max| max.as_u64()),
+            max_request_body_bytes: config.server.max_body.map_or(u64::MAX, ByteSize::as_u64),
             idle_timeout: config.server.idle_timeout,
         });
         let admin = admin::router(Arc::new(Admin {
@@ -159,7 +159,7 @@ impl Server {
         };
         let admin = server::Server::start(admin_listener, admin, admin_limits)
             .map_err(failed("server.admin", config.server.admin))?;
-        Ok(Self { proxy, admin, accelerator })
+        Ok(Self { proxy, admin, running: Running(accelerator) })
     }
 
     /// Returns the address on which clients are served.
@@ -181,9 +181,10 @@ impl Server {
     /// Dropped, it leaves the accelerator stopping; what memory alone held is lost then.
     pub async fn shutdown(self, grace: Duration) -> Stopped {
         let drained = self.proxy.shutdown(grace).await;
-        self.accelerator.close().await;
+        let Running(accelerator) = &self.running;
+        accelerator.close().await;
         self.admin.shutdown(Duration::from_secs(1)).await;
-        if let Some(store) = self.accelerator.store() {
+        if let Some(store) = accelerator.store() {
             store.cache.close().await;
         }
         Stopped { aborted: drained.aborted }

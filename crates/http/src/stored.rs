@@ -68,6 +68,18 @@ pub(crate) struct StoredResponse {
     pub(crate) body: Bytes,
 }
 
+impl StoredResponse {
+    /// Takes a response that is to be kept; `body` is in memory of its own.
+    ///
+    /// The fields of a head that has just arrived are slices of a read buffer, which would stay in
+    /// memory for as long as the response does; they are copied into memory of their own.
+    pub(crate) fn new(head: StoredHead, freshness: Freshness, body: Bytes) -> Self {
+        let mut bytes = Vec::new();
+        head.encode(&mut bytes);
+        Self { head: StoredHead::decode(&bytes).unwrap_or(head), freshness, body }
+    }
+}
+
 /// Says which request fields select a target's variants.
 #[derive(Debug)]
 pub(crate) struct Varies {
@@ -86,8 +98,8 @@ impl Varies {
 
 /// The weight of an entry: its bytes, with an allowance for what holds them together.
 pub(crate) fn weigh(key: &ResponseKey, stored: &Stored) -> u64 {
-    const ENTRY: usize = 256;
-    const FIELD: usize = 96;
+    const ENTRY: usize = 400;
+    const FIELD: usize = 112;
     let key = key.target.len() + key.variant.len();
     let value = match stored {
         Stored::Response(response) => {

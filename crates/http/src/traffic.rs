@@ -153,7 +153,8 @@ impl Traffic {
     pub(crate) fn write_prometheus(&self, out: &mut String) {
         const NAME: &str = "http_request_duration_seconds";
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "# HELP {NAME} Time to the head of the answer, by what the cache did.");
+        let _ =
+            writeln!(out, "# HELP {NAME} Time to the head of the answer, by what the cache did.");
         let _ = writeln!(out, "# TYPE {NAME} histogram");
         for (outcome, times) in OUTCOMES.iter().zip(&self.times) {
             let label = outcome.as_str().to_ascii_lowercase();
@@ -171,12 +172,28 @@ impl Traffic {
             let _ = writeln!(out, "{NAME}_count{{status=\"{label}\"}} {total}");
         }
         let counters = [
-            ("http_server_errors_total", "Answers with a status of 500 and more.", &self.server_errors),
+            (
+                "http_server_errors_total",
+                "Answers with a status of 500 and more.",
+                &self.server_errors,
+            ),
             ("http_origin_calls_total", "Calls to the origin.", &self.origin_calls),
-            ("http_origin_failures_total", "Calls to the origin without an answer.", &self.origin_failures),
+            (
+                "http_origin_failures_total",
+                "Calls to the origin without an answer.",
+                &self.origin_failures,
+            ),
             ("http_coalesced_total", "Requests that shared a call to the origin.", &self.coalesced),
-            ("http_background_refreshes_total", "Refreshes behind clients' backs.", &self.background_refreshes),
-            ("http_invalidations_total", "Targets forgotten on change or purge.", &self.invalidations),
+            (
+                "http_background_refreshes_total",
+                "Refreshes behind clients' backs.",
+                &self.background_refreshes,
+            ),
+            (
+                "http_invalidations_total",
+                "Targets forgotten on change or purge.",
+                &self.invalidations,
+            ),
         ];
         for (name, help, counter) in counters {
             let value = counter.load(Ordering::Relaxed);

@@ -13,13 +13,14 @@ mod segment_log;
 mod sled;
 
 use std::hash::Hash;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use futures_util::future::{BoxFuture, join_all};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
 pub use self::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
@@ -27,9 +28,9 @@ pub use self::segment_log::{SegmentLog, SegmentLogOptions};
 #[cfg(feature = "sled")]
 pub use self::sled::{SledEngine, SledOptions};
 use crate::error::Problem;
-use crate::lower::{Found, LowerTier, Opening, Sealer, Tier, Write};
+use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
 use crate::stats::{Counter, Evictions, TierStats};
-use crate::write_behind::{Pushed, Taken, Work, WriteBehind};
+use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
 /// The engines that can keep the disk tier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -160,7 +161,6 @@ struct Running<V> {
 
 pub(crate) struct DiskFront<K, V> {
     running: RwLock<Option<Running<V>>>,
-    last: RwLock<DiskEngineStats>,
     queue: Arc<WriteBehind<K, V>>,
     sealer: Arc<Sealer<K, V>>,
     counters: Arc<Counters>,
@@ -176,6 +176,39 @@ struct Counters {
     errors: Counter,
     writes: Counter,
     dropped_writes: Counter,
+    /// What the engine held when it was let go.
+    last: Mutex<DiskEngineStats>,
+}
+
+impl Counters {
+    /// Does a thread's work on one item. What can panic in it is the drop of a user's value.
+    fn survive(&self, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.errors.increment();
+            tracing::error!("a thread of the disk tier survived a panic");
+        }
+    }
+}
+
+impl<K, V> DiskFront<K, V> {
+    /// Lets the threads finish what they have, and takes nothing new.
+    fn start_close(&self) {
+        self.queue.close();
+        let running = self.running.write().take();
+        if let Some(running) = running {
+            // The writer, which ends later, tells better; this is for one that cannot.
+            let mut last = self.counters.last.lock();
+            if *last == DiskEngineStats::default() {
+                *last = running.engine.stats();
+            }
+        }
+    }
+}
+
+impl<K, V> Drop for DiskFront<K, V> {
+    fn drop(&mut self) {
+        self.start_close();
+    }
 }
 
 impl<K, V> DiskFront<K, V>
@@ -216,7 +249,7 @@ where
                 engine: Arc::clone(&engine),
                 sealer: Arc::clone(&sealer),
                 counters: Arc::clone(&counters),
-                queue: Arc::clone(&queue),
+                queue: Worker::of(&queue),
             };
             thread("disk-write").spawn(move || {
                 writer.run();
@@ -229,7 +262,6 @@ where
         }
         Ok(Self {
             running: RwLock::new(Some(Running { engine, reads })),
-            last: RwLock::default(),
             queue,
             sealer,
             counters,
@@ -315,12 +347,13 @@ where
         Tier::Disk
     }
 
-    fn push(&self, key: &K, write: Write<V>) {
+    fn push(&self, key: &K, write: Write<V>, dropped: &mut Vec<Write<V>>) {
         let is_put = matches!(write, Write::Put(_));
         if !is_put && !self.holds(key) {
             return;
         }
-        let pushed = self.queue.push(key, write, false);
+        let (pushed, replaced) = self.queue.push(key, write, false);
+        dropped.extend(replaced);
         if pushed == Pushed::Refused && self.holds(key) {
             // A value on the disk is out of date now. Its removal goes in above the bound of the
             // queue: there are at most as many of those as the disk's index has entries.
@@ -329,6 +362,10 @@ where
         if is_put && pushed != Pushed::Queued {
             self.counters.dropped_writes.increment();
         }
+    }
+
+    fn room(&self, weight: u64) -> Room {
+        self.queue.room(weight)
     }
 
     fn holds(&self, key: &K) -> bool {
@@ -357,9 +394,9 @@ where
 
     fn clear(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            self.queue.clear();
             let Some(engine) = self.engine() else { return };
             let counters = Arc::clone(&self.counters);
+            self.queue.displace_all();
             self.queue
                 .after_pending(move || {
                     if let Err(error) = engine.clear() {
@@ -406,17 +443,10 @@ where
         })
     }
 
-    fn start_close(&self) {
-        self.queue.close();
-        if let Some(running) = self.running.write().take() {
-            *self.last.write() = running.engine.stats();
-        }
-    }
-
     fn stats(&self) -> TierStats {
         let engine = match &*self.running.read() {
             Some(running) => running.engine.stats(),
-            None => *self.last.read(),
+            None => *self.counters.last.lock(),
         };
         let reads = self.running.read().as_ref().map_or(0, |running| running.reads.len() as u64);
         let (depth, weight) = self.queue.depth();
@@ -454,8 +484,8 @@ impl<K: 'static, V: 'static> Reader<K, V> {
             if reply.is_closed() {
                 continue;
             }
-            // Whoever asked may have given up meanwhile.
-            let _ = reply.send(self.get(&key));
+            // Whoever asked may have given up meanwhile; then the value is dropped here.
+            self.counters.survive(|| drop(reply.send(self.get(&key))));
         }
     }
 
@@ -480,7 +510,7 @@ struct Writer<K, V> {
     engine: Arc<dyn DiskTier>,
     sealer: Arc<Sealer<K, V>>,
     counters: Arc<Counters>,
-    queue: Arc<WriteBehind<K, V>>,
+    queue: Worker<K, V>,
 }
 
 impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
@@ -489,18 +519,22 @@ impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
         loop {
             match self.queue.take(BATCH) {
                 Work::Batch(batch) => {
-                    batch.iter().for_each(|taken| self.write(taken));
-                    self.queue.done(batch);
+                    batch.iter().for_each(|taken| self.counters.survive(|| self.write(taken)));
+                    self.counters.survive(|| self.queue.done(batch));
                     let since = *unflushed_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= FLUSH_EVERY {
                         self.flush();
                         unflushed_since = None;
                     }
                 }
-                Work::Errand(errand) => errand(),
+                Work::Errand(errand) => self.counters.survive(errand),
                 Work::Nothing if unflushed_since.take().is_some() => self.flush(),
                 Work::Nothing => self.queue.wait(),
-                Work::Finished => return self.flush(),
+                Work::Finished => {
+                    self.flush();
+                    *self.counters.last.lock() = self.engine.stats();
+                    return;
+                }
             }
         }
     }

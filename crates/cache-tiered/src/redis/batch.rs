@@ -2,11 +2,11 @@
 //!
 //! One task per connection takes whatever waits, up to the most that one MGET may ask for, and sends
 //! it, as long as no more than `in_flight` batches are under way. Nobody waits for company: a lone get
-//! is sent at once, and batches grow by themselves while earlier ones are on their way. One get per
-//! connection may go without the task ([`Lane::alone`]), which spares a lone get two hand-overs.
+//! is sent at once, and batches grow by themselves while earlier ones are on their way. A get that
+//! finds nothing under way does without the task ([`Lane::alone`]), which spares it two hand-overs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -22,14 +22,34 @@ use super::{Lookup, Shared};
 pub(super) struct Lane {
     index: usize,
     requests: mpsc::Sender<Request>,
-    is_taken: AtomicBool,
+    /// Look-ups under way.
+    busy: Arc<AtomicUsize>,
+}
+
+/// The other end of a lane, for the task.
+#[derive(Debug)]
+pub(super) struct Queue {
+    index: usize,
+    requests: mpsc::Receiver<Request>,
+    busy: Arc<AtomicUsize>,
+}
+
+/// One look-up under way, until it is dropped.
+struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // Relaxed, as everywhere: the number guards nothing, it only tells who goes alone.
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Lane {
-    /// A lane, and what [`run`] serves for it.
-    pub(super) fn new(index: usize, queue: usize) -> (Self, mpsc::Receiver<Request>) {
-        let (requests, receiver) = mpsc::channel(queue);
-        (Self { index, requests, is_taken: AtomicBool::new(false) }, receiver)
+    pub(super) fn new(index: usize, queue: usize) -> (Self, Queue) {
+        let (sender, receiver) = mpsc::channel(queue);
+        let busy = Arc::new(AtomicUsize::new(0));
+        let queue = Queue { index, requests: receiver, busy: Arc::clone(&busy) };
+        (Self { index, requests: sender, busy }, queue)
     }
 
     /// Puts a request into the queue; `false` if that is full.
@@ -37,25 +57,22 @@ impl Lane {
         self.requests.try_send(request).is_ok()
     }
 
-    /// The leave to look a name up without the task, if nobody has it.
-    pub(super) fn alone(&self) -> Option<Alone<'_>> {
-        // Relaxed: it guards nothing but a number of look-ups.
-        (!self.is_taken.swap(true, Ordering::Relaxed)).then_some(Alone(self))
+    /// The leave to look a name up without the task, if nothing is under way.
+    pub(super) fn alone(&self) -> Option<Alone> {
+        let taken = self.busy.compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed);
+        taken.is_ok().then(|| Alone { lane: self.index, _busy: Busy(Arc::clone(&self.busy)) })
     }
 }
 
 /// The leave to look one name up; given back when dropped.
-pub(super) struct Alone<'a>(&'a Lane);
-
-impl Alone<'_> {
-    pub(super) async fn look_up(self, shared: &Shared, name: Bytes) -> Reply {
-        look_up(shared, self.0.index, vec![name]).await.pop().unwrap_or(Reply::Error)
-    }
+pub(super) struct Alone {
+    lane: usize,
+    _busy: Busy,
 }
 
-impl Drop for Alone<'_> {
-    fn drop(&mut self) {
-        self.0.is_taken.store(false, Ordering::Relaxed);
+impl Alone {
+    pub(super) async fn look_up(self, shared: &Shared, name: Bytes) -> Reply {
+        look_up(shared, self.lane, vec![name]).await.pop().unwrap_or(Reply::Error)
     }
 }
 
@@ -95,7 +112,8 @@ impl Request {
 }
 
 /// Serves the requests of one lane until the last sender is gone.
-pub(super) async fn run(shared: Arc<Shared>, lane: usize, mut requests: mpsc::Receiver<Request>) {
+pub(super) async fn run(shared: Arc<Shared>, queue: Queue) {
+    let Queue { index, mut requests, busy } = queue;
     let most = shared.config.batch;
     let mut under_way = FuturesUnordered::new();
     // The one that did not fit into the last batch.
@@ -121,7 +139,9 @@ pub(super) async fn run(shared: Arc<Shared>, lane: usize, mut requests: mpsc::Re
                 }
                 batch.retain(Request::is_wanted);
                 if !batch.is_empty() {
-                    under_way.push(fetch(Arc::clone(&shared), lane, batch));
+                    busy.fetch_add(1, Ordering::Relaxed);
+                    let busy = Busy(Arc::clone(&busy));
+                    under_way.push(fetch(Arc::clone(&shared), index, batch, busy));
                 }
             }
         }
@@ -139,7 +159,7 @@ async fn next(
     }
 }
 
-async fn fetch(shared: Arc<Shared>, lane: usize, batch: Vec<Request>) {
+async fn fetch(shared: Arc<Shared>, lane: usize, batch: Vec<Request>, _busy: Busy) {
     let names = batch.iter().flat_map(|request| match request {
         Request::One(name, _) => std::slice::from_ref(name),
         Request::Many(names, _) => names,

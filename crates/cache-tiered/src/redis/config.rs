@@ -15,7 +15,7 @@ use crate::error::Problem;
 ///
 /// let config = RedisConfig {
 ///     timeout: Duration::from_millis(20),
-///     ..RedisConfig::new("rediss://cache:secret@redis.internal:6380/2")
+///     ..RedisConfig::new("redis://cache:secret@redis.internal:6380/2")
 /// };
 /// assert!(config.validate().is_empty());
 /// assert!(!format!("{config:?}").contains("secret"));
@@ -24,7 +24,8 @@ use crate::error::Problem;
 pub struct RedisConfig {
     /// The server: `redis://[user:password@]host[:port][/database]`.
     ///
-    /// `rediss://` adds TLS, against the machine's trusted certificates. A cluster is
+    /// `rediss://` adds TLS, against the machine's trusted certificates, or those in the file that
+    /// `SSL_CERT_FILE` names. A cluster is
     /// `redis-cluster://host:port?node=host2:port2` (`rediss-cluster://`), a server behind sentinels
     /// `redis-sentinel://host:port?sentinelServiceName=name`. `valkey` may stand for `redis`.
     pub url: String,
@@ -39,7 +40,7 @@ pub struct RedisConfig {
     pub timeout: Duration,
     /// The most keys that one MGET asks for.
     pub batch: usize,
-    /// The most batches of gets under way at once on one connection, besides one get of its own.
+    /// The most batches of gets under way at once on one connection.
     pub in_flight: usize,
     /// The most gets that wait for a batch, per connection; beyond it a get is a miss at once.
     pub queue: usize,

@@ -201,11 +201,13 @@ impl Caller {
     }
 
     async fn identity(&self) -> Result<String, RemoteError> {
-        let text = match self.call("INFO", ClusterHash::Random, vec![word("server")]).await? {
-            Resp3Frame::BlobString { data, .. } | Resp3Frame::VerbatimString { data, .. } => data,
-            _ => return Err(unexpected("INFO")),
+        let answer = self.call("INFO", ClusterHash::Random, vec![word("server")]).await?;
+        let (Resp3Frame::BlobString { data, .. } | Resp3Frame::VerbatimString { data, .. }) =
+            answer
+        else {
+            return Err(unexpected("INFO"));
         };
-        let id = String::from_utf8_lossy(&text)
+        let id = String::from_utf8_lossy(&data)
             .lines()
             .find_map(|line| line.strip_prefix("run_id:").map(|id| id.trim().to_owned()));
         id.ok_or_else(|| RemoteError::Refused("no run_id in the answer to INFO".to_owned()))

@@ -1,10 +1,11 @@
 //! The Redis tier as a tier of the cache: typed values, the queue of writes, and the task that makes
 //! them.
 //!
-//! Values are sealed on a blocking thread, a batch at a time. An envelope that came back is opened
-//! where it arrived, unless it is so large that decoding it would hold up an async worker.
+//! Values are sealed on a blocking thread, a batch at a time. Envelopes that came back are opened
+//! where they arrived, unless there is so much in them that decoding it would hold up an async worker.
 
 use std::hash::Hash;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +15,15 @@ use tokio::sync::watch;
 
 use super::{Lookup, RedisConfig, RedisTier, RemoteWrite};
 use crate::error::Problem;
-use crate::lower::{Found, LowerTier, Opening, Sealer, Tier, Write};
+use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
 use crate::stats::{Counter, TierStats};
-use crate::write_behind::{Pushed, Taken, Work, WriteBehind};
+use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
 /// Writes that go to Redis together.
 const BATCH: usize = 128;
 
-/// Envelopes from this length on are opened on a blocking thread.
+/// Envelopes that unpack to this much, one or those of one answer together, are opened on a blocking
+/// thread.
 const OPEN_INLINE_BYTES: usize = 64 << 10;
 
 pub(crate) struct RedisFront<K, V> {
@@ -39,6 +41,12 @@ struct Counters {
     misses: Counter,
     errors: Counter,
     dropped_writes: Counter,
+}
+
+impl<K, V> Drop for RedisFront<K, V> {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
 }
 
 impl<K, V> RedisFront<K, V>
@@ -59,7 +67,7 @@ where
         let (end, ended) = watch::channel(());
         let writer = Writer {
             tier: tier.clone(),
-            queue: Arc::clone(&queue),
+            queue: Worker::of(&queue),
             sealer: Arc::clone(&sealer),
             counters: Arc::clone(&counters),
         };
@@ -80,24 +88,21 @@ where
         })
     }
 
-    /// Makes a value of what Redis said.
-    async fn open(&self, key: Bytes, lookup: Lookup) -> Option<Found<V>> {
-        let Lookup::Hit(sealed) = lookup else { return None };
-        let opening = if sealed.len() < OPEN_INLINE_BYTES {
-            self.sealer.open(&key, &sealed)
-        } else {
-            let sealer = Arc::clone(&self.sealer);
-            let opening = tokio::task::spawn_blocking(move || sealer.open(&key, &sealed));
-            opening.await.unwrap_or(Opening::Miss)
-        };
-        match opening {
-            Opening::Value(found) => Some(found),
-            Opening::Miss => None,
-            Opening::Corrupt => {
-                self.counters.errors.increment();
-                None
-            }
+    /// Makes values of what Redis said.
+    async fn open(&self, answers: Vec<(Bytes, Lookup)>) -> Vec<Option<Found<V>>> {
+        let unpacked = answers.iter().map(|(_, lookup)| match lookup {
+            Lookup::Hit(sealed) => self.sealer.opening_bytes(sealed),
+            _ => 0,
+        });
+        let (count, unpacked) = (answers.len(), unpacked.sum::<usize>());
+        let (sealer, counters) = (Arc::clone(&self.sealer), Arc::clone(&self.counters));
+        let open = move || answers.iter().map(|it| open(&sealer, &counters, it)).collect();
+        if unpacked < OPEN_INLINE_BYTES {
+            return open();
         }
+        // It fails only when the runtime shuts down.
+        let opened: Result<Vec<_>, _> = tokio::task::spawn_blocking(open).await;
+        opened.unwrap_or_else(|_| std::iter::repeat_with(|| None).take(count).collect())
     }
 
     fn count(&self, found: &Option<Found<V>>) {
@@ -113,7 +118,7 @@ where
         }
         let key = Bytes::from(self.sealer.key(key)?);
         let lookup = self.tier.get(&key).await;
-        self.open(key, lookup).await
+        self.open(vec![(key, lookup)]).await.pop().flatten()
     }
 }
 
@@ -126,9 +131,10 @@ where
         Tier::Redis
     }
 
-    fn push(&self, key: &K, write: Write<V>) {
+    fn push(&self, key: &K, write: Write<V>, dropped: &mut Vec<Write<V>>) {
         let is_put = matches!(write, Write::Put(_));
-        let pushed = self.queue.push(key, write, false);
+        let (pushed, replaced) = self.queue.push(key, write, false);
+        dropped.extend(replaced);
         if pushed == Pushed::Refused
             && let Some(key) = self.sealer.key(key)
         {
@@ -138,6 +144,10 @@ where
         if is_put && pushed != Pushed::Queued {
             self.counters.dropped_writes.increment();
         }
+    }
+
+    fn room(&self, weight: u64) -> Room {
+        self.queue.room(weight)
     }
 
     fn holds(&self, _key: &K) -> bool {
@@ -156,21 +166,22 @@ where
     fn get_many<'a>(&'a self, keys: &'a [&'a K]) -> BoxFuture<'a, Vec<Option<Found<V>>>> {
         Box::pin(async move {
             let mut found: Vec<Option<Found<V>>> = Vec::with_capacity(keys.len());
-            let mut asked = Vec::new();
+            let (mut places, mut names) = (Vec::new(), Vec::new());
             for (at, key) in keys.iter().enumerate() {
                 let known = self.pending(key);
                 if known.is_none()
                     && let Some(bytes) = self.sealer.key(key)
                 {
-                    asked.push((at, Bytes::from(bytes)));
+                    places.push(at);
+                    names.push(Bytes::from(bytes));
                 }
                 found.push(known.flatten());
             }
-            let names: Vec<_> = asked.iter().map(|(_, key)| key.clone()).collect();
             if !names.is_empty() {
                 let lookups = self.tier.get_many(&names).await;
-                for ((at, key), lookup) in asked.into_iter().zip(lookups) {
-                    found[at] = self.open(key, lookup).await;
+                let opened = self.open(names.into_iter().zip(lookups).collect()).await;
+                for (at, value) in places.into_iter().zip(opened) {
+                    found[at] = value;
                 }
             }
             found.iter().for_each(|found| self.count(found));
@@ -180,7 +191,7 @@ where
 
     fn clear(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            self.queue.clear();
+            self.queue.displace_all();
             // A batch that the writer has in hand would otherwise reach the new namespace.
             self.queue.after_pending(|| ()).await;
             self.tier.clear().await;
@@ -199,15 +210,11 @@ where
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            self.start_close();
+            self.queue.close();
             let mut ended = self.ended.clone();
             // The channel carries nothing: it only closes, with the writer.
             while ended.changed().await.is_ok() {}
         })
-    }
-
-    fn start_close(&self) {
-        self.queue.close();
     }
 
     fn stats(&self) -> TierStats {
@@ -230,7 +237,7 @@ where
 
 struct Writer<K, V> {
     tier: RedisTier,
-    queue: Arc<WriteBehind<K, V>>,
+    queue: Worker<K, V>,
     sealer: Arc<Sealer<K, V>>,
     counters: Arc<Counters>,
 }
@@ -261,7 +268,26 @@ where
         // It fails only when the runtime shuts down, and then nothing is written any more.
         if let Ok((batch, writes)) = sealed.await {
             self.tier.write(writes).await;
-            self.queue.done(batch);
+            // It drops values, and a user's `Drop` may panic.
+            if catch_unwind(AssertUnwindSafe(|| self.queue.done(batch))).is_err() {
+                self.counters.errors.increment();
+            }
+        }
+    }
+}
+
+fn open<K: 'static, V: 'static>(
+    sealer: &Sealer<K, V>,
+    counters: &Counters,
+    (key, lookup): &(Bytes, Lookup),
+) -> Option<Found<V>> {
+    let Lookup::Hit(sealed) = lookup else { return None };
+    match sealer.open(key, sealed) {
+        Opening::Value(found) => Some(found),
+        Opening::Miss => None,
+        Opening::Corrupt => {
+            counters.errors.increment();
+            None
         }
     }
 }

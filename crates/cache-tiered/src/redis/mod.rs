@@ -1,23 +1,23 @@
 //! The Redis tier: entries shared between machines, at a bounded price.
 //!
 //! A [`RedisTier`] looks values up and writes them under names that hold the version of their
-//! namespace ([`keys`]). It never returns an error: what it cannot look up is
+//! namespace (`keys`). It never returns an error: what it cannot look up is
 //! [`Lookup::Unavailable`], what it cannot write is dropped and counted.
 //!
 //! **Never slower than its budget.** Every call ends within [`RedisConfig::timeout`], whatever the
 //! server does. A circuit breaker counts failures; while it is not closed, calls end at once, and only
-//! the background task ([`upkeep`]) probes the server. So no caller pays for finding out that an
+//! the background task (`upkeep`) probes the server. So no caller pays for finding out that an
 //! outage is over, and the tier comes back without traffic.
 //!
-//! **Fast together.** Gets that are asked for at the same time share an MGET ([`batch`]).
+//! **Fast together.** Gets that are asked for at the same time share an MGET (`batch`).
 //!
 //! **Never stale.** A get is answered only if the version that counts is known, the key has no lost
 //! write behind it, and the server is known not to have forgotten any; it is checked again when the
-//! answer has come. [`coherence`] holds these rules. What they do not cover: another machine's `clear`
+//! answer has come. `coherence` holds these rules. What they do not cover: another machine's `clear`
 //! is seen within about a second, and so is a version that was lost with the server's memory; and an
 //! outage that only other machines had is theirs to clean up.
 //!
-//! The client behind the seam in [`client`] is `fred`.
+//! The client behind the seam in `client` is `fred`.
 
 mod batch;
 mod client;
@@ -347,8 +347,8 @@ impl RedisTier {
             config,
         });
         let mut tasks = vec![tokio::spawn(upkeep::run(Arc::clone(&shared)))];
-        for (lane, queue) in queues.into_iter().enumerate() {
-            tasks.push(tokio::spawn(batch::run(Arc::clone(&shared), lane, queue)));
+        for queue in queues {
+            tasks.push(tokio::spawn(batch::run(Arc::clone(&shared), queue)));
         }
         let handle = Handle { shared, lanes, next_lane: AtomicUsize::new(0), tasks };
         Ok(Self { handle: Arc::new(handle) })

@@ -417,6 +417,19 @@ async fn a_key_marked_stale_is_deleted_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_that_was_overtaken_on_its_way_is_a_miss() {
+    let tier = tier(&Script::new(), config()).await;
+    put(&tier, "k", 1).await;
+    let (found, ()) = tokio::join!(get(&tier, "k"), async { tier.mark_stale(&bytes("k")) });
+    assert_eq!(found, Lookup::Miss);
+    sleep(Duration::from_millis(20)).await;
+    put(&tier, "k", 2).await;
+    let (found, ()) = tokio::join!(get(&tier, "k"), tier.clear());
+    assert_eq!(found, Lookup::Miss);
+    assert_eq!(tier.stats().withheld, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn too_many_lost_writes_empty_the_namespace() {
     let script = Script::new();
     let tier = tier(&script, config()).await;

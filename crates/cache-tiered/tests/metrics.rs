@@ -1,0 +1,142 @@
+//! What the `metrics` facade is told is what `stats()` says.
+#![cfg(all(feature = "metrics", feature = "disk"))]
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use cache_tiered::disk::DiskConfig;
+use cache_tiered::{Cache, CacheStats, Clock, Publisher, Tier, TierStats};
+use metrics_exporter_prometheus::PrometheusBuilder;
+
+/// Every sample of an exposition, by its name with labels in order.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            let name = match name.split_once('{') {
+                Some((name, labels)) => {
+                    let mut labels: Vec<_> = labels.trim_end_matches('}').split(',').collect();
+                    labels.sort_unstable();
+                    format!("{name}{{{}}}", labels.join(","))
+                }
+                None => name.to_owned(),
+            };
+            (name, value.parse().unwrap())
+        })
+        .collect()
+}
+
+fn expected(stats: &CacheStats) -> BTreeMap<String, f64> {
+    let mut all = BTreeMap::new();
+    let tiers = [("memory", Some(stats.memory)), ("disk", stats.disk), ("redis", stats.redis)];
+    for (name, tier) in tiers {
+        let Some(tier) = tier else { continue };
+        let TierStats { evictions, .. } = tier;
+        for (metric, value) in [
+            ("cache_hits_total", tier.hits),
+            ("cache_misses_total", tier.misses),
+            ("cache_errors_total", tier.errors),
+            ("cache_writes_total", tier.writes),
+            ("cache_dropped_writes_total", tier.dropped_writes),
+            ("cache_entries", tier.entries),
+            ("cache_size_bytes", tier.bytes),
+            ("cache_capacity", tier.capacity),
+            ("cache_queue_depth", tier.queue_depth),
+            ("cache_queue_bytes", tier.queue_bytes),
+        ] {
+            all.insert(format!("{metric}{{cache=\"pages\",type=\"{name}\"}}"), value as f64);
+        }
+        for (cause, value) in [
+            ("capacity", evictions.capacity),
+            ("expired", evictions.expired),
+            ("removed", evictions.removed),
+            ("too_large", evictions.too_large),
+        ] {
+            let labels = format!("cache=\"pages\",cause=\"{cause}\",type=\"{name}\"");
+            all.insert(format!("cache_evictions_total{{{labels}}}"), value as f64);
+        }
+    }
+    for (status, value) in [("success", stats.loads), ("failure", stats.load_failures)] {
+        let name = format!("cache_loads_total{{cache=\"pages\",status=\"{status}\"}}");
+        all.insert(name, value as f64);
+    }
+    for (metric, value) in [
+        ("cache_load_seconds", stats.load_time.as_secs_f64()),
+        ("cache_coalesced_total", stats.coalesced as f64),
+        ("cache_superseded_total", stats.superseded as f64),
+        ("cache_in_flight", stats.in_flight as f64),
+    ] {
+        all.insert(format!("{metric}{{cache=\"pages\"}}"), value);
+    }
+    all
+}
+
+#[tokio::test]
+async fn what_is_published_is_what_stats_say() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::manual();
+    let cache = Cache::<u32, String>::builder("pages")
+        .bytes(100, |_, value| value.len() as u64)
+        .ttl(Duration::from_secs(10))
+        .clock(clock.clone())
+        .disk(DiskConfig::new(directory.path()).capacity_bytes(2 << 20))
+        .open()
+        .await
+        .unwrap();
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let publisher = metrics::with_local_recorder(&recorder, || Publisher::new(cache.clone()));
+
+    // Something of everything that a cache without Redis counts.
+    (0..50).for_each(|key| cache.insert(key, "0123456789".to_owned()));
+    cache.insert(99, "too large for memory".repeat(10));
+    let load = |key: u32| async move { Ok::<_, Infallible>(key.to_string()) };
+    cache.get_or_load(&100, || load(100)).await.unwrap();
+    let _ = cache.get_or_load(&101, || async { Err::<String, _>("as told") }).await;
+    let slow = || async {
+        tokio::task::yield_now().await;
+        Ok::<_, Infallible>(String::new())
+    };
+    let (_, _) = tokio::join!(cache.get_or_load(&102, slow), cache.get_or_load(&102, slow));
+    let overtaken = cache.reserve(&103);
+    cache.remove(&103).await;
+    assert!(!overtaken.insert("late".to_owned(), Default::default()));
+    cache.flush().await;
+    cache.clear(Tier::Memory).await;
+    cache.get_many(&[1, 2, 3, 1_000]).await;
+    cache.remove(&1).await;
+    cache.get_in_memory(&2);
+    clock.advance(Duration::from_secs(11));
+    cache.get_in_memory(&2);
+    cache.flush().await;
+
+    for _ in 0..2 {
+        publisher.publish();
+        let stats = cache.stats();
+        let nothing = expected(&CacheStats::default());
+        assert_ne!(expected(&stats), nothing);
+        assert_eq!(samples(&handle.render()), expected(&stats));
+        cache.insert(7, "7".to_owned());
+        cache.flush().await;
+    }
+    let stats = cache.stats();
+    let counted = [
+        stats.memory.hits,
+        stats.memory.evictions.capacity,
+        stats.memory.evictions.expired,
+        stats.memory.evictions.removed,
+        stats.memory.evictions.too_large,
+        stats.disk.unwrap().hits,
+        stats.disk.unwrap().writes,
+        stats.loads,
+        stats.load_failures,
+        stats.coalesced,
+        stats.superseded,
+        stats.in_flight,
+    ];
+    assert!(!counted.contains(&0), "{counted:?}");
+    drop(overtaken);
+    cache.close().await;
+}
