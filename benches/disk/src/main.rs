@@ -71,6 +71,14 @@ fn loads(suite: &mut Suite, workload: &Workload) {
         || put_rate(segment_log, workload),
         SLED.map(|open| move || put_rate(open, workload)),
     );
+    let sorted = Workload::new(ENTRIES, 1).sorted();
+    beside_sled(
+        suite,
+        ("put in the order of keys, one thread", "op/s"),
+        Target::AtLeast(5.0),
+        || put_rate(segment_log, &sorted),
+        SLED.map(|open| || put_rate(open, &sorted)),
+    );
     beside_sled(
         suite,
         ("put, p99", "us"),

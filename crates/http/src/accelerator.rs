@@ -363,11 +363,10 @@ impl Accelerator {
         let deadline = tokio::time::Instant::now() + self.0.parts.coalesce_timeout;
         let Lookup { may_store, only_if_cached } = asked.lookup;
         let unshared = store.is_unshared(&asked.target, &asked.headers, now_ms());
-        let mut looked_below = !store.has_lower_tiers();
+        let mut looked_below = false;
         // Whoever leads a flight looks below for all of it; these will lead none.
-        if found.response.is_none() && !looked_below && (only_if_cached || !may_store) {
+        if found.response.is_none() && (only_if_cached || !may_store) {
             found = store.find_below(&asked.target, &asked.headers).await;
-            looked_below = true;
         }
         let mut collapsed = false;
         for _ in 0..ROUNDS_MAX {
@@ -411,6 +410,7 @@ impl Accelerator {
             }
             let mut landings = match self.0.flights.join(&found.key) {
                 Part::Lead(lead) if found.response.is_none() && !looked_below => {
+                    // In memory too: the flight before this one may have landed just now.
                     looked_below = true;
                     let below = store.find_below(&asked.target, &asked.headers).await;
                     if below.response.is_some() || below.key != found.key {
@@ -434,7 +434,7 @@ impl Accelerator {
                 Some(Landing::Stored) => {
                     found = store.find(&asked.target, &asked.headers);
                     // What memory could not keep may be below.
-                    looked_below = !store.has_lower_tiers();
+                    looked_below = false;
                     collapsed = true;
                 }
                 Some(Landing::Filling(filling)) => match filling.fit(&asked.headers, now_ms()) {

@@ -448,6 +448,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_that_is_kept_holds_no_read_buffer() {
+        let buffer = Bytes::from(vec![b'x'; 8_192]);
+        let frames: Chunks = vec![Ok(Frame::data(buffer.slice(100..110)))];
+        let pumped = fill(100, Some(10)).pump(StreamBody::new(stream::iter(frames))).await;
+        let Pumped::Complete(whole) = pumped else { panic!("{pumped:?}") };
+        assert!(!buffer.as_ptr_range().contains(&whole.as_ptr()));
+    }
+
+    #[tokio::test]
     async fn trailers_reach_the_client() {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", "1".parse().unwrap());

@@ -71,7 +71,6 @@ pub(crate) struct ResponseCache {
     pub(crate) max_body_bytes: usize,
     /// For the bodies that are on their way into the cache.
     pub(crate) room: Arc<Room>,
-    has_lower_tiers: bool,
     unshared: quick_cache::sync::Cache<Arc<str>, UnsharedUntil>,
     /// Two answers that come at once must not make two markers.
     marking: Mutex<()>,
@@ -100,10 +99,8 @@ impl ResponseCache {
         policy: Arc<Policy>,
         max_body_bytes: usize,
     ) -> Self {
-        let stats = cache.stats();
-        let capacity = usize::try_from(stats.memory.capacity).unwrap_or(usize::MAX);
+        let capacity = usize::try_from(cache.stats().memory.capacity).unwrap_or(usize::MAX);
         Self {
-            has_lower_tiers: stats.redis.is_some() || stats.disk.is_some(),
             cache,
             policy,
             max_body_bytes,
@@ -152,11 +149,6 @@ impl ResponseCache {
             }
             stored => Found { response: response(stored), key: target.clone() },
         }
-    }
-
-    /// Whether looking below memory could find anything.
-    pub(crate) fn has_lower_tiers(&self) -> bool {
-        self.has_lower_tiers
     }
 
     /// Keeps a response. `request` holds the fields of the request that it answers.
@@ -258,4 +250,110 @@ fn response(stored: Option<Stored>) -> Option<Arc<StoredResponse>> {
 fn union(a: &Vary, b: &Vary) -> Option<Vary> {
     let (a, b) = (a.to_string(), b.to_string());
     Vary::parse([a.as_bytes(), b.as_bytes()]).filter(|all| all.fields().len() <= VARYING_FIELDS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use http::header::{CACHE_CONTROL, HeaderName, HeaderValue};
+    use http::{Method, StatusCode};
+
+    use super::*;
+    use crate::rules::{self, RequestHead, ResponseHead, Times};
+    use crate::stored::weigh;
+
+    const X_LANGUAGE: HeaderName = HeaderName::from_static("x-language");
+
+    fn open() -> ResponseCache {
+        let cache = Cache::builder("responses").bytes(64 << 20, weigh).build();
+        ResponseCache::new(cache.expect("a cache"), Arc::default(), 1 << 20)
+    }
+
+    fn asking(language: usize) -> HeaderMap {
+        HeaderMap::from_iter([(X_LANGUAGE, HeaderValue::from(language))])
+    }
+
+    /// A response that is fresh for a minute and varies on these fields.
+    fn response(vary: &str) -> Keep {
+        let headers = HeaderMap::from_iter([
+            (CACHE_CONTROL, HeaderValue::from_static("max-age=60")),
+            (http::header::VARY, vary.parse().expect("a value")),
+        ]);
+        let request = RequestHead { method: &Method::GET, headers: &HeaderMap::new() };
+        let response = ResponseHead { status: StatusCode::OK, headers: &headers };
+        let times = Times { request_ms: 1_000, response_ms: 1_000 };
+        let storable = rules::store(&Policy::default(), request, response, times);
+        Keep::new(storable.expect("it may be stored"), Bytes::from_static(b"body"))
+    }
+
+    #[test]
+    fn variants_that_are_kept_at_the_same_moment_are_all_found() {
+        const THREADS: usize = 4;
+        let store = open();
+        let at_once = Barrier::new(THREADS);
+        for round in 0..300 {
+            let target = ResponseKey::target(&format!("http://host/{round}"));
+            std::thread::scope(|scope| {
+                for language in 0..THREADS {
+                    let (store, target, at_once) = (&store, &target, &at_once);
+                    scope.spawn(move || {
+                        let reservation = store.cache.reserve(target);
+                        at_once.wait();
+                        store.keep(&reservation, target, &asking(language), response("x-language"));
+                    });
+                }
+            });
+            for language in 0..THREADS {
+                let found = store.find(&target, &asking(language));
+                assert!(found.response.is_some(), "{language} in round {round}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_removal_has_overtaken_is_not_found_in_any_variant() {
+        let store = open();
+        let target = ResponseKey::target("http://host/");
+        let keep = |reservation: &Reservation<_, _>, language| {
+            store.keep(reservation, &target, &asking(language), response("x-language"));
+        };
+        keep(&store.cache.reserve(&target), 1);
+        let before = store.cache.reserve(&target);
+        store.forget(&target).await;
+        keep(&before, 2);
+        keep(&store.cache.reserve(&target), 3);
+        keep(&before, 4);
+        let found = |language| store.find(&target, &asking(language)).response.is_some();
+        assert_eq!([1, 2, 3, 4].map(found), [false, false, true, false]);
+    }
+
+    #[test]
+    fn fields_that_would_be_too_many_begin_anew() {
+        let names = |range: std::ops::Range<usize>| {
+            let names: Vec<_> = range.map(|n| format!("x-{n}")).collect();
+            Vary::parse([names.join(",").as_bytes()]).expect("names")
+        };
+        let all = union(&names(0..20), &names(10..VARYING_FIELDS_MAX)).expect("not too many");
+        assert_eq!(all, names(0..VARYING_FIELDS_MAX));
+        assert_eq!(union(&all, &names(90..91)), None);
+    }
+
+    #[test]
+    fn targets_are_unshared_for_a_while_and_apart_for_credentials() {
+        let store = open();
+        let target = ResponseKey::target("http://host/");
+        let public = HeaderMap::new();
+        let authorized = HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static("x"))]);
+        let unshared = |now_ms| {
+            [&public, &authorized].map(|request| store.is_unshared(&target, request, now_ms))
+        };
+        store.note_shared(&target, &authorized, false, 1_000);
+        assert_eq!(unshared(1_000), [false, true]);
+        store.note_shared(&target, &public, false, 2_000);
+        assert_eq!(unshared(UNSHARED_FOR_MS + 999), [true, true]);
+        assert_eq!(unshared(UNSHARED_FOR_MS + 1_000), [true, false]);
+        store.note_shared(&target, &public, true, 3_000);
+        assert_eq!(unshared(3_000), [false, true]);
+    }
 }

@@ -227,6 +227,21 @@ mod tests {
     }
 
     #[test]
+    fn a_response_that_is_kept_holds_no_read_buffer() {
+        let buffer = Bytes::from(vec![b'x'; 8_192]);
+        let value = HeaderValue::from_maybe_shared(buffer.slice(100..103)).unwrap();
+        let headers = HeaderMap::from_iter([(header::ETAG, value)]);
+        let times = Times { request_ms: 1_000, response_ms: 2_000 };
+        let head = StoredHead { status: StatusCode::OK, headers, times };
+        let freshness = head.freshness(&Policy::default());
+        let kept = StoredResponse::new(head.clone(), freshness, Bytes::new());
+        assert_eq!(kept.head, head);
+        assert!(
+            !buffer.as_ptr_range().contains(&kept.head.headers[header::ETAG].as_bytes().as_ptr())
+        );
+    }
+
+    #[test]
     fn a_borrowed_key_finds_what_an_owned_one_stored() {
         let hasher = RandomState::new();
         let primary = ResponseKey::target("http://host/path");

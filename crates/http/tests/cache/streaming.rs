@@ -69,7 +69,7 @@ async fn a_client_that_does_not_read_holds_up_neither_another_nor_the_storing() 
 
 #[tokio::test]
 async fn a_long_body_that_nobody_reads_waits_at_the_origin() {
-    const LENGTH: usize = 256 * MIB;
+    const LENGTH: usize = 96 * MIB;
     let origin = Origin::start(|request| match request.path() {
         // Its length is not known, so that it is taken for one that may fit.
         "/chunked" => {

@@ -32,6 +32,8 @@ impl Accelerated {
             ("server.admin", "127.0.0.1:0"),
             ("cache.disk.enabled", "false"),
             ("cache.memory.capacity", "256MiB"),
+            // Whoever waits for another's answer and should not fails its test.
+            ("response_cache.coalesce_timeout", "10m"),
         ];
         let config = defaults
             .iter()
