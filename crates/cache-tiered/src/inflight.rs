@@ -46,9 +46,10 @@ struct Slot<K, V> {
 }
 
 type Slots<K, V> = HashTable<Slot<K, V>>;
+type Shard<K, V> = CachePadded<Mutex<Slots<K, V>>>;
 
 pub(crate) struct InFlight<K, V> {
-    shards: Box<[CachePadded<Mutex<Slots<K, V>>>]>,
+    shards: Box<[Shard<K, V>]>,
     hasher: DefaultHashBuilder,
 }
 

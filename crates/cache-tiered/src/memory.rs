@@ -196,9 +196,9 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
     {
         let value = self.peek_alive(key);
         if value.is_some() {
-            self.hits.increment()
+            self.hits.increment();
         } else {
-            self.misses.increment()
+            self.misses.increment();
         }
         value
     }
@@ -278,9 +278,9 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
         if let Some((key, entry)) = self.cache.remove(key) {
             let alive = !self.is_dead(&entry, self.clock.now());
             if alive {
-                self.removed.increment()
+                self.removed.increment();
             } else {
-                self.expired.increment()
+                self.expired.increment();
             }
             out.push(key, entry, false);
         }

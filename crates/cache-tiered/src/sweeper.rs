@@ -101,11 +101,11 @@ mod tests {
 
     use super::*;
 
-    struct Probe(mpsc::Sender<()>);
+    struct Probe(mpsc::SyncSender<()>);
 
     impl Sweep for Probe {
         fn sweep(&self) {
-            let _ = self.0.send(());
+            let _ = self.0.try_send(());
         }
     }
 
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_target_is_visited_until_it_is_dropped_whatever_its_neighbour_does() {
-        let (sender, visits) = mpsc::channel();
+        let (sender, visits) = mpsc::sync_channel(1);
         let probe = Arc::new(Probe(sender));
         let panics = Arc::new(Panics);
         register(&panics, Duration::from_millis(1)).unwrap();

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, TRANSFER_ENCODING, UPGRADE,
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, UPGRADE,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use http_body::Body as _;
@@ -729,10 +729,6 @@ impl Accelerator {
     ) -> Result<Fetched, Failure> {
         let Parts { forwarder, upstream, .. } = &self.0.parts;
         forwarder.request(&mut parts, peer, fastrand::u64(..))?;
-        if body.size_hint().exact().is_none() {
-            // Otherwise hyper takes it that a GET has no body, and drops the one that is there.
-            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
         self.0.traffic.origin_calls.fetch_add(1, Ordering::Relaxed);
         let request_ms = now_ms();
         let response = match upstream.send(Request::from_parts(parts, body)).await {

@@ -31,9 +31,10 @@ use std::{
 };
 
 use http::{
-    Request, Response, StatusCode, Uri,
+    HeaderValue, Request, Response, StatusCode, Uri,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE},
 };
+use http_body::Body as _;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::{net::TcpStream, sync::Semaphore, task::AbortHandle, time::Instant};
@@ -401,8 +402,13 @@ impl Upstream {
     /// the head where the request could be sent again; no task and no timer registration.
     pub async fn send(
         &self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
+        if request.body().size_hint().exact().is_none() {
+            // Otherwise hyper takes it that a GET has no body, and drops the one that is there.
+            let chunked = HeaderValue::from_static("chunked");
+            request.headers_mut().insert(TRANSFER_ENCODING, chunked);
+        }
         let permit = self.admit().await?;
         let upgrade = request.headers().contains_key(UPGRADE);
         let response_timeout = self.shared.config.response_timeout;
