@@ -1,4 +1,4 @@
-//! Reading message heads out of a fuzzer's bytes.
+//! What the targets share: message heads out of a fuzzer's bytes, and a place for files.
 //!
 //! An input is text: messages are parted by an empty line, and each is a start line with a field per
 //! line behind it, much as on the wire. So seeds can be written by hand, an input that fails can be
@@ -6,7 +6,10 @@
 //! field are left out, as a parser in front of the rules would have done.
 #![forbid(unsafe_code)]
 
+use std::path::Path;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tempfile::TempDir;
 
 /// Fields of one head at the most, far more than an input has that is worth keeping.
 const MAX_FIELDS: usize = 256;
@@ -85,4 +88,19 @@ pub fn plainly_says(headers: &HeaderMap, field: &str, directive: &str) -> bool {
                 .split(|&byte| byte == b',')
                 .any(|member| member.trim_ascii().eq_ignore_ascii_case(directive.as_bytes()))
     })
+}
+
+/// Makes a directory for the files of one input, in memory where the system has a place there.
+///
+/// Thousands of inputs a second would otherwise wait for a disk, and wear it out.
+///
+/// # Panics
+///
+/// When nothing can be written.
+#[must_use]
+pub fn scratch() -> TempDir {
+    let in_memory = Path::new("/dev/shm");
+    let made =
+        if in_memory.is_dir() { tempfile::tempdir_in(in_memory) } else { tempfile::tempdir() };
+    made.expect("temporary files can be written")
 }

@@ -44,6 +44,8 @@ fuzz_target!(|input: &[u8]| {
         return;
     }
     assert!(head.uri.authority().is_none(), "{} is not in origin form", head.uri);
+    let path = head.uri.path();
+    assert!(path.starts_with('/') || path == "*", "{path:?} is no target for a request line");
     let hosts = head.headers.get_all(header::HOST).iter().count();
     assert!(hosts == 1 || (hosts == 0 && head.version == Version::HTTP_10), "{hosts} hosts");
 

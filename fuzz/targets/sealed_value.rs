@@ -13,6 +13,7 @@ use cache_tiered::disk::{DiskConfig, DiskTier, SegmentLog, SegmentLogOptions};
 use cache_tiered::{Bincode, Cache, Codec, MAX_VALUE_BYTES};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tokio::runtime::Runtime;
+use ultra_perf_fuzz::scratch;
 
 const KEY: u64 = 7;
 const CAPACITY_BYTES: u64 = 1 << 20;
@@ -22,7 +23,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let mut sealed = covered.to_vec();
     sealed.extend_from_slice(&crc32c::crc32c(covered).to_le_bytes());
 
-    let directory = tempfile::tempdir().expect("the temporary directory is writable");
+    let directory = scratch();
     put(directory.path(), &sealed);
     let found = runtime().block_on(async {
         let disk = DiskConfig::new(directory.path()).capacity_bytes(CAPACITY_BYTES).read_threads(1);

@@ -15,8 +15,15 @@ use std::path::Path;
 use crate::{Outcome, repo};
 
 /// Folders that hold what programs made, by their path from the root.
-const GENERATED: [&str; 7] =
-    [".git", "target", "docs/book", "fuzz/target", "fuzz/corpus", "fuzz/artifacts", "fuzz/coverage"];
+const GENERATED: [&str; 7] = [
+    ".git",
+    "target",
+    "docs/book",
+    "fuzz/target",
+    "fuzz/corpus",
+    "fuzz/artifacts",
+    "fuzz/coverage",
+];
 
 /// Checks everything and prints each problem.
 pub(crate) fn run() -> Outcome {

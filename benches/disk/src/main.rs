@@ -71,13 +71,13 @@ fn loads(suite: &mut Suite, workload: &Workload) {
         || put_rate(segment_log, workload),
         SLED.map(|open| move || put_rate(open, workload)),
     );
-    let sorted = Workload::new(ENTRIES, 1).sorted();
+    let sorted = &Workload::new(ENTRIES, 1).sorted();
     beside_sled(
         suite,
         ("put in the order of keys, one thread", "op/s"),
         Target::AtLeast(5.0),
-        || put_rate(segment_log, &sorted),
-        SLED.map(|open| || put_rate(open, &sorted)),
+        || put_rate(segment_log, sorted),
+        SLED.map(|open| move || put_rate(open, sorted)),
     );
     beside_sled(
         suite,
@@ -86,13 +86,17 @@ fn loads(suite: &mut Suite, workload: &Workload) {
         || put_p99(segment_log, workload),
         SLED.map(|open| move || put_p99(open, workload)),
     );
-    if suite.wants("write amplification") {
+    let amplification = "write amplification of a load";
+    if suite.wants(amplification) {
         let ours = write_amplification(segment_log, workload);
-        suite.reported("write amplification of a load", "x").at_most(1.2).observed(ours);
-        if let Some(open) = SLED {
-            let sled = write_amplification(open, workload);
-            suite.reported("write amplification of a load, sled", "x").observed(sled);
+        suite.reported(amplification, "x").at_most(1.2).observed(ours);
+    }
+    let of_sled = "write amplification of a load, sled";
+    match SLED {
+        Some(open) if suite.wants(of_sled) => {
+            suite.reported(of_sled, "x").observed(write_amplification(open, workload));
         }
+        _ => {}
     }
 }
 
@@ -131,15 +135,21 @@ fn bytes_written_by_process() -> u64 {
 }
 
 fn gets(suite: &mut Suite, workload: &Workload) {
+    const RATES: [&str; 2] = ["warm get, four threads", "warm get, one thread"];
+    const P99: &str = "warm get, four threads, p99";
+    const OPEN: &str = "open after a restart, per GiB";
+    // The databases take a while to fill, so only for a case that will run.
+    let beside = |case: &&str| suite.wants(&format!("{case} vs sled"));
+    if !RATES.iter().chain(&[P99]).any(beside) && !suite.wants(OPEN) {
+        return;
+    }
     let four: Vec<_> = (0..4).map(|thread| workload.zipf(GETS / 4, 10 + thread)).collect();
     let one = [workload.zipf(GETS, 20)];
     let (ours, directory) = full(segment_log, workload);
     let sled = SLED.map(|open| full(open, workload));
     let sled = sled.as_ref().map(|(engine, _directory)| &**engine);
 
-    for (case, reads) in
-        [("warm get, four threads", four.as_slice()), ("warm get, one thread", &one)]
-    {
+    for (case, reads) in RATES.into_iter().zip([four.as_slice(), &one]) {
         beside_sled(
             suite,
             (case, "op/s"),
@@ -150,7 +160,7 @@ fn gets(suite: &mut Suite, workload: &Workload) {
     }
     beside_sled(
         suite,
-        ("warm get, four threads, p99", "us"),
+        (P99, "us"),
         Target::AtMost(0.2),
         || get_p99(&*ours, workload, &four),
         sled.map(|sled| || get_p99(sled, workload, &four)),
@@ -158,7 +168,7 @@ fn gets(suite: &mut Suite, workload: &Workload) {
 
     drop(ours);
     let gib = workload.bytes() as f64 / (1_u64 << 30) as f64;
-    suite.reported("open after a restart, per GiB", "s").rounds(9).measure(|| {
+    suite.reported(OPEN, "s").rounds(9).measure(|| {
         let watch = Stopwatch::start(Clock::Wall);
         let engine = segment_log(directory.path());
         let seconds = watch.elapsed().as_secs_f64();

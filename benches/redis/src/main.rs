@@ -29,7 +29,7 @@ const KEYS: u32 = 10_000;
 const VALUE_BYTES: usize = 1 << 10;
 /// Gets under way at once.
 const IN_FLIGHT: usize = 64;
-/// Gets of a round.
+/// Gets of a round, a multiple of those under way.
 const GETS: usize = 200_000;
 /// Keys of one `get_many`.
 const MANY: usize = 50;
@@ -41,6 +41,8 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const SINGLE: (&str, &str) = ("get 1 KiB, 64 in flight", "get/s");
+#[cfg(feature = "peers")]
+const CPU: &str = "get 1 KiB, 64 in flight, CPU of the client";
 const BATCH: (&str, &str) = ("get_many of 50 x 1 KiB", "key/s");
 const OPEN: (&str, &str) = ("get while the breaker is open", "ms");
 
@@ -107,6 +109,12 @@ fn alive(suite: &mut Suite, runtime: &Runtime, server: &Server) -> io::Result<()
             .reported(SINGLE.0, SINGLE.1)
             .at_least(1.5)
             .compare("fred's GET", single, || runtime.block_on(single_rate(&fred, &keys)));
+        let all = GETS as u64;
+        suite.time(CPU, Clock::Cpu, all).compare(
+            "fred's GET",
+            || assert_eq!(runtime.block_on(single_hits(&tier, &keys)), all, "every get is a hit"),
+            || assert_eq!(runtime.block_on(single_hits(&fred, &keys)), all, "every get is a hit"),
+        );
         suite.reported(BATCH.0, BATCH.1).compare(
             "fred's MGET",
             || runtime.block_on(batch_rate(&tier, &keys)),
@@ -157,6 +165,11 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 /// Values per second through gets of one key, asked for by as many tasks as gets are under way.
 async fn single_rate<C: Client>(client: &C, keys: &Arc<[Bytes]>) -> f64 {
     let watch = Stopwatch::start(Clock::Wall);
+    watch.per_second(single_hits(client, keys).await)
+}
+
+/// Asks for [`GETS`] keys and tells how many had a value.
+async fn single_hits<C: Client>(client: &C, keys: &Arc<[Bytes]>) -> u64 {
     let tasks: Vec<_> = (0..IN_FLIGHT)
         .map(|task| {
             let (client, keys) = (client.clone(), Arc::clone(keys));
@@ -174,7 +187,7 @@ async fn single_rate<C: Client>(client: &C, keys: &Arc<[Bytes]>) -> f64 {
     for task in tasks {
         hits += task.await.expect("a get does not panic");
     }
-    watch.per_second(hits)
+    hits
 }
 
 /// Values per second through gets of many keys, one after the other.

@@ -5,6 +5,7 @@
 #[path = "support/ownership.rs"]
 mod ownership;
 #[path = "support/redis_server.rs"]
+#[expect(dead_code, reason = "the tests of the tier alone use the rest")]
 mod redis_server;
 #[path = "support/watchdog.rs"]
 mod watchdog;
@@ -47,6 +48,7 @@ async fn in_service(cache: &Cache<u32, String>) {
         cache.insert(PROBE, "probe".to_owned());
         cache.flush().await;
         cache.clear(Tier::Memory).await;
+        cache.clear(Tier::Disk).await;
         let hits = redis(cache).hits;
         cache.get(&PROBE).await;
         redis(cache).hits > hits
@@ -96,15 +98,10 @@ async fn two_caches_share_values_of_every_size() {
         assert_eq!(theirs.get_in_memory(key), *value, "a hit comes up");
     }
     // Text is stored compressed, and noise not larger than it is.
-    let stored = |len: usize| {
-        let names = server.cli(&["--raw", "KEYS", "*"]);
-        assert!(!names.is_empty());
-        let script = "local n = 0; for _, k in ipairs(redis.call('KEYS', '*')) do \
-                      n = n + redis.call('STRLEN', k) end; return n";
-        let total: usize = server.cli(&["EVAL", script, "0"]).parse().unwrap();
-        assert!(total < len, "{total} bytes");
-    };
-    stored(200_000 + 3_000 + 10_000);
+    let script = "local n = 0; for _, k in ipairs(redis.call('KEYS', '*')) do \
+                  n = n + redis.call('STRLEN', k) end; return n";
+    let stored: usize = server.cli(&["EVAL", script, "0"]).parse().unwrap();
+    assert!((100_000..213_000).contains(&stored), "{stored} bytes");
     assert_eq!(redis(&theirs).errors, 0);
     ours.close().await;
     theirs.close().await;
@@ -119,8 +116,6 @@ async fn the_time_left_goes_along_through_redis() {
     ours.insert(1, "1".to_owned());
     ours.insert_with(2, "2".to_owned(), InsertOptions::ttl(Duration::MAX));
     ours.flush().await;
-    let names = server.cli(&["--raw", "EVAL", "return redis.call('KEYS', '*')", "0"]);
-    assert!(!names.is_empty());
     clock.advance(Duration::from_secs(60));
     assert_eq!(theirs.get(&1).await.as_deref(), Some("1"));
     clock.advance(Duration::from_secs(39));
@@ -215,14 +210,11 @@ async fn a_frozen_redis_costs_its_budget_and_the_disk_still_answers() {
     cache.clear(Tier::Memory).await;
     server.freeze();
     let most = RedisConfig::default().timeout + SLACK;
-    let in_time = async |call: &dyn Fn(u32) -> String, key: u32| {
+    for key in 0..20 {
         let start = Instant::now();
         let found = cache.get(&key).await;
-        assert!(start.elapsed() <= most, "{} took {:?}", call(key), start.elapsed());
+        assert!(start.elapsed() <= most, "get {key} took {:?}", start.elapsed());
         assert_eq!(found, Some(key.to_string()), "the disk has it");
-    };
-    for key in 0..20 {
-        in_time(&|key| format!("get {key}"), key).await;
     }
     let start = Instant::now();
     let found = cache.get_many(&keys[20..]).await;
@@ -290,7 +282,7 @@ async fn writes_that_did_not_fit_the_queue_leave_nothing_stale() {
     let server = RedisServer::start();
     let cache = open(builder(&server).write_queue(4, u64::MAX)).await;
     let mut written = Vec::new();
-    // Twenty at a time until all are there: the queue is short on purpose.
+    // One at a time: the queue is short on purpose.
     for key in 0..100 {
         cache.insert(key, "old".to_owned());
         cache.flush().await;

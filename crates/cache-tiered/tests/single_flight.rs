@@ -176,7 +176,8 @@ async fn who_asks_after_a_remove_does_not_join_the_load_from_before() {
 #[tokio::test]
 async fn a_loader_can_say_how_long_its_value_lives() {
     let clock = Clock::manual();
-    let cache = Cache::<u32, u32>::builder("test").entries(10).clock(clock.clone()).build().unwrap();
+    let cache =
+        Cache::<u32, u32>::builder("test").entries(10).clock(clock.clone()).build().unwrap();
     let load = || async { Ok::<_, Infallible>(Loaded::with_ttl(5, Duration::from_secs(2))) };
     cache.get_or_load(&1, load).await.unwrap();
     clock.advance(Duration::from_secs(1));

@@ -55,7 +55,8 @@ pub(crate) fn run(args: &PurgeArgs) -> Result<(), PurgeError> {
 async fn ask(args: &PurgeArgs) -> Result<String, PurgeError> {
     let failed = |error| PurgeError::Connect(args.admin, error);
     let stream = TcpStream::connect(args.admin).await.map_err(failed)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let body = serde_json::json!({ "url": args.url }).to_string();
     let request = Request::post("/performance/cache/purge")
@@ -71,5 +72,9 @@ async fn ask(args: &PurgeArgs) -> Result<String, PurgeError> {
     let answer: serde_json::Value =
         serde_json::from_slice(&body).map_err(|error| PurgeError::Answer(error.to_string()))?;
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
-    if status.is_success() { Ok(text("purged")) } else { Err(PurgeError::Refused { status, detail: text("detail") }) }
+    if status.is_success() {
+        Ok(text("purged"))
+    } else {
+        Err(PurgeError::Refused { status, detail: text("detail") })
+    }
 }

@@ -103,5 +103,7 @@ fn greet(config: &Config, server: &Server) {
     let proxy = server.proxy_addr();
     tracing::info!("http://{proxy} now serves {backend} (cache: {tiers})");
     let admin = server.admin_addr();
-    tracing::info!("statistics: http://{admin}/performance/stats, metrics: http://{admin}/performance/metrics");
+    tracing::info!(
+        "statistics: http://{admin}/performance/stats, metrics: http://{admin}/performance/metrics"
+    );
 }

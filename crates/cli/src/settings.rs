@@ -46,9 +46,12 @@ impl Settings {
             ("log.level", "--log", &self.log),
             ("log.format", "--log-format", &self.log_format),
         ];
-        options.into_iter().fold(loader.process_env(), |loader, (path, option, value)| match value {
-            Some(value) => loader.set(path, value, option),
-            None => loader,
-        })
+        options.into_iter().fold(
+            loader.process_env(),
+            |loader, (path, option, value)| match value {
+                Some(value) => loader.set(path, value, option),
+                None => loader,
+            },
+        )
     }
 }

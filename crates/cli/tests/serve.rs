@@ -55,7 +55,8 @@ fn answer(mut stream: TcpStream, calls: &AtomicUsize) {
         if path == "/slow" {
             std::thread::sleep(Duration::from_secs(1));
         }
-        let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Length: 5\r\n\r\nhello";
+        let answer =
+            "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Length: 5\r\n\r\nhello";
         if stream.write_all(answer.as_bytes()).is_err() {
             return;
         }
@@ -197,7 +198,9 @@ fn a_first_signal_lets_requests_end_and_a_second_does_not() {
         let mut accelerator = Accelerator::start(directory.path(), &backend);
         let calls = backend.calls();
         let mut client = TcpStream::connect(&accelerator.proxy).unwrap();
-        client.write_all(b"POST /slow HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n").unwrap();
+        client
+            .write_all(b"POST /slow HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n")
+            .unwrap();
         let deadline = Instant::now() + PATIENCE;
         while backend.calls() == calls {
             assert!(Instant::now() < deadline, "the request never arrived");
@@ -230,7 +233,8 @@ fn a_purged_url_is_asked_for_again() {
     let backend = Backend::start();
     let accelerator = Accelerator::start(directory.path(), &backend);
     accelerator.get("/page");
-    let purged = run(directory.path(), &["purge", "http://shop/page", "--admin", &accelerator.admin]);
+    let purged =
+        run(directory.path(), &["purge", "http://shop/page", "--admin", &accelerator.admin]);
     assert_eq!(text(&purged.stdout), "purged http://shop/page\n", "{purged:?}");
     assert_eq!(field(&accelerator.get("/page"), "x-cache"), Some("MISS"));
     let refused = run(directory.path(), &["purge", "page", "--admin", &accelerator.admin]);
@@ -264,7 +268,8 @@ fn check_tells_values_origins_and_every_problem() {
     assert!(row("cache.ttl").contains("10m") && row("cache.ttl").contains("ultra-perf.toml:2"));
     assert!(row("server.to").contains("--to"));
 
-    std::fs::write(directory.path().join("bad.toml"), "[cache]\nttl = 10\nspeed = \"much\"\n").unwrap();
+    std::fs::write(directory.path().join("bad.toml"), "[cache]\nttl = 10\nspeed = \"much\"\n")
+        .unwrap();
     for command in ["check", "serve"] {
         let bad = run(directory.path(), &[command, "--config", "bad.toml", "--listen", "nowhere"]);
         assert_eq!(bad.status.code(), Some(2));

@@ -19,9 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
-use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, UPGRADE,
-};
+use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;

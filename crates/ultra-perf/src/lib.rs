@@ -39,9 +39,9 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 pub use cache_tiered;
-use cache_tiered::{CacheBuilder, Tier, WritePolicy};
 #[cfg(any(feature = "disk", feature = "redis"))]
 use cache_tiered::{Bincode, Codec};
+use cache_tiered::{CacheBuilder, Tier, WritePolicy};
 #[cfg(any(feature = "disk", feature = "redis"))]
 use serde::{Serialize, de::DeserializeOwned};
 

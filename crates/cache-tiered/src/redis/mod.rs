@@ -306,9 +306,7 @@ impl RedisTier {
         }
         let client = fred_client::parse_url(&config.url)
             .map(|parsed| fred_client::Fred::start(parsed, config.connections, config.timeout))
-            .map_err(|expected| {
-                vec![Problem::new("redis.url", config.redacted_url(), expected)]
-            })?;
+            .map_err(|expected| vec![Problem::new("redis.url", config.redacted_url(), expected)])?;
         let nonce = RandomState::new().hash_one(0);
         Self::with_client(namespace, config, Box::new(client), nonce)
     }

@@ -9,12 +9,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Watches until it is dropped.
 pub(crate) struct Watchdog {
-    _alive: mpsc::Sender<()>,
+    _alive: mpsc::SyncSender<()>,
 }
 
 impl Watchdog {
     pub(crate) fn over(what: &'static str) -> Self {
-        let (alive, gone) = mpsc::channel::<()>();
+        let (alive, gone) = mpsc::sync_channel::<()>(0);
         std::thread::spawn(move || {
             if gone.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("{what}: nothing has moved for {PATIENCE:?}");
