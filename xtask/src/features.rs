@@ -2,7 +2,8 @@
 //!
 //! None, each one alone, and all together; the powerset is left to cargo-hack. Features bring others
 //! along, so sets that come to the same are compiled once: a feature that is the default's only member
-//! is the default, and a crate without features is one set.
+//! is the default, and a crate without features is one set. A feature whose name begins with `__` is a
+//! part of others and nobody's to ask for: it is not compiled alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,7 @@ pub(crate) fn sets(features: &BTreeMap<String, Vec<String>>) -> Vec<Vec<String>>
     let all = features.keys().filter(|name| *name != "default").cloned().collect();
     let mut seen = BTreeSet::new();
     std::iter::once(Vec::new())
-        .chain(singles.filter(|set| set[0] != "default"))
+        .chain(singles.filter(|set| set[0] != "default" && !set[0].starts_with("__")))
         .chain([all])
         .filter(|set: &Vec<String>| seen.insert(closure(set, features)))
         .collect()
@@ -64,6 +65,11 @@ mod tests {
     #[test]
     fn an_only_feature_is_not_compiled_twice() {
         check("default: disk; disk: dep:x", "-, disk");
+    }
+
+    #[test]
+    fn a_part_of_features_is_not_compiled_alone() {
+        check("a: __p; b: __p; __p", "-, a, b, __p+a+b");
     }
 
     #[test]

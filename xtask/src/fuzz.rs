@@ -40,7 +40,7 @@ pub(crate) fn run(cargo: impl Fn() -> Command) -> Outcome {
         let mut fuzz = cargo();
         fuzz.current_dir(&folder).env("CARGO_TARGET_DIR", repo::target().join("fuzz"));
         fuzz.args(["fuzz", "run", &target]).arg(corpus).arg(folder.join("seeds").join(&target));
-        fuzz.args(["--", "-verbosity=0", "-print_final_stats=1"]);
+        fuzz.args(["--", "-verbosity=0", "-print_funcs=0", "-print_final_stats=1"]);
         fuzz.arg(format!("-max_total_time={seconds}")).arg(format!("-timeout={INPUT_SECONDS}"));
         if repo::run(&mut fuzz).is_err() {
             failed.push(target);

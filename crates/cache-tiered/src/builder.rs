@@ -4,25 +4,25 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::cache::{Cache, Counters, Inner, LowerTiers, WritePolicy};
 use crate::clock::{Clock, millis};
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 use crate::codec::{Bincode, Codec};
 #[cfg(feature = "disk")]
 use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
 use crate::error::{BuildError, Problem};
 use crate::inflight::InFlight;
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 use crate::lower::Sealer;
 use crate::lower::{LowerTier, Tier};
 use crate::memory::{Demote, MemoryOptions, MemoryTier, Weigher};
 #[cfg(feature = "redis")]
 use crate::redis::{RedisConfig, RedisFront};
 use crate::sweeper;
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 use crate::write_behind::WriteBehind;
 
 /// Entries of a memory tier that was not told otherwise.
@@ -56,12 +56,12 @@ pub struct CacheBuilder<K, V> {
     clock: Clock,
     order: Vec<Tier>,
     write_policy: WritePolicy,
-    #[cfg(feature = "lower")]
+    #[cfg(feature = "__lower")]
     lower: LowerSettings<K, V>,
 }
 
 /// What only the tiers below memory need.
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 struct LowerSettings<K, V> {
     codec: Option<Arc<dyn Codec<K, V>>>,
     schema_version: u32,
@@ -74,7 +74,7 @@ struct LowerSettings<K, V> {
     redis: Option<RedisConfig>,
 }
 
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 impl<K, V> Default for LowerSettings<K, V> {
     fn default() -> Self {
         Self {
@@ -118,7 +118,7 @@ where
             clock: Clock::default(),
             order: vec![Tier::Redis, Tier::Disk],
             write_policy: WritePolicy::default(),
-            #[cfg(feature = "lower")]
+            #[cfg(feature = "__lower")]
             lower: LowerSettings::default(),
         }
     }
@@ -135,8 +135,8 @@ where
     ///
     /// The weigher runs once each time that an entry comes into memory, and under no lock. What it
     /// does not count (about 100 bytes for an entry) comes on top; a weight of zero counts as one. An
-    /// entry that weighs more than its shard may hold, an eighth of the bytes on two cores, stays out
-    /// of memory.
+    /// entry that weighs more than its shard may hold, an eighth of the bytes on two cores and never 4
+    /// GiB, stays out of memory.
     pub fn bytes(
         mut self,
         capacity_bytes: u64,
@@ -194,7 +194,7 @@ where
     /// [`open`](Self::open) starts those.
     pub fn build(self) -> Result<Cache<K, V>, BuildError> {
         let problems = self.problems();
-        #[cfg(feature = "lower")]
+        #[cfg(feature = "__lower")]
         let problems = {
             let mut problems = problems;
             problems.extend(self.tiers().into_iter().map(|tier| {
@@ -241,7 +241,7 @@ where
                 problems.push(Problem::new(format!("order[{at}]"), tier.as_str(), expected));
             }
         }
-        #[cfg(feature = "lower")]
+        #[cfg(feature = "__lower")]
         self.lower_problems(&mut problems);
         problems
     }
@@ -300,7 +300,7 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
 
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 impl<K, V> CacheBuilder<K, V>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,

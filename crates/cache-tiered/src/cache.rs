@@ -169,7 +169,7 @@ impl<K, V: Clone> LowerTiers<K, V> {
 }
 
 fn write_of<V: Clone>(entry: &Entry<V>, clock: &Clock, weighs_bytes: bool) -> Write<V> {
-    let weight = if weighs_bytes { entry.weight } else { 0 };
+    let weight = if weighs_bytes { u64::from(entry.weight) } else { 0 };
     let expires_unix_ms = clock.unix_expiry_of(entry.expires_at);
     Write::Put(Arc::new(Item::new(entry.value.clone(), entry.expires_at, expires_unix_ms, weight)))
 }
@@ -310,8 +310,8 @@ where
 
     /// Puts a value in, under the cache's own time to live.
     ///
-    /// From here on no call returns an older value of the key from this cache. The tiers below are
-    /// written in the background.
+    /// No call that begins after this has returned gets an older value of the key from this cache.
+    /// The tiers below are written in the background.
     ///
     /// # Cost
     ///

@@ -80,7 +80,7 @@ impl Clock {
     }
 
     /// The monotonic deadline of a Unix expiry; zero is the lower tiers' word for never.
-    #[cfg(any(feature = "lower", test))]
+    #[cfg(any(feature = "__lower", test))]
     pub(crate) fn deadline_of(&self, expires_unix_ms: u64) -> Millis {
         if expires_unix_ms == 0 {
             return NEVER;

@@ -36,11 +36,11 @@
 mod builder;
 mod cache;
 mod clock;
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 mod codec;
 #[cfg(feature = "disk")]
 pub mod disk;
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 mod envelope;
 mod error;
 mod inflight;
@@ -52,15 +52,15 @@ mod publish;
 pub mod redis;
 mod stats;
 mod sweeper;
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 mod write_behind;
 
 pub use builder::CacheBuilder;
 pub use cache::{Cache, InsertOptions, Loaded, Reservation, WritePolicy};
 pub use clock::Clock;
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 pub use codec::{Bincode, Codec, CodecError};
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 pub use envelope::MAX_VALUE_BYTES;
 pub use error::{BuildError, LoadError, Problem};
 pub use lower::Tier;
@@ -68,3 +68,7 @@ pub use lower::Tier;
 pub use publish::Publisher;
 pub use quick_cache::Equivalent;
 pub use stats::{CacheStats, Evictions, TierStats};
+
+#[cfg(all(doctest, feature = "disk"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,10 +1,10 @@
 //! What the cache asks of a tier below memory, and what the two such tiers share.
 
 use std::sync::Arc;
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 use std::sync::OnceLock;
 
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
@@ -37,30 +37,30 @@ impl Tier {
 
 /// A value on its way down. The tiers share it, and whoever comes first seals it for all.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "lower"), expect(dead_code, reason = "no tier to write to"))]
+#[cfg_attr(not(feature = "__lower"), expect(dead_code, reason = "no tier to write to"))]
 pub(crate) struct Item<V> {
     pub(crate) value: V,
     pub(crate) expires_at: Millis,
-    #[cfg(feature = "lower")]
+    #[cfg(feature = "__lower")]
     pub(crate) expires_unix_ms: u64,
-    #[cfg(feature = "lower")]
+    #[cfg(feature = "__lower")]
     pub(crate) weight: u64,
     /// The envelope; `None` inside when the value cannot be written.
-    #[cfg(feature = "lower")]
+    #[cfg(feature = "__lower")]
     pub(crate) sealed: OnceLock<Option<Bytes>>,
 }
 
 impl<V> Item<V> {
-    #[cfg_attr(not(feature = "lower"), expect(unused_variables, reason = "no tier to write to"))]
+    #[cfg_attr(not(feature = "__lower"), expect(unused_variables, reason = "no tier to write to"))]
     pub(crate) fn new(value: V, expires_at: Millis, expires_unix_ms: u64, weight: u64) -> Self {
         Self {
             value,
             expires_at,
-            #[cfg(feature = "lower")]
+            #[cfg(feature = "__lower")]
             expires_unix_ms,
-            #[cfg(feature = "lower")]
+            #[cfg(feature = "__lower")]
             weight,
-            #[cfg(feature = "lower")]
+            #[cfg(feature = "__lower")]
             sealed: OnceLock::new(),
         }
     }
@@ -82,7 +82,7 @@ impl<V> Clone for Write<V> {
     }
 }
 
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 impl<V> Write<V> {
     pub(crate) fn weight(&self) -> u64 {
         match self {
@@ -94,7 +94,7 @@ impl<V> Write<V> {
 
 /// Whether a tier's queue takes another put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "lower"), expect(dead_code, reason = "no tier to write to"))]
+#[cfg_attr(not(feature = "__lower"), expect(dead_code, reason = "no tier to write to"))]
 pub(crate) enum Room {
     Free,
     /// Not before the queue has been worked off.
@@ -152,10 +152,10 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
     fn stats(&self) -> TierStats;
 }
 
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 pub(crate) use sealing::{Opening, Sealer};
 
-#[cfg(feature = "lower")]
+#[cfg(feature = "__lower")]
 mod sealing {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Arc;

@@ -23,7 +23,8 @@ use crate::stats::{Counter, Evictions, TierStats};
 pub(crate) struct Entry<V> {
     pub(crate) value: V,
     pub(crate) expires_at: Millis,
-    pub(crate) weight: u64,
+    /// Four bytes keep the entry small: what a hit costs is the memory it touches.
+    pub(crate) weight: u32,
     /// Whether a lower tier already holds this very value.
     pub(crate) stored_below: bool,
     /// When the entry was last read; present only where a time-to-idle is set.
@@ -118,7 +119,7 @@ struct ByStoredWeight;
 
 impl<K, V> Weighter<K, Entry<V>> for ByStoredWeight {
     fn weight(&self, _: &K, entry: &Entry<V>) -> u64 {
-        entry.weight
+        u64::from(entry.weight)
     }
 }
 
@@ -128,7 +129,7 @@ pub(crate) type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
 pub(crate) struct MemoryTier<K, V> {
     cache: sync::Cache<K, Entry<V>, ByStoredWeight, DefaultHashBuilder, OnEvict<K, V>>,
     /// The heaviest entry that is let in.
-    max_weight: u64,
+    max_weight: u32,
     weigher: Option<Weigher<K, V>>,
     time_to_idle: Option<Millis>,
     clock: Clock,
@@ -172,7 +173,8 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
         // What is heavier, quick_cache would refuse, and announce like an eviction.
         let max_weight = (cache.shard_capacity() as f64 * HOT_SHARE) as u64;
         Self {
-            max_weight: max_weight.max(1),
+            // One less than what a weight saturates at, so that such an entry is refused.
+            max_weight: u32::try_from(max_weight.max(1)).unwrap_or(u32::MAX).min(u32::MAX - 1),
             cache,
             weigher: options.weigher,
             time_to_idle: options.time_to_idle,
@@ -250,6 +252,7 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
             self.expires.store(true, Ordering::Relaxed);
         }
         let weight = self.weigher.as_ref().map_or(1, |weigh| weigh(key, &value).max(1));
+        let weight = u32::try_from(weight).unwrap_or(u32::MAX);
         let touched = self.time_to_idle.map(|_| Arc::new(AtomicU64::new(self.clock.now())));
         Entry { value, expires_at, weight, stored_below, touched }
     }
@@ -323,7 +326,7 @@ impl<K: Hash + Eq + Clone, V: Clone> MemoryTier<K, V> {
         K: Send + Sync,
         V: Send + Sync,
     {
-        self.cache.iter().map(|(key, entry)| (key, entry.weight))
+        self.cache.iter().map(|(key, entry)| (key, u64::from(entry.weight)))
     }
 
     pub(crate) fn stats(&self) -> TierStats {

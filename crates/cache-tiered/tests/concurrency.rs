@@ -302,14 +302,16 @@ async fn every_future_can_be_dropped_at_every_await() {
 async fn a_close_or_open_that_is_dropped_leaves_the_directory_free_in_the_end() {
     let _watchdog = Watchdog::over("close and open that are dropped");
     let directory = tempfile::tempdir().unwrap();
-    let open = || small(directory.path(), WritePolicy::OnEviction).entries(100).open();
+    // Room for all of them: an eviction that meets a full queue may be lost, and that is no matter here.
+    let open = || small(directory.path(), WritePolicy::OnEviction).entries(1_000).open();
     for polls in 0..8 {
         let cache = open_when_free(open).await;
         (0..100).for_each(|key| cache.insert(key, polls));
         drop_after(polls as usize, cache.close()).await;
         cache.close().await;
         cache.close().await;
-        let cache = open().await.unwrap();
+        // The opening that was dropped below may still come to its turn, and go.
+        let cache = open_when_free(open).await;
         let found = cache.get_many(&Vec::from_iter(0..100)).await;
         assert_eq!(found, vec![Some(polls); 100], "after {polls} polls");
         cache.close().await;

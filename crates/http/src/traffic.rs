@@ -75,7 +75,7 @@ pub(crate) struct Traffic {
     server_errors: AtomicU64,
 }
 
-/// A snapshot of [`Traffic`], in the shape of the admin API.
+/// What the accelerator has counted, in the shape of the admin API.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct TrafficStats {
     /// Requests answered.

@@ -1,6 +1,6 @@
 //! The disk tier: engines behind one trait, and the threads that keep disks away from async workers.
 //!
-//! One writer thread takes pending writes off the [queue](crate::write_behind), seals and puts them,
+//! One writer thread takes pending writes off the queue (`write_behind.rs`), seals and puts them,
 //! and flushes the engine when the queue runs dry or a tenth of a second has passed. A few reader
 //! threads serve look-ups from a bounded channel; when that is full, the look-up is a counted miss
 //! and nobody waits. Closing lets the writer finish its queue; then all threads end and the
