@@ -10,7 +10,7 @@ mod watchdog;
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use cache_tiered::disk::DiskConfig;
@@ -255,6 +255,69 @@ async fn a_weigher_may_call_the_cache() {
     assert_eq!(cache.get(&1).await, Some(0));
     let load = || async { Ok::<_, Infallible>(20) };
     assert_eq!(cache.get_or_load(&2, load).await.unwrap(), 20);
+    cache.close().await;
+}
+
+const OLD: u64 = 1;
+const NEW: u64 = 2;
+/// Is not written before its gate opens, and keeps the disk's writer busy until then.
+const GATE: u64 = 3;
+
+struct Gated(Mutex<mpsc::Receiver<()>>);
+
+impl Codec<u32, u64> for Gated {
+    fn id(&self) -> u8 {
+        202
+    }
+
+    fn encode_key(&self, key: &u32, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        out.extend_from_slice(&key.to_be_bytes());
+        Ok(())
+    }
+
+    fn encode(&self, value: &u64, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        if *value == GATE {
+            // An error says that the gate's other side is gone: it is open.
+            let _ = self.0.lock().unwrap().recv();
+        }
+        out.extend_from_slice(&value.to_be_bytes());
+        Ok(())
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<u64, CodecError> {
+        Ok(u64::from_be_bytes(bytes.try_into()?))
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_pushed_out_at_once_during_a_clear_leaves_nothing_older_below() {
+    let _watchdog = Watchdog::over("a clear behind a busy writer");
+    let directory = tempfile::tempdir().unwrap();
+    let (gate, opened) = mpsc::sync_channel(0);
+    let config = DiskConfig::new(directory.path()).capacity_bytes(8 << 20);
+    let cache = Cache::<u32, u64>::builder("test")
+        // Twelve entries, and the gate is too heavy: it goes to the disk at once.
+        .bytes(12 << 10, |_, value| if *value == GATE { 1 << 20 } else { 1 << 10 })
+        .write_policy(WritePolicy::OnEviction)
+        .disk_with(config, Gated(Mutex::new(opened)))
+        .open()
+        .await
+        .unwrap();
+    (0..60).for_each(|key| cache.insert(key, OLD));
+    cache.flush().await;
+    cache.insert(100, GATE);
+    // The disk is not empty before the gate opens, and evictions are not written.
+    let mut clear = Box::pin(cache.clear(None));
+    assert!(clear.as_mut().now_or_never().is_none());
+    for round in 0..20 {
+        for key in 0..20 {
+            cache.insert(key, NEW);
+            assert_ne!(cache.get(&key).await, Some(OLD), "key {key} in round {round}");
+        }
+    }
+    drop(gate);
+    clear.await;
+    assert_eq!(cache.get(&30).await, None);
     cache.close().await;
 }
 

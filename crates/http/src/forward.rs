@@ -196,7 +196,10 @@ fn settle_host(head: &mut request::Parts) -> Result<(), Refusal> {
         return Err(Refusal::Host);
     }
     let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Refusal::Target)?;
-    let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    // A target that is an authority and a fragment has a path that reads as "/" and is written as
+    // nothing, which would leave a hole in the request line.
+    let path = head.uri.path_and_query().filter(|path| path.as_str() != "/").cloned();
+    let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
     head.uri = Uri::from(path);
     head.headers.insert(HOST, host);
     Ok(())

@@ -112,8 +112,16 @@ pub fn store(
     let control = CacheControl::of_response(policy, headers);
     permitted(policy, request, response, &control)?;
 
-    let mut headers = headers.clone();
-    remove_hop_by_hop(&mut headers);
+    let mut kept = headers.clone();
+    remove_hop_by_hop(&mut kept);
+    // What the answer was judged by stays with it, though `Connection` names it.
+    for name in &policy.targeted_fields {
+        if !kept.contains_key(name) {
+            let lines = headers.get_all(name).iter().map(|line| (name.clone(), line.clone()));
+            lines.for_each(|(name, line)| _ = kept.append(name, line));
+        }
+    }
+    let headers = kept;
     let mut head = StoredHead { status, headers, times };
     let (freshness, retention, vary) = complete(policy, &mut head, &control)?;
     Ok(Storable { head, freshness, retention, vary })
@@ -183,7 +191,7 @@ fn complete(
 ) -> Result<(Freshness, Duration, Vary), NotStored> {
     let vary = Vary::of(&head.headers).ok_or(NotStored::VaryStar)?;
     for name in control.no_cache_fields.iter().chain(&control.private_fields) {
-        if !STAYS.contains(name) {
+        if !STAYS.contains(name) && !policy.targeted_fields.contains(name) {
             head.headers.remove(name);
         }
     }

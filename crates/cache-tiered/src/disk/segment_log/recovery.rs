@@ -110,6 +110,11 @@ impl Recovered {
     ) -> Result<(), OpenError> {
         let len = file.metadata().map_err(|e| OpenError::io("read", &path, e))?.len();
         let len = u32::try_from(len).unwrap_or(u32::MAX);
+        if len == 0 && !is_last {
+            // A loss of power may leave a name without its bytes, which is as if it were missing.
+            self.corrupt += 1;
+            self.forget_older(index)?;
+        }
         let mut hashes = Vec::new();
         let end = self.scan(
             &file,
