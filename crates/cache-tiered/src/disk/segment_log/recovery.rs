@@ -9,9 +9,11 @@
 //! - **A header is damaged.** Whatever stood there may have replaced or removed any key, so everything
 //!   older is given up. Newer records are complete and stay; the search for the next one cannot be
 //!   misled, because a header is valid at its own place only.
-//! - **A segment is missing, short or unreadable** before others: the same, everything older goes.
+//! - **A segment is missing, empty or unreadable** before others: the same, everything older goes.
 //!
-//! So after any damage the index says, for each key, either what the log last said or nothing.
+//! So after such damage the index says, for each key, either what the log last said or nothing. What
+//! cannot be told is a segment before others that was cut exactly between two records, which no
+//! killed process leaves behind: then what the lost records replaced may come back.
 
 use std::collections::VecDeque;
 use std::fs::File;
