@@ -618,10 +618,12 @@ where
         // Memory first: once the older value has left it, its eviction cannot be queued after this.
         let below = key.clone();
         self.memory.insert(key, entry, out);
-        // A value that outgrew its shard's room when it replaced a lighter one is queued already.
-        if !out.has_evicted(&below) {
-            self.lower.push(&below, write, &mut out.writes);
-        }
+        // A value may be the first to go, when its key was evicted not long ago and all the others
+        // are in use. It goes below like one that memory refuses: its eviction may have written
+        // nothing, and an older value must not be left there.
+        let refused = out.evicted(&below).map(|it| write_of(it, &self.clock, self.weighs_bytes));
+        self.lower.push(&below, refused.as_ref().unwrap_or(write), &mut out.writes);
+        out.writes.extend(refused);
     }
 
     fn store_unless_overtaken(

@@ -46,7 +46,6 @@ pub(crate) struct Outgoing<K, V> {
 #[derive(Debug)]
 struct Left<K, V> {
     key: K,
-    #[expect(dead_code, reason = "kept for its drop")]
     entry: Entry<V>,
     evicted: bool,
 }
@@ -66,12 +65,13 @@ impl<K, V> Outgoing<K, V> {
         }
     }
 
-    /// Whether the key is among those that were pushed out for want of room.
-    pub(crate) fn has_evicted(&self, key: &K) -> bool
+    /// The key's entry, if it is among those that were pushed out for want of room.
+    pub(crate) fn evicted(&self, key: &K) -> Option<&Entry<V>>
     where
         K: Eq,
     {
-        self.first.iter().chain(&self.rest).any(|left| left.evicted && left.key == *key)
+        let mut left = self.first.iter().chain(&self.rest);
+        left.find(|left| left.evicted && left.key == *key).map(|left| &left.entry)
     }
 }
 

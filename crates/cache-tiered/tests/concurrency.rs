@@ -263,7 +263,10 @@ const NEW: u64 = 2;
 /// Is not written before its gate opens, and keeps the disk's writer busy until then.
 const GATE: u64 = 3;
 
-struct Gated(Mutex<mpsc::Receiver<()>>);
+struct Gated {
+    reached: mpsc::SyncSender<()>,
+    opened: Mutex<mpsc::Receiver<()>>,
+}
 
 impl Codec<u32, u64> for Gated {
     fn id(&self) -> u8 {
@@ -277,8 +280,9 @@ impl Codec<u32, u64> for Gated {
 
     fn encode(&self, value: &u64, out: &mut Vec<u8>) -> Result<(), CodecError> {
         if *value == GATE {
+            self.reached.send(())?;
             // An error says that the gate's other side is gone: it is open.
-            let _ = self.0.lock().unwrap().recv();
+            let _ = self.opened.lock().unwrap().recv();
         }
         out.extend_from_slice(&value.to_be_bytes());
         Ok(())
@@ -294,28 +298,33 @@ async fn a_value_that_is_pushed_out_at_once_during_a_clear_leaves_nothing_older_
     let _watchdog = Watchdog::over("a clear behind a busy writer");
     let directory = tempfile::tempdir().unwrap();
     let (gate, opened) = mpsc::sync_channel(0);
+    let (reached, is_reached) = mpsc::sync_channel(1);
     let config = DiskConfig::new(directory.path()).capacity_bytes(8 << 20);
     let cache = Cache::<u32, u64>::builder("test")
         // Twelve entries, and the gate is too heavy: it goes to the disk at once.
         .bytes(12 << 10, |_, value| if *value == GATE { 1 << 20 } else { 1 << 10 })
         .write_policy(WritePolicy::OnEviction)
-        .disk_with(config, Gated(Mutex::new(opened)))
+        .disk_with(config, Gated { reached, opened: Mutex::new(opened) })
         .open()
         .await
         .unwrap();
     (0..60).for_each(|key| cache.insert(key, OLD));
     cache.flush().await;
     cache.insert(100, GATE);
+    is_reached.recv().unwrap();
     // The disk is not empty before the gate opens, and evictions are not written.
     let mut clear = Box::pin(cache.clear(None));
     assert!(clear.as_mut().now_or_never().is_none());
-    let mut rng = fastrand::Rng::with_seed(1);
-    for _ in 0..2_000 {
-        // Memory is warm, so that now and then a value is the coldest one as soon as it is in.
-        let (key, warm) = (rng.u32(0..18), rng.u32(0..18));
+    // Memory is full of what is in use, so that a key which it remembers as evicted comes in among
+    // entries that are all warmer, and is the first to go.
+    let warm = 200..212;
+    warm.clone().for_each(|key| cache.insert(key, NEW));
+    for key in (40..59).rev() {
+        for _ in 0..3 {
+            warm.clone().for_each(|key| assert_ne!(cache.get_in_memory(&key), Some(OLD)));
+        }
         cache.insert(key, NEW);
         assert_ne!(cache.get(&key).await, Some(OLD), "key {key}");
-        cache.get_in_memory(&warm);
     }
     drop(gate);
     clear.await;

@@ -160,3 +160,7 @@ impl UltraPerf {
         builder
     }
 }
+
+#[cfg(all(doctest, feature = "disk"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
