@@ -2,7 +2,8 @@
 //!
 //! A suite `NAME` is the package `bench-NAME` in `benches/NAME`, built in the release profile; its peers
 //! are behind its feature `peers`, so that nobody compiles them by accident. Each suite writes its rows
-//! to a file that is read back here, so a suite that dies loses only its own.
+//! to a file that is read back here, so a suite that dies loses only its own. A suite whose manifest says
+//! `full = true` under `[package.metadata.bench]` takes `--full`, and then writes a page of its own too.
 
 use std::fs;
 use std::io::{self, IsTerminal as _};
@@ -23,6 +24,9 @@ pub(crate) struct Options {
     /// Build the peers too and measure against them
     #[arg(long)]
     peers: bool,
+    /// Measure all there is, however long it takes, and write the suite's page of the docs
+    #[arg(long)]
+    full: bool,
     /// Write the rows to FILE as a list of JSON objects
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -39,12 +43,19 @@ pub(crate) struct Options {
 struct Suite {
     name: String,
     has_peers: bool,
+    /// Whether there is more to measure than what a run usually does.
+    has_full: bool,
 }
 
 /// Runs the suites and prints one table.
 pub(crate) fn run(options: &Options) -> Outcome {
     let known = known()?;
     let suites = selected(&known, &options.suites)?;
+    if options.full && !suites.iter().any(|suite| suite.has_full) {
+        let full = known.iter().filter(|suite| suite.has_full).map(|suite| suite.name.as_str());
+        let full: Vec<_> = full.collect();
+        return Err(format!("--full is for: {}", full.join(", ")));
+    }
     // A file that cannot be written should not be found out after an hour; it is relative to where the
     // command was given, not to the root.
     if let Some(path) = &options.json {
@@ -104,6 +115,7 @@ fn known() -> Result<Vec<Suite>, String> {
             Some(Suite {
                 name: package.name.strip_prefix("bench-")?.to_owned(),
                 has_peers: package.features.contains_key("peers"),
+                has_full: package.metadata["bench"]["full"].as_bool().unwrap_or(false),
             })
         })
         .collect();
@@ -133,7 +145,12 @@ fn measure(suite: &Suite, options: &Options) -> Result<Vec<Row>, String> {
     if options.peers && suite.has_peers {
         command.args(["--features", "peers"]);
     }
-    command.args(["--", "--no-table", "--json"]).arg(&path).args(&options.args);
+    command.args(["--", "--no-table", "--json"]).arg(&path);
+    if options.full && suite.has_full {
+        command.args(["--full", "--docs"]).arg(repo::root().join("docs/src"));
+        command.args(["--provenance", &provenance(options)]);
+    }
+    command.args(&options.args);
     repo::run(&mut command)?;
     let text = fs::read_to_string(&path)
         .map_err(|error| format!("bench-{} left no rows: {error}", suite.name))?;
@@ -149,6 +166,9 @@ fn provenance(options: &Options) -> String {
     }
     if options.peers {
         command += " --peers";
+    }
+    if options.full {
+        command += " --full";
     }
     if !options.args.is_empty() {
         command += &format!(" -- {}", options.args.join(" "));
@@ -185,7 +205,9 @@ mod tests {
     use super::*;
 
     fn suites() -> Vec<Suite> {
-        ["cache", "disk"].map(|name| Suite { name: name.into(), has_peers: false }).into()
+        ["cache", "disk"]
+            .map(|name| Suite { name: name.into(), has_peers: false, has_full: false })
+            .into()
     }
 
     #[test]
@@ -201,6 +223,13 @@ mod tests {
             selected(&suites(), &["disc".into()]).expect_err("unknown"),
             "there is no suite \"disc\"; the suites are: cache, disk"
         );
+    }
+
+    #[test]
+    fn a_suite_says_in_its_manifest_that_it_can_be_run_in_full() {
+        let known = known().expect("a workspace");
+        let full: Vec<_> = known.iter().filter(|suite| suite.has_full).map(|s| &s.name).collect();
+        assert_eq!(full, ["hit-ratio"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod features;
 mod fuzz;
 mod kill;
 mod repo;
+mod soak;
 mod test;
 mod tidy;
 
@@ -45,6 +46,8 @@ enum Command {
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
+    /// Run the memory tier's model test in release for as long as told, and watch the memory
+    Soak(soak::Options),
 }
 
 /// What a command comes to: nothing to add, or one message for the person who started it.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
         Command::KillRounds { rounds } => kill::run(rounds),
+        Command::Soak(options) => soak::run(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
 //! Describes a cache, checks the description once, and starts it.
 
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +14,14 @@ use crate::codec::{Bincode, Codec};
 #[cfg(feature = "disk")]
 use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
 use crate::error::{BuildError, Problem};
-use crate::inflight::InFlight;
+use crate::hasher::DefaultHashBuilder;
 #[cfg(feature = "__lower")]
 use crate::lower::Sealer;
 use crate::lower::{LowerTier, Tier};
-use crate::memory::{Demote, MemoryOptions, MemoryTier, Weigher};
+use crate::memory::{
+    Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
+};
+use crate::policy::Policy;
 #[cfg(feature = "redis")]
 use crate::redis::{RedisConfig, RedisFront};
 use crate::sweeper;
@@ -46,8 +49,13 @@ const EXPECTED_WEIGHT: u64 = 1_024;
 /// # Ok::<_, cache_tiered::BuildError>(())
 /// ```
 #[must_use = "a builder does nothing before `build` or `open`"]
-pub struct CacheBuilder<K, V> {
+pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     name: String,
+    engine: Engine,
+    policy: Policy,
+    curve: bool,
+    hasher: S,
+    listener: Option<Listener<K, V>>,
     entries: Option<u64>,
     bytes: Option<(u64, Weigher<K, V>)>,
     ttl: Option<Duration>,
@@ -91,13 +99,15 @@ impl<K, V> Default for LowerSettings<K, V> {
     }
 }
 
-impl<K, V> std::fmt::Debug for CacheBuilder<K, V> {
+impl<K, V, S> std::fmt::Debug for CacheBuilder<K, V, S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CacheBuilder")
             .field("name", &self.name)
             .field("entries", &self.entries)
             .field("bytes", &self.bytes.as_ref().map(|(capacity, _)| capacity))
             .field("ttl", &self.ttl)
+            .field("engine", &self.engine)
+            .field("policy", &self.policy)
             .finish_non_exhaustive()
     }
 }
@@ -110,6 +120,11 @@ where
     pub(crate) fn new(name: String) -> Self {
         Self {
             name,
+            engine: Engine::default(),
+            policy: Policy::default(),
+            curve: false,
+            hasher: DefaultHashBuilder::default(),
+            listener: None,
             entries: None,
             bytes: None,
             ttl: None,
@@ -120,6 +135,78 @@ where
             write_policy: WritePolicy::default(),
             #[cfg(feature = "__lower")]
             lower: LowerSettings::default(),
+        }
+    }
+
+}
+
+impl<K, V, S> CacheBuilder<K, V, S>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
+{
+    /// Chooses the structure that holds the entries in memory.
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// Sets the policy by which memory chooses what to keep: [`Policy::Adaptive`] unless told otherwise.
+    ///
+    /// [`Engine::ClockPro`] has a policy of its own and does not look at this one.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Samples what other capacities would hit, for [`Cache::hit_ratio_at`]; off unless told otherwise.
+    ///
+    /// [`Engine::ClockPro`] does not sample.
+    pub fn miss_ratio_curve(mut self, sampled: bool) -> Self {
+        self.curve = sampled;
+        self
+    }
+
+    /// Calls `listener` for each entry that leaves memory, with the cause.
+    ///
+    /// It runs on the thread whose call made the entry leave, before that call returns and after every
+    /// lock was released, so it may call the cache. When it panics, the panic is logged and swallowed.
+    ///
+    /// # Cost
+    ///
+    /// One clone of the key and of the value for each entry that leaves: readers may still hold those in
+    /// memory.
+    pub fn on_eviction(
+        mut self,
+        listener: impl Fn(&K, &V, EvictionCause) + Send + Sync + 'static,
+    ) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// Hashes the keys in memory with another hasher.
+    ///
+    /// The default is seeded at random in each cache, so nobody can choose keys that collide. A hasher
+    /// that is not gives that up.
+    pub fn hasher<H>(self, hasher: H) -> CacheBuilder<K, V, H> {
+        CacheBuilder {
+            name: self.name,
+            engine: self.engine,
+            policy: self.policy,
+            curve: self.curve,
+            hasher,
+            listener: self.listener,
+            entries: self.entries,
+            bytes: self.bytes,
+            ttl: self.ttl,
+            time_to_idle: self.time_to_idle,
+            expiry_sweep: self.expiry_sweep,
+            clock: self.clock,
+            order: self.order,
+            write_policy: self.write_policy,
+            #[cfg(feature = "__lower")]
+            lower: self.lower,
         }
     }
 
@@ -192,7 +279,7 @@ where
     ///
     /// [`BuildError::Invalid`] with every problem of the description. A disk or Redis tier is one:
     /// [`open`](Self::open) starts those.
-    pub fn build(self) -> Result<Cache<K, V>, BuildError> {
+    pub fn build(self) -> Result<Cache<K, V, S>, BuildError> {
         let problems = self.problems();
         #[cfg(feature = "__lower")]
         let problems = {
@@ -247,7 +334,7 @@ where
     }
 
     /// Starts a memory tier over the lower tiers given, which are in reading order.
-    fn finish(self, lower: Vec<Box<dyn LowerTier<K, V>>>) -> Result<Cache<K, V>, BuildError> {
+    fn finish(self, lower: Vec<Box<dyn LowerTier<K, V>>>) -> Result<Cache<K, V, S>, BuildError> {
         let weighs_bytes = self.bytes.is_some();
         let (capacity, weigher, estimated) = match (self.bytes, self.entries) {
             (None, entries) => {
@@ -266,11 +353,16 @@ where
         let demotes = self.write_policy == WritePolicy::OnEviction && !lower.tiers.is_empty();
         let demote: Option<Demote<K, V>> = demotes.then(|| {
             let (lower, clock) = (Arc::clone(&lower), self.clock.clone());
-            Arc::new(move |key: &K, entry: &_, dropped: &mut _| {
+            Arc::new(move |key: &K, entry: EntryRef<'_, V>, dropped: &mut _| {
                 lower.demote(key, entry, &clock, weighs_bytes, dropped);
             }) as _
         });
         let memory = MemoryTier::new(MemoryOptions {
+            engine: self.engine,
+            policy: self.policy,
+            curve: self.curve,
+            hasher: self.hasher,
+            listener: self.listener,
             capacity,
             estimated_entries: usize::try_from(estimated).unwrap_or(usize::MAX).max(1),
             weigher,
@@ -280,9 +372,8 @@ where
         });
         let inner = Arc::new(Inner {
             name: self.name,
-            memory,
+            memory: Arc::new(memory),
             lower,
-            inflight: InFlight::new(),
             clock: self.clock,
             ttl: self.ttl.map(millis),
             write_policy: self.write_policy,
@@ -301,10 +392,11 @@ fn is_plain(c: char) -> bool {
 }
 
 #[cfg(feature = "__lower")]
-impl<K, V> CacheBuilder<K, V>
+impl<K, V, S> CacheBuilder<K, V, S>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
 {
     /// Gives the cache a disk tier, its values written through serde.
     #[cfg(feature = "disk")]
@@ -386,7 +478,7 @@ where
     /// # Cancel safety
     ///
     /// May be dropped; what has been opened is closed.
-    pub async fn open(self) -> Result<Cache<K, V>, BuildError> {
+    pub async fn open(self) -> Result<Cache<K, V, S>, BuildError> {
         let problems = self.problems();
         if !problems.is_empty() {
             return Err(BuildError::Invalid { cache: self.name, problems });

@@ -3,16 +3,16 @@
 //! A look-up goes down, memory first, and a value that it finds comes up into memory with the time
 //! that it has left to live. A write goes into memory at once and is queued for the tiers below, or
 //! goes there when memory pushes it out, as the builder says. How a slow value and a quick write of
-//! the same key are kept apart, and which locks there are, stands in [`inflight`](crate::inflight).
+//! the same key are kept apart, and which locks there are, stands in [`flights`](crate::flights).
 //!
-//! Every write of a key happens under the lock of its shard there, memory and queues in one. An
-//! eviction is the one thing that happens to a key without it; where evictions write
-//! ([`WritePolicy::OnEviction`]), memory is changed before the queues are, so that an eviction of the
-//! older value has been queued by then.
+//! Every write of a key happens under the lock of its shard in memory, memory and queues in one. With
+//! [`Engine::ClockPro`](crate::Engine::ClockPro) an eviction is the one thing that happens to a key
+//! without it; where evictions write ([`WritePolicy::OnEviction`]), memory is changed before the queues
+//! are, so that an eviction of the older value has been queued by then.
 
 use std::error::Error;
 use std::fmt;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -23,9 +23,14 @@ use quick_cache::Equivalent;
 use crate::builder::CacheBuilder;
 use crate::clock::{Clock, Millis, NEVER, millis};
 use crate::error::LoadError;
-use crate::inflight::{InFlight, Role, Ticket};
+use crate::hasher::DefaultHashBuilder;
 use crate::lower::{Found, Item, LowerTier, Room, Tier, Write};
-use crate::memory::{Entry, MemoryTier, Outgoing};
+use crate::memory::{
+    Entry, EntryRef, Locked, MemoryTier, Outgoing, Role, Ticket, UnsupportedByEngine,
+};
+use crate::policy::Policy;
+use crate::policy::curve::{Estimate, MissRatioCurve};
+use crate::policy::election::PolicyReport;
 use crate::stats::{CacheStats, Counter};
 use crate::sweeper::Sweep;
 
@@ -53,8 +58,8 @@ use crate::sweeper::Sweep;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Cache<K, V> {
-    inner: Arc<Inner<K, V>>,
+pub struct Cache<K, V, S = DefaultHashBuilder> {
+    inner: Arc<Inner<K, V, S>>,
 }
 
 /// When values go to the tiers below memory.
@@ -148,7 +153,7 @@ impl<K, V: Clone> LowerTiers<K, V> {
     pub(crate) fn demote(
         &self,
         key: &K,
-        entry: &Entry<V>,
+        entry: EntryRef<'_, V>,
         clock: &Clock,
         weighs_bytes: bool,
         dropped: &mut Vec<Write<V>>,
@@ -168,7 +173,7 @@ impl<K, V: Clone> LowerTiers<K, V> {
     }
 }
 
-fn write_of<V: Clone>(entry: &Entry<V>, clock: &Clock, weighs_bytes: bool) -> Write<V> {
+fn write_of<V: Clone>(entry: EntryRef<'_, V>, clock: &Clock, weighs_bytes: bool) -> Write<V> {
     let weight = if weighs_bytes { u64::from(entry.weight) } else { 0 };
     let expires_unix_ms = clock.unix_expiry_of(entry.expires_at);
     Write::Put(Arc::new(Item::new(entry.value.clone(), entry.expires_at, expires_unix_ms, weight)))
@@ -181,11 +186,10 @@ struct Prepared<V> {
     write: Option<Write<V>>,
 }
 
-pub(crate) struct Inner<K, V> {
+pub(crate) struct Inner<K, V, S> {
     pub(crate) name: String,
-    pub(crate) memory: MemoryTier<K, V>,
+    pub(crate) memory: Arc<MemoryTier<K, V, S>>,
     pub(crate) lower: Arc<LowerTiers<K, V>>,
-    pub(crate) inflight: Arc<InFlight<K, V>>,
     pub(crate) clock: Clock,
     pub(crate) ttl: Option<Millis>,
     pub(crate) write_policy: WritePolicy,
@@ -202,13 +206,13 @@ pub(crate) struct Counters {
     superseded: Counter,
 }
 
-impl<K, V> Clone for Cache<K, V> {
+impl<K, V, S> Clone for Cache<K, V, S> {
     fn clone(&self) -> Self {
         Self { inner: Arc::clone(&self.inner) }
     }
 }
 
-impl<K, V> fmt::Debug for Cache<K, V> {
+impl<K, V, S> fmt::Debug for Cache<K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache").field("name", &self.inner.name).finish_non_exhaustive()
     }
@@ -223,8 +227,15 @@ where
     pub fn builder(name: impl Into<String>) -> CacheBuilder<K, V> {
         CacheBuilder::new(name.into())
     }
+}
 
-    pub(crate) fn from_inner(inner: Arc<Inner<K, V>>) -> Self {
+impl<K, V, S> Cache<K, V, S>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
+{
+    pub(crate) fn from_inner(inner: Arc<Inner<K, V, S>>) -> Self {
         Self { inner }
     }
 
@@ -238,7 +249,8 @@ where
     ///
     /// # Cost
     ///
-    /// One hash, one shared lock and a clone of the value; a coarse clock where the entry can expire.
+    /// One hash, a look-up that locks nothing, and a clone of the value; a coarse clock where the entry
+    /// can expire. With [`Engine::ClockPro`](crate::Engine::ClockPro), one shared lock.
     #[inline]
     pub fn get_in_memory<Q>(&self, key: &Q) -> Option<V>
     where
@@ -265,7 +277,7 @@ where
         if inner.lower.tiers.is_empty() {
             return None;
         }
-        let ticket = inner.inflight.ticket(key);
+        let ticket = inner.memory.ticket(key);
         match inner.memory.peek_alive(key) {
             // It came between the first look and the ticket.
             Some(value) => Some(value),
@@ -278,15 +290,19 @@ where
     /// # Cancel safety
     ///
     /// May be dropped at any point; values on their way up are then not kept.
+    ///
+    /// # Cost
+    ///
+    /// In memory one entry into the cache for all keys, and no lock.
     pub async fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
         let inner = &*self.inner;
-        let mut values: Vec<_> = keys.iter().map(|key| inner.memory.get(key)).collect();
+        let mut values = inner.memory.get_many(keys);
         if inner.lower.tiers.is_empty() {
             return values;
         }
         let mut missing = Vec::new();
         for (at, value) in values.iter_mut().enumerate().filter(|(_, value)| value.is_none()) {
-            let ticket = inner.inflight.ticket(&keys[at]);
+            let ticket = inner.memory.ticket(&keys[at]);
             *value = inner.memory.peek_alive(&keys[at]);
             if value.is_none() {
                 missing.push((at, ticket));
@@ -315,7 +331,7 @@ where
     ///
     /// # Cost
     ///
-    /// Two short locks and, with tiers below, a push to each of their queues. Never waits: a queue
+    /// One short lock and, with tiers below, a push to each of their queues. Never waits: a queue
     /// that is full drops the value, counts that, and has the older one removed.
     pub fn insert(&self, key: K, value: V) {
         self.insert_with(key, value, InsertOptions::default());
@@ -332,9 +348,9 @@ where
         };
         let mut out = Outgoing::default();
         let Prepared { entry, write } = inner.prepare(&key, value, expires_at);
-        let locked = inner.inflight.overtake(&key);
-        inner.store(key, entry, write.as_ref(), &mut out);
-        locked.release();
+        let mut locked = inner.memory.overtake(&key, &mut out);
+        inner.store(&mut locked, key, entry, write.as_ref(), &mut out);
+        locked.release(out);
     }
 
     /// Returns the value, and has `loader` make it if no tier has it.
@@ -384,7 +400,7 @@ where
             return Ok(value);
         }
         let (ticket, publish) = loop {
-            match inner.inflight.join(key) {
+            match inner.memory.join(key) {
                 Role::Leader(ticket, publish) => break (ticket, publish),
                 Role::Waiter(mut landing) => {
                     // An error here means that the leader was dropped: the key is free again.
@@ -416,8 +432,8 @@ where
     /// For callers that cannot fetch inside a loader, such as one that streams a value while it
     /// stores it. [`Reservation::insert`] stores only what no write has overtaken.
     #[must_use = "a reservation that is dropped stores nothing"]
-    pub fn reserve(&self, key: &K) -> Reservation<K, V> {
-        let ticket = self.inner.inflight.ticket(key);
+    pub fn reserve(&self, key: &K) -> Reservation<K, V, S> {
+        let ticket = self.inner.memory.ticket(key);
         Reservation { inner: Arc::clone(&self.inner), ticket }
     }
 
@@ -436,10 +452,10 @@ where
     fn remove_now(&self, key: &K) {
         let inner = &*self.inner;
         let mut out = Outgoing::default();
-        let locked = inner.inflight.overtake(key);
-        inner.memory.remove(key, &mut out);
+        let mut locked = inner.memory.overtake(key, &mut out);
+        locked.remove(key, &mut out);
         inner.lower.push(key, &Write::Remove, &mut out.writes);
-        locked.release();
+        locked.release(out);
     }
 
     /// Empties one tier, or all of them with `None`.
@@ -460,7 +476,7 @@ where
         let which = tier.into();
         let wanted = |tier| which.is_none() || which == Some(tier);
         // A value on its way here must not reach a tier that has just been emptied.
-        inner.inflight.overtake_all();
+        inner.memory.overtake_all();
         let clearing = which.is_none().then(|| inner.lower.begin_clearing());
         if clearing.is_some() {
             inner.memory.clear();
@@ -468,7 +484,7 @@ where
         let tiers = inner.lower.tiers.iter().filter(|it| wanted(it.tier()));
         join_all(tiers.map(|it| it.clear())).await;
         // Again: values were read below and brought up while those tiers were still full.
-        inner.inflight.overtake_all();
+        inner.memory.overtake_all();
         if wanted(Tier::Memory) {
             inner.memory.clear();
         }
@@ -478,7 +494,8 @@ where
     ///
     /// # Cost
     ///
-    /// Looks at every entry in memory on the calling thread, with one shard locked at a time.
+    /// Visits the entries that are due on the calling thread, with one shard locked at a time; with
+    /// [`Engine::ClockPro`](crate::Engine::ClockPro), every entry in memory.
     pub async fn remove_expired(&self) -> u64 {
         let inner = &*self.inner;
         let mut removed = inner.memory.remove_expired();
@@ -486,6 +503,108 @@ where
             removed += tier.remove_expired().await;
         }
         removed
+    }
+
+    /// Returns the policy that was asked for, `None` where the engine has but its own.
+    #[must_use]
+    pub fn policy(&self) -> Option<Policy> {
+        self.inner.memory.policy()
+    }
+
+    /// Changes the policy of the memory tier while it runs; no entry is lost.
+    ///
+    /// Entries keep their place: the lists of the old policy become those of the new one, which takes
+    /// its first decision at the next eviction.
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedByEngine`] with [`Engine::ClockPro`](crate::Engine::ClockPro).
+    ///
+    /// # Cost
+    ///
+    /// A short lock for each shard; no entry is visited.
+    pub fn set_policy(&self, policy: Policy) -> Result<(), UnsupportedByEngine> {
+        self.inner.memory.set_policy(policy)
+    }
+
+    /// Reports which policy runs, how its rivals do on a sample of the keys, and what was switched why.
+    ///
+    /// `None` where the engine has but its own policy.
+    #[must_use]
+    pub fn policy_report(&self) -> Option<PolicyReport> {
+        self.inner.memory.policy_report()
+    }
+
+    /// Estimates the hit ratio that the live policy would have in a memory tier of this capacity.
+    ///
+    /// The capacity is in the unit of the cache's own. `None` unless the cache was built with
+    /// [`miss_ratio_curve`](CacheBuilder::miss_ratio_curve) and has seen enough requests.
+    #[must_use]
+    pub fn hit_ratio_at(&self, capacity: u64) -> Option<Estimate> {
+        self.miss_ratio_curve()?.hit_ratio_at(capacity)
+    }
+
+    /// Returns what the live policy misses at an eighth to eight times the memory tier's capacity.
+    ///
+    /// `None` unless the cache was built with
+    /// [`miss_ratio_curve`](CacheBuilder::miss_ratio_curve) and has seen enough requests.
+    #[must_use]
+    pub fn miss_ratio_curve(&self) -> Option<MissRatioCurve> {
+        self.inner.memory.miss_ratio_curve()
+    }
+
+    /// Makes the memory tier larger or smaller, in entries or bytes as it was built.
+    ///
+    /// Look-ups and writes go on meanwhile. When this returns, no more than `capacity` is held: entries
+    /// that do not fit were pushed out, in the order of the policy. The number of shards stays that of
+    /// the build. Zero keeps nothing, and every insert is refused as too heavy.
+    ///
+    /// # Cost
+    ///
+    /// Some 100 ns on the calling thread for each entry pushed out. A growing table is rebuilt a shard
+    /// at a time, while that shard takes no writes. Memory of a smaller table goes back to the allocator
+    /// as its last entries turn over. With [`Engine::ClockPro`](crate::Engine::ClockPro) a listener does
+    /// not hear of what a resize pushes out.
+    pub fn resize(&self, capacity: u64) {
+        self.inner.memory.resize(capacity);
+    }
+
+    /// Keeps an entry from being pushed out for want of room or for being idle.
+    ///
+    /// Tells whether it is pinned now: `false` when the key is not in memory, or when the pinned entries
+    /// of its shard would weigh more than half of what the shard may hold. A newer value of the key stays
+    /// pinned; a removal and the end of its time to live unpin it.
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedByEngine`] with [`Engine::ClockPro`](crate::Engine::ClockPro).
+    pub fn pin(&self, key: &K) -> Result<bool, UnsupportedByEngine> {
+        self.inner.memory.set_pinned(key, true)
+    }
+
+    /// Lets an entry be pushed out again; tells whether it was pinned.
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedByEngine`] with [`Engine::ClockPro`](crate::Engine::ClockPro).
+    pub fn unpin(&self, key: &K) -> Result<bool, UnsupportedByEngine> {
+        self.inner.memory.set_pinned(key, false)
+    }
+
+    /// Returns the keys in memory, a snapshot taken shard by shard as the iterator comes to it.
+    ///
+    /// A key that is there throughout is returned once; one that comes or goes meanwhile, once or not
+    /// at all.
+    pub fn keys(&self) -> impl Iterator<Item = K> + Send + '_ {
+        self.inner.memory.snapshot(|key, _| key.clone())
+    }
+
+    /// Returns the entries in memory, a snapshot taken shard by shard as the iterator comes to it.
+    ///
+    /// An entry that is there throughout is returned once; one that comes or goes meanwhile, once or not
+    /// at all. This is no use of an entry.
+    pub fn iter(&self) -> impl Iterator<Item = (K, V)> + Send + '_ {
+        self.inner.memory.snapshot(|key, entry| (key.clone(), entry.value.clone()))
     }
 
     /// Resolves when everything written before has reached the tiers below.
@@ -535,7 +654,7 @@ where
             load_time: Duration::from_nanos(counters.load_nanos.get()),
             coalesced: counters.coalesced.get(),
             superseded: counters.superseded.get(),
-            in_flight: inner.inflight.len() as u64,
+            in_flight: inner.memory.in_flight(),
             ..CacheStats::default()
         };
         for tier in &inner.lower.tiers {
@@ -550,21 +669,32 @@ where
 }
 
 /// The right to store a value that was asked for before; see [`Cache::reserve`].
-pub struct Reservation<K: Hash + Eq, V> {
-    inner: Arc<Inner<K, V>>,
-    ticket: Ticket<K, V>,
+pub struct Reservation<K, V, S = DefaultHashBuilder>
+where
+    K: Hash + Eq + Clone,
+    V: Clone,
+    S: BuildHasher + Clone,
+{
+    inner: Arc<Inner<K, V, S>>,
+    ticket: Ticket<K, V, S>,
 }
 
-impl<K: Hash + Eq, V> fmt::Debug for Reservation<K, V> {
+impl<K, V, S> fmt::Debug for Reservation<K, V, S>
+where
+    K: Hash + Eq + Clone,
+    V: Clone,
+    S: BuildHasher + Clone,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation").field("cache", &self.inner.name).finish_non_exhaustive()
     }
 }
 
-impl<K, V> Reservation<K, V>
+impl<K, V, S> Reservation<K, V, S>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
 {
     /// Stores the value, unless its key was inserted, removed or cleared since the reservation.
     ///
@@ -577,14 +707,15 @@ where
     /// Tells whether the key was not inserted, removed or cleared since the reservation.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        self.ticket.redeem(|| ())
+        self.ticket.redeem().is_some()
     }
 }
 
-impl<K, V> Inner<K, V>
+impl<K, V, S> Inner<K, V, S>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
 {
     /// The deadline of an entry that comes now; `None` when it would be dead at once.
     fn deadline(&self, options: InsertOptions) -> Option<Millis> {
@@ -603,32 +734,45 @@ where
             // A value that stays in memory must not leave an older one below: that one would come
             // back when this one expires first.
             let stays = !through && self.memory.admits(&entry);
-            if stays { Write::Remove } else { write_of(&entry, &self.clock, self.weighs_bytes) }
+            if stays {
+                Write::Remove
+            } else {
+                write_of(entry.by_ref(), &self.clock, self.weighs_bytes)
+            }
         });
         Prepared { entry, write }
     }
 
     /// Stores a new value in memory and queues it for the tiers below; the key's shard is locked.
-    fn store(&self, key: K, entry: Entry<V>, write: Option<&Write<V>>, out: &mut Outgoing<K, V>) {
-        let Some(write) = write else { return self.memory.insert(key, entry, out) };
+    fn store(
+        &self,
+        locked: &mut Locked<'_, K, V, S>,
+        key: K,
+        entry: Entry<V>,
+        write: Option<&Write<V>>,
+        out: &mut Outgoing<K, V>,
+    ) {
+        let Some(write) = write else { return locked.insert(key, entry, out) };
         if self.write_policy == WritePolicy::Through {
             self.lower.push(&key, write, &mut out.writes);
-            return self.memory.insert(key, entry, out);
+            return locked.insert(key, entry, out);
         }
         // Memory first: once the older value has left it, its eviction cannot be queued after this.
         let below = key.clone();
-        self.memory.insert(key, entry, out);
+        locked.insert(key, entry, out);
         // A value may be the first to go, when its key was evicted not long ago and all the others
         // are in use. It goes below like one that memory refuses: its eviction may have written
         // nothing, and an older value must not be left there.
-        let refused = out.evicted(&below).map(|it| write_of(it, &self.clock, self.weighs_bytes));
+        let refused = out
+            .turned_away(&below)
+            .map(|it| write_of(it.by_ref(), &self.clock, self.weighs_bytes));
         self.lower.push(&below, refused.as_ref().unwrap_or(write), &mut out.writes);
         out.writes.extend(refused);
     }
 
     fn store_unless_overtaken(
         &self,
-        ticket: &Ticket<K, V>,
+        ticket: &Ticket<K, V, S>,
         value: V,
         options: InsertOptions,
     ) -> bool {
@@ -636,19 +780,16 @@ where
         let mut out = Outgoing::default();
         let key = ticket.key().clone();
         let Prepared { entry, write } = self.prepare(&key, value, expires_at);
-        let mut entry = Some((key, entry));
-        let kept = ticket.redeem(|| {
-            if let Some((key, entry)) = entry.take() {
-                self.store(key, entry, write.as_ref(), &mut out);
-            }
-        });
-        if !kept {
+        let Some(mut locked) = ticket.redeem() else {
             self.counters.superseded.increment();
-        }
-        kept
+            return false;
+        };
+        self.store(&mut locked, key, entry, write.as_ref(), &mut out);
+        locked.release(out);
+        true
     }
 
-    async fn get_below(&self, key: &K, ticket: &Ticket<K, V>) -> Option<V> {
+    async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<V> {
         for tier in &self.lower.tiers {
             if let Some(found) = tier.get(key).await {
                 return Some(self.promote(found, ticket));
@@ -658,26 +799,25 @@ where
     }
 
     /// Brings a value up into memory, with the time that it has left.
-    fn promote(&self, found: Found<V>, ticket: &Ticket<K, V>) -> V {
+    fn promote(&self, found: Found<V>, ticket: &Ticket<K, V, S>) -> V {
         let Found { value, expires_at } = found;
-        let mut out = Outgoing::default();
         let key = ticket.key().clone();
         let entry = self.memory.entry(&key, value.clone(), expires_at, true);
-        let mut entry = Some((key, entry));
-        let kept = ticket.redeem(|| {
-            if let Some((key, entry)) = entry.take() {
-                self.memory.insert(key, entry, &mut out);
+        match ticket.redeem() {
+            Some(mut locked) => {
+                let mut out = Outgoing::default();
+                locked.insert(key, entry, &mut out);
+                locked.release(out);
             }
-        });
-        if !kept {
-            self.counters.superseded.increment();
+            None => self.counters.superseded.increment(),
         }
         value
     }
 
     /// Queues everything in memory for the tiers below, waiting for room in their queues.
     async fn write_all_down(&self) {
-        for (key, weight) in self.memory.keys() {
+        for (key, weight) in self.memory.snapshot(|key, entry| (key.clone(), entry.weight)) {
+            let weight = u64::from(weight);
             let weight = if self.weighs_bytes { weight } else { 0 };
             let mut any_open = false;
             for tier in &self.lower.tiers {
@@ -692,16 +832,17 @@ where
             }
             // Looked up again under the lock: it may have been written or removed meanwhile.
             let mut dropped = Vec::new();
-            let locked = self.inflight.lock(&key);
-            let entry = self.memory.entry_of(&key);
+            let locked = self.memory.lock(&key);
+            let entry = locked.entry_of(&key);
             if let Some(entry) = &entry {
+                let entry = entry.by_ref();
                 self.lower.demote(&key, entry, &self.clock, self.weighs_bytes, &mut dropped);
             }
-            locked.release();
+            drop(locked);
         }
     }
 
-    async fn load<F, Fut, R, E>(&self, ticket: &Ticket<K, V>, loader: F) -> Result<V, LoadError>
+    async fn load<F, Fut, R, E>(&self, ticket: &Ticket<K, V, S>, loader: F) -> Result<V, LoadError>
     where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<R, E>> + Send,
@@ -726,10 +867,11 @@ where
     }
 }
 
-impl<K, V> Sweep for Inner<K, V>
+impl<K, V, S> Sweep for Inner<K, V, S>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
 {
     fn sweep(&self) {
         self.memory.remove_expired();

@@ -31,7 +31,8 @@
 //! - `disk` (default): the disk tier with its segment log; `sled` adds sled as an engine.
 //! - `redis`: the Redis tier.
 //! - `metrics`: publishes the statistics through the `metrics` facade.
-#![forbid(unsafe_code)]
+//! - `simulate`: tells from a record of requests what other sizes and policies would have answered.
+#![deny(unsafe_code)]
 
 mod builder;
 mod cache;
@@ -43,15 +44,20 @@ pub mod disk;
 #[cfg(feature = "__lower")]
 mod envelope;
 mod error;
-mod inflight;
+mod flights;
+mod hasher;
 mod lower;
 mod memory;
+mod policy;
 #[cfg(feature = "metrics")]
 mod publish;
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "simulate")]
+pub mod simulate;
 mod stats;
 mod sweeper;
+mod sync;
 #[cfg(feature = "__lower")]
 mod write_behind;
 
@@ -63,7 +69,12 @@ pub use codec::{Bincode, Codec, CodecError};
 #[cfg(feature = "__lower")]
 pub use envelope::MAX_VALUE_BYTES;
 pub use error::{BuildError, LoadError, Problem};
+pub use hasher::DefaultHashBuilder;
 pub use lower::Tier;
+pub use memory::{Engine, EvictionCause, UnsupportedByEngine};
+pub use policy::Policy;
+pub use policy::curve::{CurvePoint, Estimate, MissRatioCurve};
+pub use policy::election::{CandidateReport, PolicyReport, PolicySwitch};
 #[cfg(feature = "metrics")]
 pub use publish::Publisher;
 pub use quick_cache::Equivalent;

@@ -3,18 +3,19 @@
 //! Handles are made once and kept; [`Publisher::publish`] copies the current numbers into them. It is
 //! called when somebody scrapes, so that a hit never pays for being counted twice.
 
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash};
 
 use metrics::{Counter, Gauge, counter, gauge};
 
 use crate::cache::Cache;
+use crate::hasher::DefaultHashBuilder;
 use crate::lower::Tier;
 use crate::stats::TierStats;
 
 /// The metrics of one cache, with the label `cache` for its name and `type` for its tiers.
 #[derive(Debug)]
-pub struct Publisher<K, V> {
-    cache: Cache<K, V>,
+pub struct Publisher<K, V, S = DefaultHashBuilder> {
+    cache: Cache<K, V, S>,
     tiers: Vec<TierMetrics>,
     loads: Counter,
     load_failures: Counter,
@@ -82,14 +83,15 @@ impl TierMetrics {
     }
 }
 
-impl<K, V> Publisher<K, V>
+impl<K, V, S> Publisher<K, V, S>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
 {
     /// Registers the metrics of a cache with the recorder that is installed now.
     #[must_use]
-    pub fn new(cache: Cache<K, V>) -> Self {
+    pub fn new(cache: Cache<K, V, S>) -> Self {
         describe();
         let stats = cache.stats();
         let name = cache.name().to_owned();

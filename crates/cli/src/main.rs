@@ -4,6 +4,7 @@
 //! configuration is wrong.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod check;
 mod demo;
 mod logs;
@@ -39,6 +40,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Makes a running accelerator forget a URL.
     Purge(purge::PurgeArgs),
+    /// Answers questions about caches.
+    Cache(cache::CacheArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => exit(demo::run(args)),
         Command::Purge(args) => exit(purge::run(&args)),
+        Command::Cache(args) => cache::run(&args),
     }
 }
 

@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use ultra_perf::cache_tiered::{CacheStats, Publisher, Tier, TierStats};
+use ultra_perf::cache_tiered::{
+    CacheStats, CandidateReport, CurvePoint, Policy, PolicySwitch, Publisher, Tier, TierStats,
+};
 
 use crate::accelerator::Accelerator;
 use crate::forward::problem;
@@ -49,6 +51,7 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/cache/stats", get(cache_stats))
         .route("/cache/manage", post(manage))
         .route("/cache/purge", post(purge))
+        .route("/cache/policy", get(policy).post(set_policy))
         .route("/metrics", get(metrics));
     Router::new()
         .nest("/performance", routes)
@@ -302,6 +305,83 @@ async fn manage(
         "status": "success",
         "action": "clear",
         "cleared": cleared,
+    })))
+}
+
+/// Which policy memory runs, how its rivals do on the sample, and what other capacities would hit.
+async fn policy(State(admin): Shared) -> Result<Json<Value>, Problem> {
+    let store = admin.accelerator.store().ok_or_else(no_cache)?;
+    let report = store.cache.policy_report().ok_or_else(fixed_engine)?;
+    let candidate = |it: &CandidateReport| {
+        json!({
+            "name": it.name,
+            "live": it.live,
+            "hit_rate": it.hit_ratio,
+            "recent_hit_rate": it.recent_hit_ratio,
+        })
+    };
+    let switch = |it: &PolicySwitch| {
+        json!({
+            "request": it.request,
+            "from": it.from,
+            "to": it.to,
+            "from_hit_rate": it.from_hit_ratio,
+            "to_hit_rate": it.to_hit_ratio,
+        })
+    };
+    let point = |it: &CurvePoint| {
+        json!({
+            "capacity_bytes": it.capacity,
+            "hit_rate": it.estimate.hit_ratio,
+            "error": it.estimate.error,
+        })
+    };
+    let curve = store.cache.miss_ratio_curve();
+    let curve = curve.map(|curve| curve.points().iter().map(point).collect::<Vec<_>>());
+    Ok(Json(json!({
+        "timestamp": timestamp(),
+        "policy": store.cache.policy().map(Policy::as_str),
+        "live": report.live,
+        "voting": report.voting,
+        "sampling_rate": report.sampling_rate,
+        "sampled": report.sampled,
+        "dropped": report.dropped,
+        "candidates": report.candidates.iter().map(candidate).collect::<Vec<_>>(),
+        "switched": report.switched,
+        "switches": report.switches.iter().map(switch).collect::<Vec<_>>(),
+        "curve": curve,
+    })))
+}
+
+fn fixed_engine() -> Problem {
+    let detail = "The memory tier has but one policy: cache.memory.engine is clock-pro.";
+    Problem::new(StatusCode::CONFLICT, detail)
+}
+
+/// What `POST /performance/cache/policy` takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetPolicy {
+    policy: String,
+}
+
+async fn set_policy(
+    State(admin): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let SetPolicy { policy } = read_json(&headers, body).await?;
+    let store = admin.accelerator.store().ok_or_else(no_cache)?;
+    let policy: Policy = policy.parse().map_err(|error| {
+        let detail = format!("policy is \"{policy}\": {error}.");
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    })?;
+    store.cache.set_policy(policy).map_err(|_| fixed_engine())?;
+    tracing::info!(%policy, "the policy was set by the admin API");
+    Ok(Json(json!({
+        "timestamp": timestamp(),
+        "status": "success",
+        "policy": policy.as_str(),
     })))
 }
 

@@ -152,6 +152,40 @@ async fn cache_stats_tell_about_every_level_there_is() {
 }
 
 #[tokio::test]
+async fn the_policy_is_reported_and_can_be_changed() {
+    let origin = origin().await;
+    let proxy = Accelerated::with(&origin.url(), &[("cache.policy", "s3-fifo")]).await;
+    let (status, told) = proxy.admin("GET", "/cache/policy", "").await;
+    assert_eq!(status, 200, "{told}");
+    assert_eq!(told["policy"], "s3-fifo");
+    assert_eq!(told["candidates"], json!([]));
+
+    let (status, _) = proxy.admin("POST", "/cache/policy", "{\"policy\":\"adaptive\"}").await;
+    assert_eq!(status, 200);
+    proxy.get("/a").await;
+    let (_, told) = proxy.admin("GET", "/cache/policy", "").await;
+    assert_eq!((&told["policy"], &told["live"]), (&json!("adaptive"), &json!("s3-fifo")));
+    assert!(told["candidates"].as_array().is_some_and(|it| it.len() > 3), "{told}");
+    assert_eq!(told["curve"], Value::Null, "it was not asked for");
+
+    let (status, told) = proxy.admin("POST", "/cache/policy", "{\"policy\":\"lruu\"}").await;
+    assert_eq!(status, 422);
+    assert!(told["detail"].as_str().is_some_and(|it| it.contains("s3-fifo")), "{told}");
+}
+
+#[tokio::test]
+async fn an_engine_with_one_policy_says_so() {
+    let origin = origin().await;
+    let engine = [("cache.memory.engine", "clock-pro")];
+    let proxy = Accelerated::with(&origin.url(), &engine).await;
+    for (method, body) in [("GET", ""), ("POST", "{\"policy\":\"lru\"}")] {
+        let (status, told) = proxy.admin(method, "/cache/policy", body).await;
+        assert_eq!(status, 409, "{told}");
+        assert!(told["detail"].as_str().is_some_and(|it| it.contains("clock-pro")), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn levels_are_cleared_by_each_of_their_names() {
     let origin = origin().await;
     let directory = tempfile::tempdir().expect("a directory");
@@ -236,6 +270,8 @@ async fn without_a_cache_there_is_nothing_to_manage() {
         ("GET", "/cache/stats", ""),
         ("POST", "/cache/manage", "{\"action\":\"clear\"}"),
         ("POST", "/cache/purge", "{\"url\":\"http://test/\"}"),
+        ("GET", "/cache/policy", ""),
+        ("POST", "/cache/policy", "{\"policy\":\"lru\"}"),
     ] {
         assert_eq!(proxy.admin(method, path, body).await.0, 409, "{path}");
     }

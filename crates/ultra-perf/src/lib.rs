@@ -31,6 +31,7 @@
 //!
 //! - `disk` (default), `sled`, `redis`: the tiers of `cache-tiered`.
 //! - `metrics`: its statistics through the `metrics` facade.
+//! - `simulate`: its simulations of other sizes and policies.
 #![forbid(unsafe_code)]
 
 pub mod config;
@@ -41,7 +42,7 @@ use std::sync::Arc;
 pub use cache_tiered;
 #[cfg(any(feature = "disk", feature = "redis"))]
 use cache_tiered::{Bincode, Codec};
-use cache_tiered::{CacheBuilder, Tier, WritePolicy};
+use cache_tiered::{CacheBuilder, Engine, Policy, Tier, WritePolicy};
 #[cfg(any(feature = "disk", feature = "redis"))]
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -143,6 +144,18 @@ impl UltraPerf {
         let mut builder = cache_tiered::Cache::builder(name)
             .ttl(cache.ttl)
             .expiry_sweep(cache.expiry_sweep)
+            .policy(match cache.policy {
+                config::Policy::Lru => Policy::Lru,
+                config::Policy::Lfu => Policy::Lfu,
+                config::Policy::Arc => Policy::Arc,
+                config::Policy::S3Fifo => Policy::S3Fifo,
+                config::Policy::Adaptive => Policy::Adaptive,
+            })
+            .engine(match cache.memory.engine {
+                config::MemoryEngine::Switchable => Engine::Switchable,
+                config::MemoryEngine::ClockPro => Engine::ClockPro,
+            })
+            .miss_ratio_curve(cache.memory.miss_ratio_curve)
             .order(cache.order.iter().map(|tier| match tier {
                 config::LowerTier::Redis => Tier::Redis,
                 config::LowerTier::Disk => Tier::Disk,

@@ -403,6 +403,32 @@ choice! {
 }
 
 choice! {
+    /// Names the policy by which memory chooses what to keep.
+    Policy {
+        /// Evicts what was not used for longest.
+        Lru = "lru",
+        /// Keeps what is used most often of late.
+        Lfu = "lfu",
+        /// Balances the two by what was evicted too early.
+        Arc = "arc",
+        /// Tries new entries in a small queue first.
+        S3Fifo = "s3-fifo",
+        /// Runs the others on a sample, and follows the best.
+        Adaptive = "adaptive",
+    }
+}
+
+choice! {
+    /// Names the structure that holds the entries in memory.
+    MemoryEngine {
+        /// The project's own, with every policy.
+        Switchable = "switchable",
+        /// quick_cache, with CLOCK-Pro alone.
+        ClockPro = "clock-pro",
+    }
+}
+
+choice! {
     /// Names a tier below memory.
     LowerTier {
         /// The Redis tier.

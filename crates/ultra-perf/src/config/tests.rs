@@ -630,6 +630,8 @@ fn any_value() -> impl Strategy<Value = String> {
         "redis://:p@h:1/2",
         "a-b",
         "segment-log",
+        "s3-fifo",
+        "clock-pro",
     ]);
     prop_oneof![6 => word.prop_map(str::to_owned), 1 => "\\PC{0,12}", 1 => "[0-9]{1,25}[a-zA-Z]{0,3}"]
 }

@@ -12,7 +12,10 @@ use std::{
 use super::{
     machine::Machine,
     quantity::ByteSize,
-    setting::{DiskEngine, Fsync, LogFilter, LogFormat, LowerTier, Raw, Setting, WritePolicy},
+    setting::{
+        DiskEngine, Fsync, LogFilter, LogFormat, LowerTier, MemoryEngine, Policy, Raw, Setting,
+        WritePolicy,
+    },
     url::{BackendUrl, RedisUrl},
 };
 
@@ -269,6 +272,8 @@ section! {
         /// Time to live of an entry that names none.
         ttl: Duration = Fixed("1h"), from "1ms",
             alias [seconds("PERFORMANCE_CACHE_TTL"), seconds("cache_ttl")];
+        /// How memory chooses what to keep; `adaptive` follows the one that does best.
+        policy: Policy = Fixed("adaptive");
         /// Longest time that an expired entry takes up room.
         expiry_sweep: Duration = Fixed("5m"), from "1ms",
             alias [
@@ -304,6 +309,11 @@ section! {
             ];
         /// Time after its last use at which an entry expires.
         time_to_idle: Option<Duration> = Fixed("none"), from "1ms";
+        /// Structure that holds the entries. `clock-pro` is quick_cache, which has a policy of its
+        /// own and does not look at `cache.policy`.
+        engine: MemoryEngine = Fixed("switchable");
+        /// Samples what other capacities would hit, for `/performance/cache/policy`.
+        miss_ratio_curve: bool = Fixed("false");
     }
 }
 

@@ -1,0 +1,85 @@
+//! What every measured cache can do, and the loops over it.
+
+use std::hint::black_box;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use cache_tiered::Cache;
+
+/// One step of a mixed load.
+#[derive(Clone, Copy, Debug)]
+pub enum Operation {
+    /// Looks a key up and leaves it alone when it is missing.
+    Get(u64),
+    /// Inserts a key, which may be there already.
+    Insert(u64),
+}
+
+/// A cache of `u64` under `u64`.
+pub trait Store: Send + Sync {
+    /// Looks a key up as a user of the cache would.
+    fn get(&self, key: u64) -> Option<u64>;
+
+    /// Inserts a key.
+    fn insert(&self, key: u64, value: u64);
+
+    /// Waits until what was inserted is visible and what has to go is gone.
+    fn settle(&self) {}
+
+    /// Looks up every key and returns how many were there.
+    fn get_all(&self, keys: &[u64]) -> usize {
+        keys.iter().filter(|key| black_box(self.get(**key)).is_some()).count()
+    }
+
+    /// Inserts every key.
+    fn insert_all(&self, keys: &mut dyn Iterator<Item = u64>) {
+        for key in keys {
+            self.insert(key, key);
+        }
+    }
+
+    /// Does a mixed load in its order.
+    fn run(&self, operations: &[Operation]) {
+        for operation in operations {
+            match *operation {
+                Operation::Get(key) => _ = black_box(self.get(key)),
+                Operation::Insert(key) => self.insert(key, key),
+            }
+        }
+    }
+
+    /// Looks up every key, inserts the missing ones, and returns how many were there.
+    fn read_through(&self, keys: &[u64]) -> usize {
+        let mut hits = 0;
+        for key in keys {
+            if black_box(self.get(*key)).is_some() {
+                hits += 1;
+            } else {
+                self.insert(*key, *key);
+            }
+        }
+        hits
+    }
+}
+
+impl Store for Cache<u64, u64> {
+    fn get(&self, key: u64) -> Option<u64> {
+        self.get_in_memory(&key)
+    }
+
+    fn insert(&self, key: u64, value: u64) {
+        Cache::insert(self, key, value);
+    }
+}
+
+/// Returns the value of a future that has no reason to wait.
+///
+/// # Panics
+///
+/// When it waits nevertheless.
+pub fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("a look-up in memory does not wait"),
+    }
+}

@@ -1,0 +1,863 @@
+//! The crate's own engine: shards that are read without a lock, under a policy that can change.
+//!
+//! The upper bits of a key's hash choose its shard, the lower 32 its place there. A shard is a
+//! [`Table`]: readers pin an epoch and look, writers hold its mutex. Under the same mutex lies what
+//! only writers need, [`Shard`]: the [`Queues`] of the policy, the [`Wheel`] of deadlines and the
+//! [`Flights`] of keys under way. So an insert takes one lock and hashes once, whatever it overtakes.
+//!
+//! # A look-up
+//!
+//! Hash, pin, find, compare the deadline with a coarse clock if there is one, raise the node's mark
+//! unless it is saturated, clone, unpin, count in a cell of this thread. The mark, and the idle stamp
+//! where a time-to-idle is set, are all that it writes where others may read.
+//!
+//! # The bound
+//!
+//! An insert makes room before it links: at every instant the entries that can be found in a shard
+//! weigh no more than its share of the capacity. What was unlinked waits in limbo until no reader can
+//! hold it; limbo is no more than [`LIMBO_SHARE`] of a shard's entries or weight, beyond which a writer
+//! waits for the readers. A value's `Clone` runs while its reader is pinned, so one that takes long
+//! holds back what was unlinked after it began.
+//!
+//! # Order of events
+//!
+//! An entry that leaves is unlinked from the queues and the wheel, told to the tiers below where
+//! evictions are written, cloned for the listener where there is one, and retired. A user's `Clone`
+//! that panics in between still leaves the entry retired: the panic goes on afterwards.
+
+use std::hash::{BuildHasher, Hash};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use quick_cache::Equivalent;
+
+use super::director::Director;
+use super::epoch::{self, Guard};
+use super::locals::Locals;
+use super::table::{self, Found, LimboOptions, NewNode, Table, TableOptions};
+use super::wheel::Wheel;
+use super::{
+    Demote, EngineOptions, Entry, EntryRef, EvictionCause, LockedShard, MemoryEngine, Outgoing,
+};
+use crate::clock::{Clock, Millis, NEVER};
+use crate::flights::Flights;
+use crate::policy::curve::MissRatioCurve;
+use crate::policy::election::PolicyReport;
+use crate::policy::{Kind, MARK_MAX, Nodes as _, Policy, Queues};
+use crate::stats::{Evictions, TierStats};
+
+/// Shards for each core, so that writers seldom meet.
+const SHARDS_PER_CORE: usize = 4;
+/// A shard is not made smaller than this many entries: decisions among fewer are poor ones.
+const SHARD_ENTRIES_MIN: usize = 32;
+/// Of a shard's entries and weight, what may at most wait for readers before a writer waits too.
+const LIMBO_SHARE: u64 = 8;
+/// Entries that one lock of a shard takes out at most, where a call takes out many.
+const BATCH: usize = 256;
+/// Nodes of the wheel that an insert looks at on its way, at most.
+const EXPIRY_BUDGET: usize = 16;
+
+/// The flags of a node.
+mod flag {
+    pub(super) const PINNED: u8 = 1;
+    pub(super) const STORED_BELOW: u8 = 2;
+}
+
+pub(super) struct Switchable<K, V, S> {
+    shards: Box<[CachePadded<Table<K, V, Shard<K, V>>>]>,
+    /// How far a hash is shifted, after one bit, to leave the number of its shard.
+    shift: u32,
+    hasher: S,
+    locals: Locals,
+    director: Director,
+    clock: Clock,
+    idle: Option<Idle>,
+    weighs: bool,
+    capacity: AtomicU64,
+    /// Entries for each unit of the capacity.
+    entries_per_weight: f64,
+    demote: Option<Demote<K, V>>,
+    listened: bool,
+    /// Whether any entry was ever given a deadline; until then nobody reads the clock for it.
+    expires: AtomicBool,
+}
+
+/// What lives under the mutex of a shard, beside the table.
+struct Shard<K, V> {
+    queues: Queues,
+    wheel: Wheel,
+    flights: Flights<K, V>,
+    capacity: u64,
+    pinned_weight: u64,
+    tally: Tally,
+}
+
+#[derive(Default)]
+struct Tally {
+    capacity: u64,
+    expired: u64,
+    removed: u64,
+    too_large: u64,
+    writes: u64,
+}
+
+/// A time-to-idle, and the unit of the stamps: fine enough that 32 bits outlast it by far.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    limit: Millis,
+    tick: Millis,
+}
+
+impl Idle {
+    fn new(limit: Millis) -> Self {
+        Self { limit, tick: (limit >> 24).max(1) }
+    }
+
+    fn stamp(self, now: Millis) -> u32 {
+        (now / self.tick) as u32
+    }
+
+    /// When an entry that was last touched at `stamp` will have been idle for too long.
+    fn due(self, stamp: u32, now: Millis) -> Millis {
+        let age = u64::from(self.stamp(now).wrapping_sub(stamp)) * self.tick;
+        (now + self.limit).saturating_sub(age)
+    }
+}
+
+/// A shard that is locked for writing.
+pub(super) struct Locked<'a, K, V, S> {
+    engine: &'a Switchable<K, V, S>,
+    table: table::Locked<'a, K, V, Shard<K, V>>,
+}
+
+impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S> {
+    pub(super) fn new(options: EngineOptions<K, V, S>) -> Self {
+        let entries = options.estimated_entries.max(1);
+        let shards = shard_count(entries, options.capacity);
+        let kind = options.policy.kind();
+        let now = options.clock.now();
+        let capacities = (0..shards).map(|at| share(options.capacity, at, shards));
+        let tables = capacities.map(|capacity| {
+            let entries = entries.div_ceil(shards);
+            let state = Shard {
+                queues: Queues::new(kind, capacity, entries),
+                wheel: Wheel::new(now),
+                flights: Flights::default(),
+                capacity,
+                pinned_weight: 0,
+                tally: Tally::default(),
+            };
+            let options = TableOptions {
+                expected_entries: entries,
+                limbo: limbo_options(entries, capacity),
+                idle_stamps: options.time_to_idle.is_some(),
+            };
+            CachePadded::new(Table::new(options, state))
+        });
+        let locals = Locals::new();
+        let capacity = options.capacity;
+        let director = Director::new(options.policy, options.curve, capacity, entries as u64);
+        director.begin(&locals);
+        Self {
+            shards: tables.collect(),
+            shift: 63 - shards.ilog2(),
+            hasher: options.hasher,
+            locals,
+            director,
+            clock: options.clock,
+            idle: options.time_to_idle.map(Idle::new),
+            weighs: options.weighs,
+            capacity: AtomicU64::new(capacity),
+            entries_per_weight: entries as f64 / capacity.max(1) as f64,
+            demote: options.demote,
+            listened: options.listened,
+            expires: AtomicBool::new(options.time_to_idle.is_some()),
+        }
+    }
+
+    #[inline]
+    fn shard(&self, hash: u64) -> &Table<K, V, Shard<K, V>> {
+        &self.shards[(hash >> 1 >> self.shift) as usize]
+    }
+
+    /// The value of an entry, if it is alive; a dead one is an error.
+    #[inline]
+    fn use_entry(&self, found: &Found<'_, K, V>) -> Result<V, ()> {
+        if found.deadline() != NEVER || self.idle.is_some() {
+            let now = self.clock.now();
+            if self.is_dead(found, now) {
+                return Err(());
+            }
+            if let (Some(idle), Some(touched)) = (self.idle, found.touched()) {
+                let stamp = idle.stamp(now);
+                if touched.load(Ordering::Relaxed) != stamp {
+                    touched.store(stamp, Ordering::Relaxed);
+                }
+            }
+        }
+        found.raise_mark(MARK_MAX);
+        Ok(found.value().clone())
+    }
+
+    fn is_dead(&self, found: &Found<'_, K, V>, now: Millis) -> bool {
+        found.deadline() <= now || self.is_idle(found.touched(), found.flags(), now)
+    }
+
+    fn is_idle(
+        &self,
+        touched: Option<&crate::sync::AtomicU32>,
+        flags: u8,
+        now: Millis,
+    ) -> bool {
+        match (self.idle, touched) {
+            (Some(idle), Some(touched)) if flags & flag::PINNED == 0 => {
+                idle.due(touched.load(Ordering::Relaxed), now) <= now
+            }
+            _ => false,
+        }
+    }
+
+    /// One look-up of a batch or alone. Tells whether the election wants to be heard.
+    #[inline]
+    fn look_up<Q>(&self, guard: &Guard, key: &Q, counted: bool) -> (Option<V>, bool)
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        let hash = self.hasher.hash_one(key);
+        let thread = guard.thread();
+        let Some(found) = self.shard(hash).find(guard, hash as u32, key) else {
+            let consult = counted && self.locals.miss(thread);
+            return (None, consult);
+        };
+        match self.use_entry(&found) {
+            Ok(value) if counted => {
+                let mut consult = self.locals.hit(thread);
+                if self.locals.sampled(hash) {
+                    consult |= self.locals.sample(thread, hash, found.weight());
+                }
+                (Some(value), consult)
+            }
+            Ok(value) => (Some(value), false),
+            Err(()) => {
+                let consult = counted && self.locals.miss(thread);
+                self.bury(hash, key);
+                (None, consult)
+            }
+        }
+    }
+
+    /// Takes out an entry that a look-up found dead, unless it has come alive since.
+    #[cold]
+    fn bury<Q>(&self, hash: u64, key: &Q)
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        // Nobody is told here: this may be a reader in the middle of a batch. The sweep is.
+        if self.listened {
+            return;
+        }
+        let mut out = Outgoing::default();
+        let mut locked = self.lock(hash);
+        if let Some(index) = locked.table.find(hash as u32, key)
+            && locked.is_dead(index, self.clock.now())
+        {
+            locked.take_out(index, EvictionCause::Expired, &mut out);
+        }
+        drop(locked);
+    }
+
+    /// Feeds this thread's samples to the election, and does what it decides.
+    #[cold]
+    fn consult(&self, thread: usize) {
+        self.director.consult(&self.locals, thread, |kind| self.switch(kind));
+    }
+
+    /// What is due after a write of this key, once its shard is unlocked.
+    #[inline]
+    pub(super) fn after_write(&self, hash: u64, weight: Option<u32>, over: bool) {
+        if over {
+            let mut dropped = Vec::new();
+            self.shard(hash).settle(&mut dropped);
+        }
+        if let Some(weight) = weight
+            && self.locals.sampled(hash)
+        {
+            let thread = epoch::pin().thread();
+            if self.locals.sample(thread, hash, weight) {
+                self.consult(thread);
+            }
+        }
+    }
+
+    fn switch(&self, kind: Kind) {
+        for table in &self.shards {
+            let mut locked = table.lock();
+            let (_, shard) = locked.split();
+            shard.queues.switch(kind);
+        }
+    }
+
+    pub(super) fn policy(&self) -> Policy {
+        self.director.policy()
+    }
+
+    pub(super) fn set_policy(&self, policy: Policy) {
+        // Under the director's lock, so that of two calls the later one decides for all shards.
+        self.director.set_policy(policy, &self.locals, |kind| self.switch(kind));
+    }
+
+    pub(super) fn policy_report(&self) -> PolicyReport {
+        self.director.report()
+    }
+
+    pub(super) fn miss_ratio_curve(&self) -> Option<MissRatioCurve> {
+        self.director.curve()
+    }
+
+    pub(super) fn set_pinned(&self, key: &K, pinned: bool) -> bool {
+        let hash = self.hasher.hash_one(key);
+        let mut locked = self.lock(hash);
+        let Some(index) = locked.table.find(hash as u32, key) else { return false };
+        let now = if self.expires.load(Ordering::Relaxed) { self.clock.now() } else { 0 };
+        if now > 0 && locked.is_dead(index, now) {
+            return false;
+        }
+        let (nodes, shard) = locked.table.split();
+        let flags = nodes.flags(index);
+        let weight = u64::from(nodes.weight(index));
+        let was_pinned = flags & flag::PINNED != 0;
+        match (was_pinned, pinned) {
+            (false, true) => {
+                if shard.pinned_weight + weight > shard.capacity / 2 {
+                    return false;
+                }
+                shard.queues.unlink(&nodes, index);
+                shard.pinned_weight += weight;
+                locked.table.set_flags(index, flags | flag::PINNED);
+                true
+            }
+            (true, false) => {
+                shard.pinned_weight -= weight;
+                let placement = shard.queues.arrive(hash as u32, weight as u32);
+                shard.queues.link(&nodes, index, placement);
+                let deadline = nodes.deadline(index);
+                locked.table.set_flags(index, flags & !flag::PINNED);
+                locked.schedule(index, deadline, now);
+                true
+            }
+            _ => was_pinned,
+        }
+    }
+
+    /// Something of each entry that is alive, a shard at a time. Those that come or go meanwhile may
+    /// be seen or not.
+    pub(super) fn snapshot<'a, T: Send + 'a>(
+        &'a self,
+        take: impl Fn(&K, EntryRef<'_, V>) -> T + Send + 'a,
+    ) -> Box<dyn Iterator<Item = T> + Send + 'a>
+    where
+        K: Send + Sync,
+        V: Send + Sync,
+        S: Send + Sync,
+    {
+        Box::new(self.shards.iter().flat_map(move |table| {
+            let now = self.clock.now();
+            let mut taken = Vec::new();
+            let guard = epoch::pin();
+            table.for_each(&guard, |found| {
+                if !self.is_dead(&found, now) {
+                    taken.push(take(found.key(), entry_ref(&found)));
+                }
+            });
+            drop(guard);
+            taken
+        }))
+    }
+}
+
+/// The shards of a cache: a power of two.
+fn shard_count(entries: usize, capacity: u64) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let fewest = usize::try_from(capacity).unwrap_or(usize::MAX).min(entries);
+    let wanted = (SHARDS_PER_CORE * cores).next_power_of_two();
+    let possible = (fewest / SHARD_ENTRIES_MIN).max(1);
+    // A shard names its nodes by 24 bits, those in limbo included.
+    let needed = (entries / (table::MAX_NODES as usize / 2)).max(1).next_power_of_two();
+    wanted.min(1 << possible.ilog2()).max(needed)
+}
+
+/// What of `total` falls to one of `shards`.
+fn share(total: u64, at: usize, shards: usize) -> u64 {
+    total / shards as u64 + u64::from((at as u64) < total % shards as u64)
+}
+
+fn limbo_options(entries: usize, capacity: u64) -> LimboOptions {
+    let of_weight = |share: u64| (capacity / share).max(1);
+    LimboOptions {
+        batch_entries: (entries / 64).clamp(1, 64),
+        batch_weight: of_weight(64),
+        max_entries: (entries / LIMBO_SHARE as usize).max(8),
+        max_weight: of_weight(LIMBO_SHARE),
+    }
+}
+
+impl<K, V, S> MemoryEngine<K, V> for Switchable<K, V, S>
+where
+    K: Hash + Eq + Clone,
+    V: Clone,
+    S: BuildHasher + Clone,
+{
+    type Locked<'a>
+        = Locked<'a, K, V, S>
+    where
+        Self: 'a;
+
+    #[inline]
+    fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    #[inline]
+    fn get<Q>(&self, key: &Q, counted: bool) -> Option<V>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        let guard = epoch::pin();
+        let thread = guard.thread();
+        let (value, drain) = self.look_up(&guard, key, counted);
+        drop(guard);
+        if drain {
+            self.consult(thread);
+        }
+        value
+    }
+
+    fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
+        let guard = epoch::pin();
+        let thread = guard.thread();
+        let mut drain = false;
+        let look_up = |key| {
+            let (value, full) = self.look_up(&guard, key, true);
+            drain |= full;
+            value
+        };
+        let values = keys.iter().map(look_up).collect();
+        drop(guard);
+        if drain {
+            self.consult(thread);
+        }
+        values
+    }
+
+    #[inline]
+    fn lock(&self, hash: u64) -> Locked<'_, K, V, S> {
+        Locked { engine: self, table: self.shard(hash).lock() }
+    }
+
+    fn for_each_flights(&self, mut each: impl FnMut(&mut Flights<K, V>)) {
+        for table in &self.shards {
+            each(&mut table.lock().state().flights);
+        }
+    }
+
+    #[inline]
+    fn max_weight(&self) -> u32 {
+        let shards = self.shards.len() as u64;
+        let share = self.capacity.load(Ordering::Relaxed).div_ceil(shards);
+        // One less than what a weight saturates at, so that such an entry is refused.
+        u32::try_from(share).unwrap_or(u32::MAX).min(u32::MAX - 1)
+    }
+
+    fn expect_expiry(&self) {
+        if !self.expires.load(Ordering::Relaxed) {
+            // Relaxed: whoever misses it looks at the wheel the next time.
+            self.expires.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn clear(&self, mut settle: impl FnMut(Outgoing<K, V>)) {
+        for table in &self.shards {
+            let mut from = Some(0);
+            while let Some(first) = from {
+                let mut out = Outgoing::default();
+                let mut locked = Locked { engine: self, table: table.lock() };
+                from = locked.clear_some(first, &mut out);
+                drop(locked);
+                settle(out);
+            }
+        }
+    }
+
+    fn remove_expired(&self, mut settle: impl FnMut(Outgoing<K, V>)) -> u64 {
+        let mut removed = 0;
+        if !self.expires.load(Ordering::Relaxed) {
+            return removed;
+        }
+        let now = self.clock.now();
+        for table in &self.shards {
+            let mut closely = true;
+            loop {
+                let mut out = Outgoing::default();
+                let mut locked = Locked { engine: self, table: table.lock() };
+                if std::mem::take(&mut closely) {
+                    locked.table.split().1.wheel.look_closely(now);
+                }
+                let mut budget = BATCH;
+                removed += locked.expire(now, &mut budget, &mut out);
+                locked.table.reclaim_now(&mut out.reclaimed);
+                drop(locked);
+                settle(out);
+                if budget > 0 {
+                    break;
+                }
+            }
+        }
+        removed
+    }
+
+    fn resize(&self, capacity: u64, mut settle: impl FnMut(Outgoing<K, V>)) {
+        let shards = self.shards.len();
+        let entries = (capacity as f64 * self.entries_per_weight).ceil() as usize;
+        self.capacity.store(capacity, Ordering::Relaxed);
+        self.director.resize(capacity, entries as u64, &self.locals);
+        for (at, table) in self.shards.iter().enumerate() {
+            let target = share(capacity, at, shards);
+            loop {
+                let mut out = Outgoing::default();
+                let mut locked = Locked { engine: self, table: table.lock() };
+                let done = locked.resize_some(target, entries.div_ceil(shards), &mut out);
+                drop(locked);
+                settle(out);
+                if done {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn stats(&self) -> TierStats {
+        let counts = self.locals.counts();
+        let mut stats = TierStats {
+            hits: counts.hits,
+            misses: counts.misses,
+            capacity: self.capacity.load(Ordering::Relaxed),
+            ..TierStats::default()
+        };
+        for table in &self.shards {
+            let mut locked = table.lock();
+            stats.entries += locked.len() as u64;
+            let (_, shard) = locked.split();
+            if self.weighs {
+                stats.bytes += shard.queues.weight() + shard.pinned_weight;
+            }
+            let Evictions { capacity, expired, removed, too_large } = &mut stats.evictions;
+            *capacity += shard.tally.capacity;
+            *expired += shard.tally.expired;
+            *removed += shard.tally.removed;
+            *too_large += shard.tally.too_large;
+            stats.writes += shard.tally.writes;
+        }
+        stats
+    }
+}
+
+fn entry_ref<'g, K, V>(found: &Found<'g, K, V>) -> EntryRef<'g, V> {
+    EntryRef {
+        value: found.value(),
+        expires_at: found.deadline(),
+        weight: found.weight(),
+        stored_below: found.flags() & flag::STORED_BELOW != 0,
+    }
+}
+
+impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S> {
+    /// Whether an entry is past its deadline or idle for too long.
+    fn is_dead(&self, index: u32, now: Millis) -> bool {
+        self.table.get(index).is_some_and(|found| self.engine.is_dead(&found, now))
+    }
+
+    /// Takes an entry out of the queues, then of everything else.
+    fn take_out(&mut self, index: u32, cause: EvictionCause, out: &mut Outgoing<K, V>) {
+        self.unlink(index);
+        self.leave(index, cause, out);
+    }
+
+    /// Takes an entry out of the queues, or of the pinned ones.
+    fn unlink(&mut self, index: u32) {
+        let (nodes, shard) = self.table.split();
+        if nodes.flags(index) & flag::PINNED == 0 {
+            shard.queues.unlink(&nodes, index);
+        } else {
+            shard.pinned_weight -= u64::from(nodes.weight(index));
+        }
+    }
+
+    /// Ends the life of an entry that is in no queue any more.
+    fn leave(&mut self, index: u32, cause: EvictionCause, out: &mut Outgoing<K, V>) {
+        let engine = self.engine;
+        let shard = self.table.state();
+        shard.wheel.cancel(index);
+        match cause {
+            EvictionCause::Capacity => shard.tally.capacity += 1,
+            EvictionCause::Expired => shard.tally.expired += 1,
+            EvictionCause::Removed => shard.tally.removed += 1,
+            EvictionCause::Replaced | EvictionCause::TooLarge => {}
+        }
+        let demote = engine.demote.as_ref().filter(|_| cause == EvictionCause::Capacity);
+        if demote.is_none() && !engine.listened {
+            return self.table.retire(index);
+        }
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            let Some(found) = self.table.get(index) else { return };
+            if let Some(demote) = demote {
+                demote(found.key(), entry_ref(&found), &mut out.writes);
+            }
+            if engine.listened {
+                out.push(found.key().clone(), entry_of(&found), cause);
+            }
+        }));
+        self.table.retire(index);
+        if let Err(panic) = told {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Evicts until the shard has room for `weight` more, or until `spare` itself was the victim.
+    fn make_room(&mut self, weight: u64, spare: Option<u32>, out: &mut Outgoing<K, V>) -> bool {
+        loop {
+            let (nodes, shard) = self.table.split();
+            let held = shard.queues.weight() + shard.pinned_weight;
+            let freed = spare.map_or(0, |spare| u64::from(nodes.weight(spare)));
+            if held - freed + weight <= shard.capacity {
+                return true;
+            }
+            let Some(victim) = shard.queues.evict(&nodes) else { return true };
+            if Some(victim) == spare {
+                self.leave(victim, EvictionCause::Replaced, out);
+                return false;
+            }
+            self.leave(victim, EvictionCause::Capacity, out);
+        }
+    }
+
+    /// Takes out entries that are due, looking at no more than `budget` of them.
+    fn expire(&mut self, now: Millis, budget: &mut usize, out: &mut Outgoing<K, V>) -> u64 {
+        let mut removed = 0;
+        loop {
+            let idle = self.engine.idle;
+            let (nodes, shard) = self.table.split();
+            let due = |index| {
+                let deadline = nodes.deadline(index);
+                match (idle, nodes.touched(index)) {
+                    (Some(idle), Some(touched)) if nodes.flags(index) & flag::PINNED == 0 => {
+                        deadline.min(idle.due(touched.load(Ordering::Relaxed), now))
+                    }
+                    _ => deadline,
+                }
+            };
+            let Some(index) = shard.wheel.pop(now, budget, due) else { return removed };
+            self.take_out(index, EvictionCause::Expired, out);
+            removed += 1;
+        }
+    }
+
+    /// Puts a node in that was linked nowhere yet: its stamps and its place in the wheel.
+    fn schedule(&mut self, index: u32, deadline: Millis, now: Millis) {
+        let mut due = deadline;
+        if let Some(idle) = self.engine.idle {
+            due = due.min(now + idle.limit);
+            if let Some(touched) = self.table.get(index).and_then(|found| found.touched()) {
+                touched.store(idle.stamp(now), Ordering::Relaxed);
+            }
+        }
+        if due != NEVER {
+            self.table.state().wheel.schedule(index, due);
+        }
+    }
+
+    /// Puts in an entry whose key is not here.
+    fn add(&mut self, new: NewNode<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
+        let NewNode { hash, weight, deadline, .. } = new;
+        let placement = self.table.state().queues.arrive(hash, weight);
+        self.make_room(u64::from(weight), None, out);
+        match self.table.insert(new) {
+            Ok(index) => {
+                let (nodes, shard) = self.table.split();
+                shard.queues.link(&nodes, index, placement);
+                shard.tally.writes += 1;
+                self.schedule(index, deadline, now);
+            }
+            Err(new) => self.turn_away(new, out),
+        }
+    }
+
+    /// Puts a newer value in the place of an older one.
+    fn replace(&mut self, old: u32, new: NewNode<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
+        let (nodes, shard) = self.table.split();
+        let was_pinned = nodes.flags(old) & flag::PINNED != 0;
+        let lighter = u64::from(nodes.weight(old));
+        let weight = u64::from(new.weight);
+        let stays_pinned =
+            was_pinned && shard.pinned_weight - lighter + weight <= shard.capacity / 2;
+        if was_pinned && !stays_pinned {
+            self.take_out(old, EvictionCause::Replaced, out);
+            return self.add(new, now, out);
+        }
+        if !self.make_room(weight, Some(old), out) {
+            return self.add(new, now, out);
+        }
+        if self.engine.listened {
+            let found = self.table.get(old).expect("make_room spared it");
+            out.push(found.key().clone(), entry_of(&found), EvictionCause::Replaced);
+        }
+        let (deadline, pinned) = (new.deadline, if stays_pinned { flag::PINNED } else { 0 });
+        let new = NewNode { flags: new.flags | pinned, ..new };
+        match self.table.replace(old, new) {
+            Ok(index) => {
+                let (nodes, shard) = self.table.split();
+                if stays_pinned {
+                    shard.pinned_weight = shard.pinned_weight - lighter + weight;
+                } else {
+                    shard.queues.replace(&nodes, old, index);
+                }
+                shard.wheel.cancel(old);
+                shard.tally.writes += 1;
+                self.schedule(index, deadline, now);
+            }
+            Err(new) => {
+                self.take_out(old, EvictionCause::Replaced, out);
+                self.turn_away(new, out);
+            }
+        }
+    }
+
+    /// Gives back an entry for which the shard has no node left.
+    #[cold]
+    fn turn_away(&mut self, new: NewNode<K, V>, out: &mut Outgoing<K, V>) {
+        self.table.state().tally.capacity += 1;
+        let entry = Entry {
+            value: new.value,
+            expires_at: new.deadline,
+            weight: new.weight,
+            stored_below: new.flags & flag::STORED_BELOW != 0,
+        };
+        out.push(new.key, entry, EvictionCause::Capacity);
+    }
+
+    /// Takes out some entries from node `from` on, and tells from which to go on; `None` at the end.
+    fn clear_some(&mut self, from: u32, out: &mut Outgoing<K, V>) -> Option<u32> {
+        let end = self.table.made().min(from.saturating_add(BATCH as u32));
+        for index in from..end {
+            if self.table.get(index).is_some() {
+                self.take_out(index, EvictionCause::Removed, out);
+            }
+        }
+        self.table.reclaim_now(&mut out.reclaimed);
+        (end < self.table.made()).then_some(end)
+    }
+
+    /// Brings the shard some entries closer to a capacity, and tells whether it is there.
+    fn resize_some(&mut self, target: u64, entries: usize, out: &mut Outgoing<K, V>) -> bool {
+        for _ in 0..BATCH {
+            let (nodes, shard) = self.table.split();
+            if shard.queues.weight() + shard.pinned_weight <= target {
+                shard.capacity = target;
+                shard.queues.set_capacity(target, entries);
+                self.table.resize(entries, limbo_options(entries, target));
+                self.table.reclaim_now(&mut out.reclaimed);
+                return true;
+            }
+            // The last to go are the pinned ones, in no order.
+            let victim = shard.queues.evict(&nodes);
+            let Some(victim) = victim.or_else(|| self.any_pinned()) else { return true };
+            if self.table.split().0.flags(victim) & flag::PINNED != 0 {
+                self.unlink(victim);
+            }
+            self.leave(victim, EvictionCause::Capacity, out);
+        }
+        let (_, shard) = self.table.split();
+        shard.capacity = shard.capacity.min(shard.queues.weight() + shard.pinned_weight);
+        self.table.reclaim_now(&mut out.reclaimed);
+        false
+    }
+
+    fn any_pinned(&self) -> Option<u32> {
+        (0..self.table.made())
+            .find(|index| self.table.get(*index).is_some_and(|it| it.flags() & flag::PINNED != 0))
+    }
+}
+
+impl<K, V, S> LockedShard<K, V> for Locked<'_, K, V, S>
+where
+    K: Hash + Eq + Clone,
+    V: Clone,
+    S: BuildHasher + Clone,
+{
+    fn flights(&mut self) -> &mut Flights<K, V> {
+        &mut self.table.state().flights
+    }
+
+    fn insert(&mut self, hash: u64, key: K, entry: Entry<V>, out: &mut Outgoing<K, V>) {
+        let engine = self.engine;
+        let mut now = 0;
+        if engine.expires.load(Ordering::Relaxed) {
+            now = engine.clock.now();
+            if self.table.state().wheel.is_due(now) {
+                self.expire(now, &mut EXPIRY_BUDGET.clone(), out);
+            }
+        }
+        let old = self.table.find(hash as u32, &key);
+        let (nodes, shard) = self.table.split();
+        let pinned = match old {
+            Some(old) if nodes.flags(old) & flag::PINNED != 0 => {
+                shard.pinned_weight - u64::from(nodes.weight(old))
+            }
+            _ => shard.pinned_weight,
+        };
+        if u64::from(entry.weight) + pinned > shard.capacity || entry.weight == u32::MAX {
+            shard.tally.too_large += 1;
+            if let Some(old) = old {
+                self.take_out(old, EvictionCause::Replaced, out);
+            }
+            out.push(key, entry, EvictionCause::TooLarge);
+        } else {
+            let Entry { value, expires_at, weight, stored_below } = entry;
+            let flags = if stored_below { flag::STORED_BELOW } else { 0 };
+            let hash = hash as u32;
+            let new = NewNode { key, value, hash, weight, deadline: expires_at, flags };
+            match old {
+                Some(old) => self.replace(old, new, now, out),
+                None => self.add(new, now, out),
+            }
+        }
+        self.table.reclaim(&mut out.reclaimed);
+    }
+
+    fn remove(&mut self, hash: u64, key: &K, out: &mut Outgoing<K, V>) {
+        let Some(index) = self.table.find(hash as u32, key) else { return };
+        let engine = self.engine;
+        let expires = engine.expires.load(Ordering::Relaxed);
+        let dead = expires && self.is_dead(index, engine.clock.now());
+        let cause = if dead { EvictionCause::Expired } else { EvictionCause::Removed };
+        self.take_out(index, cause, out);
+        self.table.reclaim_now(&mut out.reclaimed);
+    }
+
+    fn entry_of(&self, hash: u64, key: &K) -> Option<Entry<V>> {
+        let index = self.table.find(hash as u32, key)?;
+        let found = self.table.get(index)?;
+        let expires = self.engine.expires.load(Ordering::Relaxed);
+        let dead = expires && self.engine.is_dead(&found, self.engine.clock.now());
+        (!dead).then(|| entry_of(&found))
+    }
+
+    fn is_over(&self) -> bool {
+        self.table.is_over()
+    }
+}
+
+fn entry_of<K, V: Clone>(found: &Found<'_, K, V>) -> Entry<V> {
+    let EntryRef { value, expires_at, weight, stored_below } = entry_ref(found);
+    Entry { value: value.clone(), expires_at, weight, stored_below }
+}
