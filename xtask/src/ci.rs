@@ -42,13 +42,13 @@ enum Job {
     Features,
     /// Documentation, with warnings denied
     Doc,
-    /// The breaker's state machine under every interleaving of its threads
+    /// The breaker and the memory tier's table under every interleaving of their threads
     Loom,
     /// Licences, advisories and sources of the dependencies
     Deny,
     /// Each crate with every set of features
     Hack,
-    /// The breaker under Miri
+    /// The breaker and the memory tier under Miri
     Miri,
     /// Every fuzz target for a short while
     Fuzz,
@@ -117,10 +117,16 @@ impl Job {
                 repo::run(&mut hack)
             }
             Self::Miri => {
-                let mut miri = nightly();
-                miri.args(["miri", "test", "--package", "resilience", "--lib"]);
-                // Files and clocks of the host: proptest looks for past failures, tests read the time.
-                repo::run(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation"))
+                let miri = |package: &str, tests: &[&str]| {
+                    let mut miri = nightly();
+                    miri.args(["miri", "test", "--no-default-features", "--lib"]);
+                    miri.args(["--package", package, "--"]).args(tests);
+                    // Files and clocks of the host: proptest looks for past failures, tests read the
+                    // time.
+                    repo::run(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation"))
+                };
+                let both = [miri("resilience", &[]), miri("cache-tiered", &["memory::", "policy::"])];
+                both.into_iter().collect()
             }
             Self::Fuzz => fuzz::run(nightly),
         }
@@ -169,11 +175,17 @@ fn features() -> Outcome {
     }
 }
 
-/// Runs the loom tests, with a folder of their own so that the flag does not rebuild the workspace.
+/// Runs the loom tests of the crates that have some.
 fn loom() -> Outcome {
+    ["resilience", "cache-tiered"].into_iter().map(loom_of).collect()
+}
+
+/// Runs the loom tests of a crate, with a folder of their own so that the flag does not rebuild the
+/// workspace.
+fn loom_of(package: &str) -> Outcome {
     let cargo = |last: &str| {
-        let mut command =
-            repo::cargo(&format!("test --package resilience --release --lib loom{last}"));
+        let words = "test --no-default-features --release --lib --package";
+        let mut command = repo::cargo(&format!("{words} {package} loom{last}"));
         command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", repo::target().join("loom"));
         // The models are small: most of the time would go into optimizing what drives them.
         for (setting, value) in [
@@ -191,7 +203,7 @@ fn loom() -> Outcome {
     // A filter that matches nothing passes, so ask first.
     let listed = repo::output(&mut cargo(" -- --list"))?;
     if !listed.lines().any(|line| line.ends_with(": test")) {
-        return Err("no test of resilience has loom in its name".to_owned());
+        return Err(format!("no test of {package} has loom in its name"));
     }
     repo::run(&mut cargo(""))
 }

@@ -160,3 +160,29 @@ fn in_a_child(name: &str) -> Result<f64, String> {
         format!("its process tells no number: {}", said.lines().next().unwrap_or("no /proc"))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_measured_has_a_name_of_its_own() {
+        let peers = OTHERS.iter().chain([&QUICK_CACHE]).map(of);
+        let all = ours().into_iter().chain(with_side_arrays()).chain(peers);
+        let mut names: Vec<String> = all.map(|(name, _)| name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn memory_that_is_written_becomes_resident() {
+        let before = resident_bytes().expect("the system tells");
+        let written = std::hint::black_box(vec![1_u8; 64 << 20]);
+        let after = resident_bytes().expect("the system tells");
+        assert!(after >= before + (48 << 20), "{before} {after}");
+        drop(written);
+    }
+}

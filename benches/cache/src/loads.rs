@@ -278,3 +278,30 @@ fn new_keys<'a>(
         in_threads(&starts, |start| insert(&mut (*start..start + operations).map(key)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn each_round_takes_the_next_part_of_a_stream_until_it_starts_over() {
+        let stream = Stream { all: vec![1, 2, 3, 4, 5, 6] };
+        let rounds: Vec<&[i32]> = (0..4).map(|round| stream.round(round, 2)).collect();
+        assert_eq!(rounds, [[1, 2], [3, 4], [5, 6], [1, 2]]);
+    }
+
+    #[test]
+    fn threads_insert_keys_that_no_other_round_or_thread_does() {
+        let seen = Mutex::new(Vec::new());
+        let mut insert = new_keys(2, 10, |keys| seen.lock().expect("no panic").extend(keys));
+        insert();
+        insert();
+        drop(insert);
+        let mut seen = seen.into_inner().expect("no panic");
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), 40);
+    }
+}

@@ -61,10 +61,7 @@ fn others(
 }
 
 /// Does some work in as many threads as there are parts of it.
-fn in_threads<T: Send>(parts: &[T], work: impl Fn(&T) + Sync)
-where
-    T: Sync,
-{
+fn in_threads<T: Sync>(parts: &[T], work: impl Fn(&T) + Sync) {
     let Some((first, rest)) = parts.split_first() else { return };
     thread::scope(|scope| {
         for part in rest {

@@ -83,3 +83,50 @@ pub fn ready<F: Future>(future: F) -> F::Output {
         Poll::Pending => panic!("a look-up in memory does not wait"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::{OTHERS, Peer, QUICK_CACHE, Split};
+    use crate::workload::key;
+
+    /// Our cache and all peers of this build, each with room for many more keys than the tests use.
+    fn stores() -> impl Iterator<Item = (&'static str, Box<dyn Store>)> {
+        let ours = Cache::<u64, u64>::builder("test").entries(10_000).build();
+        let ours: Box<dyn Store> = Box::new(ours.expect("a valid configuration"));
+        let peers = [&QUICK_CACHE].into_iter().chain(OTHERS);
+        let made = |split| move |peer: &Peer| (peer.name, (peer.make)(10_000, split));
+        let whole = peers.clone().map(made(Split::Never));
+        [("ours", ours)].into_iter().chain(peers.map(made(Split::Default))).chain(whole)
+    }
+
+    #[test]
+    fn every_store_gives_back_what_was_put() {
+        for (name, store) in stores() {
+            assert_eq!(store.get(key(1)), None, "{name}");
+            store.insert_all(&mut (0..100).map(key));
+            store.settle();
+            let keys: Vec<u64> = (50..150).map(key).collect();
+            assert_eq!(store.get_all(&keys), 50, "{name}");
+            assert_eq!(store.get(key(7)), Some(key(7)), "{name}");
+        }
+    }
+
+    #[test]
+    fn reading_through_fills_what_was_missing_and_a_mix_does_not() {
+        for (name, store) in stores() {
+            store.run(&[Operation::Get(1), Operation::Insert(2)]);
+            store.settle();
+            assert_eq!((store.get(1), store.get(2)), (None, Some(2)), "{name}");
+            assert_eq!(store.read_through(&[2, 3]), 1, "{name}");
+            store.settle();
+            assert_eq!(store.get(3), Some(3), "{name}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "does not wait")]
+    fn a_future_that_waits_is_no_look_up_in_memory() {
+        ready(std::future::pending::<()>());
+    }
+}

@@ -16,11 +16,17 @@ const EIGHTHS: [u64; 6] = [1, 2, 4, 16, 32, 64];
 /// The policies; `Adaptive` has none of its own that would be the same at each size.
 const POLICIES: [Policy; 4] = [Policy::Lru, Policy::Lfu, Policy::Arc, Policy::S3Fifo];
 
+/// What an answer may be off at worst, in points.
+pub(crate) const CURVE_ERROR_MAX: f64 = 4.0;
+
 /// One answer beside what is true.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) trace: &'static str,
     pub(crate) policy: Policy,
+    /// The size of the cache that was asked.
+    pub(crate) entries: u64,
+    /// The size it was asked for, in eighths of its own.
     pub(crate) eighths: u64,
     /// In percent.
     pub(crate) estimated: f64,
@@ -45,7 +51,7 @@ pub(crate) fn answers(
     if (trace.keys().len() as u64) < CAPACITIES * own {
         return Vec::new();
     }
-    let sizes = EIGHTHS.map(|eighths| (own * eighths / 8).max(1));
+    let sizes = EIGHTHS.map(|eighths| (own * eighths).div_ceil(8));
     let simulated = sweep(
         trace,
         &POLICIES.map(Contender::policy),
@@ -63,7 +69,14 @@ pub(crate) fn answers(
         for ((eighths, estimated), outcomes) in EIGHTHS.into_iter().zip(estimated).zip(&simulated) {
             let simulated = outcomes[column].expect("a cache has an outcome").hit_ratio() * 100.0;
             if let Some(estimated) = estimated {
-                answers.push(Answer { trace: name, policy, eighths, estimated, simulated });
+                answers.push(Answer {
+                    trace: name,
+                    policy,
+                    entries: own,
+                    eighths,
+                    estimated,
+                    simulated,
+                });
             }
         }
     }
@@ -87,4 +100,23 @@ pub(crate) fn worst_and_mean(answers: &[Answer]) -> Option<(&Answer, f64)> {
     let worst = answers.iter().max_by(|a, b| a.error().total_cmp(&b.error()))?;
     let mean = answers.iter().map(Answer::error).sum::<f64>() / answers.len() as f64;
     Some((worst, mean))
+}
+
+#[cfg(test)]
+mod tests {
+    use cache_tiered::simulate::Workload;
+
+    use super::*;
+
+    #[test]
+    fn a_long_trace_has_an_answer_for_each_policy_and_size_and_a_short_one_has_none() {
+        let zipf = Workload::Zipf { keys: 2_000, exponent: 0.9 };
+        let answers = |requests| answers("t", &zipf.trace(requests, 1), 2, &|_| ());
+        let long = answers(40_000);
+        assert_eq!(long.len(), POLICIES.len() * EIGHTHS.len());
+        let (worst, mean) = worst_and_mean(&long).expect("there are answers");
+        assert!(worst.error() < 25.0 && mean < 10.0, "{worst:?} {mean}");
+        assert!(long.iter().all(|answer| answer.simulated > 0.0));
+        assert!(answers(10).is_empty() && worst_and_mean(&[]).is_none());
+    }
 }

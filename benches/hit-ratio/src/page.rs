@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::curve::{Answer, worst_and_mean};
+use crate::curve::{Answer, CURVE_ERROR_MAX, worst_and_mean};
 use crate::entrants::{Entrant, Role};
 use crate::judge::{CAPACITIES, Run, Verdict, judge, percent};
 use crate::plot::{Line, Marker, Style, grouped, svg};
@@ -42,7 +42,9 @@ fn head(provenance: &str) -> String {
          entry weighs 1. `lru`, `lfu`, `arc`, `s3-fifo` and `adaptive` are this repository's cache as\n\
          it is sold, with all its shards. `textbook-*` are the policies of the literature with their\n\
          lists, each in one piece. `optimum` is Belady's, which knows the future and may decline to\n\
-         cache. The others are crates in their default configuration, foyer in one shard.\n\n\
+         cache. The others are crates in their default configuration, foyer in one shard. stretto's\n\
+         own thread is waited for, or it would hold far more than its capacity; that takes so long that\n\
+         it is measured at small sizes only.\n\n\
          ```text\n{}\n```\n\n\
          The recorded traces are not part of this repository. They come from Caffeine's simulator\n\
          (cache2k by Jens Wilke, CC BY 4.0; LIRS, Corda, Scarab, CloudPhysics, AdaptSize, addresses) and\n\
@@ -77,7 +79,7 @@ fn judgement(runs: &[Run], entrants: &[Entrant]) -> String {
         ("Made-up traces", verdicts(&|run| !run.recorded)),
     ] {
         _ = match verdicts.first() {
-            None => writeln!(out, "{title}: none.\n"),
+            None => writeln!(out, "{title}: none."),
             Some(_) => writeln!(
                 out,
                 "{title}:\n\n\
@@ -111,14 +113,14 @@ fn of_curve(answers: &[Answer]) -> String {
         out,
         "A cache of 5 % of the keys runs each recorded trace under a fixed policy and is then asked, by\n\
          `hit_ratio_at`, for other sizes. The error is the distance to a cache of that size that ran the\n\
-         whole trace, in points: {mean:.2} in the mean of {} answers, {:.1} at worst ({} under {} at {} \
-         times the size: {:.1} % for {:.1} %).\n\n\
+         whole trace, in points: {mean:.2} in the mean of {} answers, {:.1} at worst ({} under `{}` at\n\
+         {} times the size: {:.1} % for {:.1} %).\n\n\
          | size | answers | mean error | worst error |\n|---|--:|--:|--:|",
         answers.len(),
         worst.error(),
         worst.trace,
         worst.policy,
-        worst.eighths as f64 / 8.0,
+        times(worst.eighths),
         worst.estimated,
         worst.simulated,
     );
@@ -139,6 +141,28 @@ fn of_curve(answers: &[Answer]) -> String {
             worst.policy,
         );
     }
+    let mut far: Vec<&Answer> =
+        answers.iter().filter(|answer| answer.error() > CURVE_ERROR_MAX).collect();
+    far.sort_by(|a, b| b.error().total_cmp(&a.error()));
+    _ = writeln!(
+        out,
+        "\n{} of {} are more than {CURVE_ERROR_MAX} off{}",
+        far.len(),
+        answers.len(),
+        if far.is_empty() { ".\n" } else { ":\n" }
+    );
+    for answer in far {
+        _ = writeln!(
+            out,
+            "- {} under `{}`, {} times {} entries: {:.1} % for {:.1} %",
+            answer.trace,
+            answer.policy,
+            times(answer.eighths),
+            grouped(answer.entries),
+            answer.estimated,
+            answer.simulated,
+        );
+    }
     out + "\n"
 }
 
@@ -147,7 +171,7 @@ fn times(eighths: u64) -> String {
 }
 
 fn describe(run: &Run) -> String {
-    let cut = if run.cut { ", the first of more" } else { "" };
+    let cut = if run.cut { ", the first of more," } else { "" };
     let why = match (run.judged, run.recorded) {
         (false, true) => " Shown, not judged.",
         (false, false) => " Made up; shown, not judged.",
@@ -223,4 +247,74 @@ fn style(entrant: &Entrant) -> Style {
         _ => ("#9467bd", 1.6, "7 4", Marker::Diamond),
     };
     Style { colour, width, dashes, marker }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entrants;
+    use crate::judge::{JUDGED, Point};
+
+    /// A trace in which everybody has the hit ratio of the size, and the last, the optimum, 90.
+    fn run(entrants: &[Entrant]) -> Run {
+        let point = |(share, capacity)| {
+            let mut hits = vec![Some(share * 100.0); entrants.len()];
+            *hits.last_mut().expect("there are some") = Some(90.0);
+            Point { share, capacity, hits }
+        };
+        Run {
+            name: "t",
+            about: "a test",
+            recorded: true,
+            judged: true,
+            requests: 2_000,
+            keys: 1_000,
+            cut: true,
+            points: JUDGED.into_iter().zip([10, 50, 200]).map(point).collect(),
+        }
+    }
+
+    #[test]
+    fn a_table_sets_the_best_online_one_apart_and_never_the_optimum() {
+        let entrants = entrants::all();
+        let mut run = run(&entrants);
+        run.points[1].hits[0] = Some(33.0);
+        run.points[2].hits[0] = None;
+        let table = table(&run, &entrants);
+        assert!(
+            table.contains("| 1 % (10) | 5 % (50) | 20 % (200, too short to count) |"),
+            "{table}"
+        );
+        assert!(table.contains("\n| lru | **1.00** | **33.00** | - |\n"), "{table}");
+        assert!(table.contains("\n| lfu | **1.00** | 5.00 | **20.00** |\n"), "{table}");
+        assert!(table.contains("\n| optimum | 90.00 | 90.00 | 90.00 |\n"), "{table}");
+    }
+
+    #[test]
+    fn a_page_has_a_picture_for_each_trace_and_a_row_for_each_cache() {
+        let folder = tempfile::tempdir().expect("the temporary directory is writable");
+        let entrants = entrants::all();
+        let answers = [Answer {
+            trace: "t",
+            policy: cache_tiered::Policy::Lru,
+            entries: 20,
+            eighths: 4,
+            estimated: 12.0,
+            simulated: 10.0,
+        }];
+        write(folder.path(), "on a machine\n", &[run(&entrants)], &entrants, &answers)
+            .expect("the folder is there");
+        let page = fs::read_to_string(folder.path().join("hit-ratio.md")).expect("was written");
+        for part in [
+            "```text\non a machine\n```",
+            "a test: 2,000 requests, the first of more, for 1,000 distinct keys.",
+            "![hit ratio against size](hit-ratio/t.svg)",
+            "| 1/2 | 1 | 2.00 | 2.0 (t, lru) |",
+            "| **adaptive** | 2 | 0.00 |",
+        ] {
+            assert!(page.contains(part), "{part} is not in {page}");
+        }
+        let picture = fs::read_to_string(folder.path().join("hit-ratio/t.svg"));
+        assert!(picture.expect("was written").contains(">t: a test<"));
+    }
 }

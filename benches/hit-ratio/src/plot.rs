@@ -67,7 +67,10 @@ pub(crate) fn svg(title: &str, shares: &[(u64, String)], lines: &[Line]) -> Stri
         title = escape(title),
     );
     axes(&mut out, shares, &across, &up);
-    for line in lines {
+    // The broad ones first, so that they cover none of the others.
+    let mut order: Vec<&Line> = lines.iter().collect();
+    order.sort_by(|a, b| b.style.width.total_cmp(&a.style.width));
+    for line in order {
         draw(&mut out, line, &across, &up);
     }
     for (row, line) in lines.iter().enumerate() {
@@ -216,7 +219,7 @@ pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

@@ -171,7 +171,9 @@ where
     /// Calls `listener` for each entry that leaves memory, with the cause.
     ///
     /// It runs on the thread whose call made the entry leave, before that call returns and after every
-    /// lock was released, so it may call the cache. When it panics, the panic is logged and swallowed.
+    /// lock was released, so it may call the cache; one that inserts for every entry it hears of calls
+    /// itself without end. When it panics, the panic is logged and swallowed. With [`Engine::ClockPro`] it
+    /// does not hear of entries that a look-up finds past their time.
     ///
     /// # Cost
     ///

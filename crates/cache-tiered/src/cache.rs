@@ -350,7 +350,7 @@ where
         let Prepared { entry, write } = inner.prepare(&key, value, expires_at);
         let mut locked = inner.memory.overtake(&key, &mut out);
         inner.store(&mut locked, key, entry, write.as_ref(), &mut out);
-        locked.release(out);
+        locked.release(&out);
     }
 
     /// Returns the value, and has `loader` make it if no tier has it.
@@ -455,7 +455,7 @@ where
         let mut locked = inner.memory.overtake(key, &mut out);
         locked.remove(key, &mut out);
         inner.lower.push(key, &Write::Remove, &mut out.writes);
-        locked.release(out);
+        locked.release(&out);
     }
 
     /// Empties one tier, or all of them with `None`.
@@ -556,15 +556,17 @@ where
     /// Makes the memory tier larger or smaller, in entries or bytes as it was built.
     ///
     /// Look-ups and writes go on meanwhile. When this returns, no more than `capacity` is held: entries
-    /// that do not fit were pushed out, in the order of the policy. The number of shards stays that of
-    /// the build. Zero keeps nothing, and every insert is refused as too heavy.
+    /// that do not fit were pushed out in the order of the policy, pinned ones last. Of two calls at once
+    /// the later one holds. The number of shards stays that of the build. Zero keeps nothing, and every
+    /// insert is refused as too heavy.
     ///
     /// # Cost
     ///
     /// Some 100 ns on the calling thread for each entry pushed out. A growing table is rebuilt a shard
     /// at a time, while that shard takes no writes. Memory of a smaller table goes back to the allocator
-    /// as its last entries turn over. With [`Engine::ClockPro`](crate::Engine::ClockPro) a listener does
-    /// not hear of what a resize pushes out.
+    /// as its last entries turn over. With [`Engine::ClockPro`](crate::Engine::ClockPro) the capacity is
+    /// rounded down to a multiple of the shards, and a listener does not hear of what a resize pushes
+    /// out.
     pub fn resize(&self, capacity: u64) {
         self.inner.memory.resize(capacity);
     }
@@ -573,7 +575,8 @@ where
     ///
     /// Tells whether it is pinned now: `false` when the key is not in memory, or when the pinned entries
     /// of its shard would weigh more than half of what the shard may hold. A newer value of the key stays
-    /// pinned; a removal and the end of its time to live unpin it.
+    /// pinned, unless it is heavier and the pinned ones would then weigh more than half; a removal and the
+    /// end of its time to live unpin it.
     ///
     /// # Errors
     ///
@@ -593,16 +596,16 @@ where
 
     /// Returns the keys in memory, a snapshot taken shard by shard as the iterator comes to it.
     ///
-    /// A key that is there throughout is returned once; one that comes or goes meanwhile, once or not
-    /// at all.
+    /// A key that is there throughout is returned once. One that comes or goes meanwhile may be left out,
+    /// and one that is removed and put in again may come twice.
     pub fn keys(&self) -> impl Iterator<Item = K> + Send + '_ {
         self.inner.memory.snapshot(|key, _| key.clone())
     }
 
     /// Returns the entries in memory, a snapshot taken shard by shard as the iterator comes to it.
     ///
-    /// An entry that is there throughout is returned once; one that comes or goes meanwhile, once or not
-    /// at all. This is no use of an entry.
+    /// An entry that is there throughout is returned once. One that comes or goes meanwhile may be left
+    /// out, and one that is removed and put in again may come twice. This is no use of an entry.
     pub fn iter(&self) -> impl Iterator<Item = (K, V)> + Send + '_ {
         self.inner.memory.snapshot(|key, entry| (key.clone(), entry.value.clone()))
     }
@@ -785,7 +788,7 @@ where
             return false;
         };
         self.store(&mut locked, key, entry, write.as_ref(), &mut out);
-        locked.release(out);
+        locked.release(&out);
         true
     }
 
@@ -807,7 +810,7 @@ where
             Some(mut locked) => {
                 let mut out = Outgoing::default();
                 locked.insert(key, entry, &mut out);
-                locked.release(out);
+                locked.release(&out);
             }
             None => self.counters.superseded.increment(),
         }

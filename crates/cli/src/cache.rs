@@ -263,7 +263,9 @@ mod tests {
         assert_eq!(" 0.1 %".parse(), Ok(Size::Percent(0.1)));
         assert_eq!("1000".parse(), Ok(Size::Entries(1_000)));
         assert_eq!("64MiB".parse::<Size>().unwrap().to_string(), "64MiB");
-        for wrong in ["", "%", "0%", "-1%", "NaN%", "inf%", "1e9%", "-1", "1.5", "0", "0MiB", "64 apples"] {
+        for wrong in
+            ["", "%", "0%", "-1%", "NaN%", "inf%", "1e9%", "-1", "1.5", "0", "0MiB", "64 apples"]
+        {
             assert_eq!(wrong.parse::<Size>(), Err(NoSize), "{wrong:?}");
         }
     }
@@ -271,9 +273,8 @@ mod tests {
     #[test]
     fn a_share_is_of_bytes_where_these_are_known() {
         let footprint = Footprint { keys: 200, weight: 10_000 };
-        let capacity = |size: &str, weighted| {
-            size.parse::<Size>().unwrap().capacity(&footprint, weighted)
-        };
+        let capacity =
+            |size: &str, weighted| size.parse::<Size>().unwrap().capacity(&footprint, weighted);
         assert_eq!(capacity("10%", false), Some(Capacity::entries(20)));
         assert_eq!(capacity("10%", true), Some(Capacity::weight(1_000, 20)));
         assert_eq!(capacity("30", true), Some(Capacity::entries(30)));

@@ -119,7 +119,11 @@ fn a_wrong_command_line_exits_with_2_and_says_what_would_be_right() {
 fn a_trace_that_cannot_be_read_exits_with_1_and_says_where() {
     let folder = tempfile::tempdir().unwrap();
     let trace = written(&folder, "sizes.csv", "a,1\nb,one\n");
-    check_error(&simulate(&trace, &[]), 1, "sizes.csv, line 2: seen \"b,one\", expected `key,size`");
+    check_error(
+        &simulate(&trace, &[]),
+        1,
+        "sizes.csv, line 2: seen \"b,one\", expected `key,size`",
+    );
     let absent = folder.path().join("absent");
     let output = simulate(&absent, &[]);
     check_error(&output, 1, "error: cannot open ");

@@ -85,6 +85,8 @@ pub(super) struct ClockPro<K, V, S> {
     flights: Box<[CachePadded<Mutex<Flights<K, V>>>]>,
     hasher: S,
     weighs: bool,
+    /// The capacity that was asked for last.
+    wanted: AtomicU64,
     time_to_idle: Option<Millis>,
     clock: Clock,
     /// Whether any entry was ever given a deadline; until then there is nothing to sweep.
@@ -121,6 +123,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> ClockPro<K, V, S> {
             flights: (0..FLIGHT_SHARDS).map(|_| CachePadded::default()).collect(),
             hasher,
             weighs: options.weighs,
+            wanted: AtomicU64::new(options.capacity),
             time_to_idle: options.time_to_idle,
             clock: options.clock,
             expires: AtomicBool::new(options.time_to_idle.is_some()),
@@ -277,9 +280,19 @@ where
     }
 
     fn resize(&self, capacity: u64, _: impl FnMut(Outgoing<K, V>)) {
-        // It would round up in each shard.
         let shards = self.cache.num_shards() as u64;
-        self.cache.set_capacity((capacity / shards * shards).max(capacity.min(shards)));
+        // Each shard is set in turn, so of two calls at once both may go on: until what was set last is
+        // what was wanted last.
+        self.wanted.store(capacity, Ordering::SeqCst);
+        let mut set = None;
+        loop {
+            let capacity = self.wanted.load(Ordering::SeqCst);
+            if set.replace(capacity) == Some(capacity) {
+                return;
+            }
+            // It would round up in each shard.
+            self.cache.set_capacity((capacity / shards * shards).max(capacity.min(shards)));
+        }
     }
 
     fn stats(&self) -> TierStats {

@@ -89,8 +89,11 @@ impl Director {
         state.set_threshold(locals);
     }
 
-    pub(super) fn resize(&self, capacity: u64, entries: u64, locals: &Locals) {
+    /// Goes on with what `wanted` tells: the capacity, and about how many entries that is.
+    pub(super) fn resize(&self, wanted: impl FnOnce() -> (u64, usize), locals: &Locals) {
         let mut state = self.0.lock();
+        let (capacity, entries) = wanted();
+        let entries = entries as u64;
         (state.capacity, state.entries) = (capacity, entries);
         if let Some(election) = &mut state.election {
             election.resize(capacity, entries);

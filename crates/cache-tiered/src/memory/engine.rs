@@ -53,6 +53,8 @@ const SHARDS_PER_CORE: usize = 4;
 const SHARD_ENTRIES_MIN: usize = 32;
 /// Of a shard's entries and weight, what may at most wait for readers before a writer waits too.
 const LIMBO_SHARE: u64 = 8;
+/// Entries for which memory is prepared at most; a cache that has more grows to them.
+const ENTRIES_MAX: usize = 1 << 30;
 /// Entries that one lock of a shard takes out at most, where a call takes out many.
 const BATCH: usize = 256;
 /// Nodes of the wheel that an insert looks at on its way, at most.
@@ -133,7 +135,7 @@ pub(super) struct Locked<'a, K, V, S> {
 
 impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S> {
     pub(super) fn new(options: EngineOptions<K, V, S>) -> Self {
-        let entries = options.estimated_entries.max(1);
+        let entries = options.estimated_entries.clamp(1, ENTRIES_MAX);
         let shards = shard_count(entries, options.capacity);
         let kind = options.policy.kind();
         let now = options.clock.now();
@@ -169,7 +171,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
             idle: options.time_to_idle.map(Idle::new),
             weighs: options.weighs,
             capacity: AtomicU64::new(capacity),
-            entries_per_weight: entries as f64 / capacity.max(1) as f64,
+            entries_per_weight: options.estimated_entries as f64 / capacity.max(1) as f64,
             demote: options.demote,
             listened: options.listened,
             expires: AtomicBool::new(options.time_to_idle.is_some()),
@@ -204,12 +206,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         found.deadline() <= now || self.is_idle(found.touched(), found.flags(), now)
     }
 
-    fn is_idle(
-        &self,
-        touched: Option<&crate::sync::AtomicU32>,
-        flags: u8,
-        now: Millis,
-    ) -> bool {
+    fn is_idle(&self, touched: Option<&crate::sync::AtomicU32>, flags: u8, now: Millis) -> bool {
         match (self.idle, touched) {
             (Some(idle), Some(touched)) if flags & flag::PINNED == 0 => {
                 idle.due(touched.load(Ordering::Relaxed), now) <= now
@@ -269,7 +266,9 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
 
     /// Feeds this thread's samples to the election, and does what it decides.
     #[cold]
-    fn consult(&self, thread: usize) {
+    fn consult(&self) {
+        // The number is this thread's own for as long as it lives, beyond the pin.
+        let thread = epoch::pin().thread();
         self.director.consult(&self.locals, thread, |kind| self.switch(kind));
     }
 
@@ -285,7 +284,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         {
             let thread = epoch::pin().thread();
             if self.locals.sample(thread, hash, weight) {
-                self.consult(thread);
+                self.consult();
             }
         }
     }
@@ -424,28 +423,26 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let guard = epoch::pin();
-        let thread = guard.thread();
-        let (value, drain) = self.look_up(&guard, key, counted);
+        let (value, due) = self.look_up(&guard, key, counted);
         drop(guard);
-        if drain {
-            self.consult(thread);
+        if due {
+            self.consult();
         }
         value
     }
 
     fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
         let guard = epoch::pin();
-        let thread = guard.thread();
-        let mut drain = false;
+        let mut any_due = false;
         let look_up = |key| {
-            let (value, full) = self.look_up(&guard, key, true);
-            drain |= full;
+            let (value, due) = self.look_up(&guard, key, true);
+            any_due |= due;
             value
         };
         let values = keys.iter().map(look_up).collect();
         drop(guard);
-        if drain {
-            self.consult(thread);
+        if any_due {
+            self.consult();
         }
         values
     }
@@ -518,15 +515,22 @@ where
 
     fn resize(&self, capacity: u64, mut settle: impl FnMut(Outgoing<K, V>)) {
         let shards = self.shards.len();
-        let entries = (capacity as f64 * self.entries_per_weight).ceil() as usize;
         self.capacity.store(capacity, Ordering::Relaxed);
-        self.director.resize(capacity, entries as u64, &self.locals);
+        // Read again under each lock: of two calls at once, whichever comes second to a shard sees what
+        // the later one stored, so all shards end at the same capacity.
+        let wanted = || {
+            let capacity = self.capacity.load(Ordering::Relaxed);
+            let entries = (capacity as f64 * self.entries_per_weight).ceil() as usize;
+            (capacity, entries.min(ENTRIES_MAX))
+        };
+        self.director.resize(wanted, &self.locals);
         for (at, table) in self.shards.iter().enumerate() {
-            let target = share(capacity, at, shards);
             loop {
                 let mut out = Outgoing::default();
                 let mut locked = Locked { engine: self, table: table.lock() };
-                let done = locked.resize_some(target, entries.div_ceil(shards), &mut out);
+                let (capacity, entries) = wanted();
+                let entries = entries.div_ceil(shards).min(table::MAX_NODES as usize);
+                let done = locked.resize_some(share(capacity, at, shards), entries, &mut out);
                 drop(locked);
                 settle(out);
                 if done {
@@ -698,8 +702,9 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
         let was_pinned = nodes.flags(old) & flag::PINNED != 0;
         let lighter = u64::from(nodes.weight(old));
         let weight = u64::from(new.weight);
-        let stays_pinned =
-            was_pinned && shard.pinned_weight - lighter + weight <= shard.capacity / 2;
+        // A newer value that is no heavier never loses the pin, not even after the shard has shrunk.
+        let stays_pinned = was_pinned
+            && (weight <= lighter || shard.pinned_weight - lighter + weight <= shard.capacity / 2);
         if was_pinned && !stays_pinned {
             self.take_out(old, EvictionCause::Replaced, out);
             return self.add(new, now, out);
@@ -765,6 +770,8 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
                 shard.capacity = target;
                 shard.queues.set_capacity(target, entries);
                 self.table.resize(entries, limbo_options(entries, target));
+                let made = self.table.made();
+                self.table.state().wheel.shrink(made);
                 self.table.reclaim_now(&mut out.reclaimed);
                 return true;
             }

@@ -250,22 +250,26 @@ pub(crate) fn advance() -> u64 {
 thread_local! {
     // Two variables: this one needs no destructor, so that reading it is a plain load.
     static MINE: Cell<Option<&'static Slot>> = const { Cell::new(None) };
-    static AT_EXIT: AtExit = const { AtExit };
+    static AT_EXIT: AtExit = const { AtExit(Cell::new(None)) };
 }
 #[cfg(loom)]
 loom::thread_local! {
     static MINE: Cell<Option<&'static Slot>> = Cell::new(None);
-    static AT_EXIT: AtExit = AtExit;
+    static AT_EXIT: AtExit = AtExit(Cell::new(None));
 }
 
 /// Gives the thread's slot back when the thread ends.
-struct AtExit;
+struct AtExit(Cell<Option<&'static Slot>>);
 
 impl Drop for AtExit {
     fn drop(&mut self) {
-        // A slot that is still pinned, by a guard that was leaked, stays taken for good. (Under loom
-        // the other variable may be gone first; a model has slots to spare.)
-        if let Some(slot) = MINE.try_with(Cell::take).ok().flatten()
+        _ = MINE.try_with(Cell::take);
+        if cfg!(loom) {
+            // There the registry may be gone before the thread's variables.
+            return;
+        }
+        // A slot that is still pinned, by a guard that was leaked, stays taken for good.
+        if let Some(slot) = self.0.get()
             && slot.word.load(Relaxed) == 0
         {
             slot.give_back();
@@ -320,7 +324,7 @@ fn pin_again() -> Guard {
     }
     let slot = domain().take();
     // A thread that has a slot comes here when it cannot count more pins in it.
-    let keep = mine.is_none() && AT_EXIT.try_with(|_| ()).is_ok();
+    let keep = mine.is_none() && AT_EXIT.try_with(|exit| exit.0.set(Some(slot))).is_ok();
     if keep {
         MINE.with(|mine| mine.set(Some(slot)));
     }
@@ -361,5 +365,126 @@ pub(crate) fn thread_is_pinned() -> bool {
     match mine() {
         Some(slot) => slot.word.load(Relaxed) != 0,
         None => AT_EXIT.try_with(|_| ()).is_err(),
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_keeps_its_number_and_leaves_it_to_a_later_one() {
+        let number = pin().thread();
+        assert_eq!((pin().thread(), pin().thread()), (number, number));
+        let highest = (0..500).map(|_| {
+            let thread = std::thread::spawn(|| pin().thread());
+            thread.join().expect("a pin does not panic")
+        });
+        // Other tests have threads, too.
+        assert!(highest.max() < Some(200));
+    }
+
+    #[test]
+    fn threads_that_live_together_have_numbers_of_their_own() {
+        let count = if cfg!(miri) { 4 } else { 150 };
+        let barrier = std::sync::Barrier::new(count);
+        let mut numbers = std::thread::scope(|scope| {
+            let pin_together = || {
+                let number = pin().thread();
+                barrier.wait();
+                number
+            };
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(pin_together)).collect();
+            let join = |it: std::thread::ScopedJoinHandle<'_, usize>| it.join();
+            threads.into_iter().map(|it| join(it).expect("it pins")).collect::<Vec<_>>()
+        });
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), count);
+    }
+
+    #[test]
+    fn an_epoch_that_is_read_under_is_the_horizon_or_older() {
+        let guard = pin();
+        let stamp = advance();
+        assert!(horizon() <= stamp);
+        drop(guard);
+        // Other tests may hold the horizon back for a while.
+        while horizon() <= stamp {
+            std::thread::yield_now();
+        }
+        let _guard = pin();
+        assert!(horizon() != NOBODY);
+    }
+
+    #[test]
+    fn pins_nest_deeper_than_a_slot_can_count() {
+        let mut guards: Vec<_> = (0..DEPTH + 3).map(|_| pin()).collect();
+        assert!(guards.iter().any(|guard| guard.thread() == NO_THREAD));
+        let stamp = advance();
+        guards.rotate_left(DEPTH as usize / 2);
+        for left in (1..guards.len()).rev() {
+            guards.truncate(left);
+            assert!(thread_is_pinned());
+            assert!(left % 100 > 0 || horizon() <= stamp);
+        }
+        assert!(horizon() <= stamp);
+        drop(guards);
+        assert!(!thread_is_pinned());
+    }
+
+    /// Pins when its thread ends, and tells whether that held the horizon back.
+    struct Late(std::sync::mpsc::SyncSender<bool>);
+
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let guard = pin();
+            let stamp = advance();
+            let held = horizon() <= stamp && thread_is_pinned();
+            drop(guard);
+            self.0.send(held).expect("the test listens");
+        }
+    }
+
+    thread_local! {
+        static BEFORE: Cell<Option<Late>> = const { Cell::new(None) };
+        static AFTER: Cell<Option<Late>> = const { Cell::new(None) };
+    }
+
+    #[test]
+    fn a_thread_can_pin_until_its_very_end() {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(2);
+        let thread = std::thread::spawn(move || {
+            BEFORE.set(Some(Late(sender.clone())));
+            drop(pin());
+            AFTER.set(Some(Late(sender)));
+        });
+        thread.join().expect("the thread ends in order");
+        assert_eq!(receiver.iter().collect::<Vec<_>>(), [true, true]);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+
+    fn borrow() -> Guard {
+        let slot = domain().take();
+        slot.announce(domain().epoch.load(Acquire) | BORROWED | 1);
+        Guard { slot, not_send: PhantomData }
+    }
+
+    #[test]
+    fn loom_a_slot_goes_from_hand_to_hand() {
+        loom::model(|| {
+            let other = loom::thread::spawn(|| drop(borrow()));
+            for _ in 0..2 {
+                let guard = borrow();
+                assert!(horizon() != NOBODY);
+                drop(guard);
+            }
+            other.join().expect("the other thread reads and ends");
+            assert_eq!(horizon(), NOBODY);
+        });
     }
 }

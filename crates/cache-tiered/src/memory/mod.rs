@@ -433,9 +433,9 @@ where
         count
     }
 
-    /// Tells the listener of what left, then drops it. No lock is held by the caller.
+    /// Tells the listener of what left; whoever calls holds no lock, and drops it afterwards.
     #[inline]
-    fn settle(&self, out: Outgoing<K, V>) {
+    fn settle(&self, out: &Outgoing<K, V>) {
         if let Some(listener) = &self.listener {
             for Left { key, entry, cause } in out.first.iter().chain(&out.rest) {
                 let told = catch_unwind(AssertUnwindSafe(|| listener(key, &entry.value, *cause)));
@@ -448,17 +448,17 @@ where
 
     /// Takes every entry out; none is dropped under a lock.
     pub(crate) fn clear(&self) {
-        with_engine!(&self.engine, engine => engine.clear(|out| self.settle(out)));
+        with_engine!(&self.engine, engine => engine.clear(|out| self.settle(&out)));
     }
 
     /// Takes out what is dead and tells how many entries that were.
     pub(crate) fn remove_expired(&self) -> u64 {
-        with_engine!(&self.engine, engine => engine.remove_expired(|out| self.settle(out)))
+        with_engine!(&self.engine, engine => engine.remove_expired(|out| self.settle(&out)))
     }
 
     /// Makes the tier larger or smaller; entries that do not fit any more are pushed out.
     pub(crate) fn resize(&self, capacity: u64) {
-        with_engine!(&self.engine, engine => engine.resize(capacity, |out| self.settle(out)));
+        with_engine!(&self.engine, engine => engine.resize(capacity, |out| self.settle(&out)));
     }
 
     /// Something of every entry that is alive, a shard at a time.
@@ -562,9 +562,9 @@ where
         with_shard!(&mut self.shard, shard => shard.insert(self.hash, key, entry, out));
     }
 
-    /// Unlocks the shard, then tells and drops what left it.
+    /// Unlocks the shard, then tells what left it; the caller drops that.
     #[inline]
-    pub(crate) fn release(self, out: Outgoing<K, V>) {
+    pub(crate) fn release(self, out: &Outgoing<K, V>) {
         let Self { tier, shard, hash, inserted } = self;
         let over = with_shard!(&shard, shard => shard.is_over());
         drop(shard);

@@ -41,8 +41,8 @@
 //! the readers serve a whole batch.
 //!
 //! Whatever the safe code around it does with links and marks, the memory stays sound: whether a node
-//! is free, live or in limbo is written in bits that only this file touches, and every index is
-//! checked against them before its key or its value is.
+//! is in the table is written in a bit that only this file touches, and every index is checked against
+//! it before its key or its value is touched.
 
 #![allow(unsafe_code)]
 
@@ -64,7 +64,7 @@ use crate::sync::{
 
 use super::epoch::{self, Guard};
 
-use chunk::{Chunk, Place, SLOTS};
+use chunk::{Chunk, Path, Place, SLOTS};
 
 mod chunk;
 #[cfg(all(test, loom))]
@@ -88,20 +88,14 @@ const SEGMENTS_BITS: u32 = 4;
 const SEGMENT_BITS: std::ops::RangeInclusive<u32> = if cfg!(loom) { 1..=1 } else { 6..=16 };
 
 /// The share of the slots that the expected number of entries fills.
-const LOAD: f64 = 0.78;
+const LOAD: f64 = 0.75;
 
 /// The share of the slots past which the array grows.
 const MAX_LOAD: f64 = 0.87;
 
-/// What a node holds, in the upper bits of its `prev`, which nobody but this file writes.
-mod state {
-    /// No key and no value; on the free list.
-    pub(super) const FREE: u32 = 0;
-    /// Key and value; in the table.
-    pub(super) const LIVE: u32 = 1;
-    /// Key and value; no longer in the table, but readers may be at it.
-    pub(super) const LIMBO: u32 = 2;
-}
+/// Set in the upper bits of a node's `prev`, which nobody but this file writes, while the node is in the
+/// table: its key and its value can be read.
+const LIVE: u32 = 1 << INDEX_BITS;
 
 /// How long what was removed may wait for its readers.
 #[derive(Debug, Clone, Copy)]
@@ -157,9 +151,9 @@ struct Node<K, V> {
     hot: Hot<K, V>,
     hash: AtomicU32,
     weight: AtomicU32,
-    /// An index, and the policy's tag in the upper bits. On the free list: the next free node.
+    /// An index, and the policy's tag in the upper bits.
     next: AtomicU32,
-    /// An index, and the node's state in the upper bits.
+    /// An index, and [`LIVE`] or not.
     prev: AtomicU32,
 }
 
@@ -178,16 +172,13 @@ impl<K, V> Node<K, V> {
             hash: AtomicU32::new(0),
             weight: AtomicU32::new(0),
             next: AtomicU32::new(INDEX_MASK),
-            prev: AtomicU32::new(state::FREE << INDEX_BITS | INDEX_MASK),
+            prev: AtomicU32::new(INDEX_MASK),
         }
     }
 
-    fn state(&self) -> u32 {
-        self.prev.load(Relaxed) >> INDEX_BITS
-    }
-
-    fn set_state(&self, state: u32) {
-        self.prev.store(self.prev.load(Relaxed) & INDEX_MASK | state << INDEX_BITS, Relaxed);
+    #[inline]
+    fn is_live(&self) -> bool {
+        self.prev.load(Relaxed) & LIVE != 0
     }
 
     /// The deadline in 48 bits, which are all set for never.
@@ -441,10 +432,24 @@ impl Array {
     }
 }
 
+/// The bytes of two words that equal another, lowest first, a bit for each.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline]
+fn equal_bytes([first, last]: [u64; 2], byte: u8) -> u16 {
+    use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8};
+    // SAFETY: every x86-64 has SSE2.
+    unsafe {
+        let bytes = _mm_set_epi64x(last.cast_signed(), first.cast_signed());
+        let equal = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(byte.cast_signed()));
+        _mm_movemask_epi8(equal) as u16
+    }
+}
+
 /// What left together and waits for the readers of its time.
 struct Batch<K, V> {
     stamp: u64,
-    entries: usize,
+    nodes: Vec<u32>,
+    weight: u64,
     memory: Option<Memory<K, V>>,
 }
 
@@ -480,18 +485,24 @@ struct Inner<K, V, X> {
     made: u32,
     /// The segments that the directory has room for.
     directory_len: usize,
-    /// The first free node of each segment, and how many there are.
-    free: Vec<(u32, u32)>,
-    /// No segment before this one has a free node.
-    lowest_free: usize,
-    /// The nodes in limbo, oldest first: those of `batches`, then `open` more.
-    limbo: VecDeque<u32>,
-    limbo_weight: u64,
-    batches: VecDeque<Batch<K, V>>,
-    /// Batches that hold more than entries.
-    memory: usize,
-    open: usize,
+    /// How many segments there are.
+    segments: usize,
+    /// Free nodes, the last one first to go.
+    free: Vec<u32>,
+    /// Free nodes beyond `wanted`, used only when there is no other, so that their segments can go.
+    spare: Vec<u32>,
+    /// As many nodes as the table expects to need.
+    wanted: u32,
+    /// Spare nodes at which it is tried to give segments back.
+    trim_at: usize,
+    /// The nodes that left since the last batch was closed, and their weight.
+    open: Vec<u32>,
     open_weight: u64,
+    batches: VecDeque<Batch<K, V>>,
+    /// What is in `batches`: nodes, their weight, and how many batches hold more than those.
+    closed: usize,
+    closed_weight: u64,
+    memory: usize,
     options: TableOptions,
     state: X,
 }
@@ -590,7 +601,8 @@ impl<'g, K, V> Found<'g, K, V> {
 impl<K, V, X> Table<K, V, X> {
     /// Makes an empty table around `state`.
     pub(crate) fn new(options: TableOptions, state: X) -> Self {
-        let chunks = Array::chunks_for(options.expected_entries);
+        // The array follows the entries, so that a cache that is far from full stays dense.
+        let chunks = Array::chunks_for(options.expected_entries.min(SLOTS));
         let expected = options.expected_entries.clamp(1, MAX_NODES as usize);
         let bits = expected.ilog2().saturating_sub(SEGMENTS_BITS);
         let bits = bits.clamp(*SEGMENT_BITS.start(), *SEGMENT_BITS.end());
@@ -608,14 +620,17 @@ impl<K, V, X> Table<K, V, X> {
                 room: room(chunks),
                 made: 0,
                 directory_len: directory.len,
+                segments: 0,
                 free: Vec::new(),
-                lowest_free: 0,
-                limbo: VecDeque::new(),
-                limbo_weight: 0,
-                batches: VecDeque::new(),
-                memory: 0,
-                open: 0,
+                spare: Vec::new(),
+                wanted: wanted(&options),
+                trim_at: 1 << bits,
+                open: Vec::new(),
                 open_weight: 0,
+                batches: VecDeque::new(),
+                closed: 0,
+                closed_weight: 0,
+                memory: 0,
                 options,
                 state,
             })),
@@ -654,6 +669,18 @@ impl<K, V, X> Table<K, V, X> {
     {
         let _ = guard;
         // SAFETY: the guard is held during `'g`.
+        unsafe { self.look_up(hash, key) }
+    }
+
+    /// # Safety
+    ///
+    /// During `'g` a guard or the lock is held.
+    #[inline]
+    unsafe fn look_up<'g, Q>(&'g self, hash: u32, key: &Q) -> Option<Found<'g, K, V>>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        // SAFETY: as the caller says.
         let chunks = unsafe { self.chunks() };
         // SAFETY: there is a chunk, so a home lies below their number.
         let chunk = unsafe { chunks.get_unchecked(chunk::home(hash, chunks.len())) };
@@ -664,20 +691,19 @@ impl<K, V, X> Table<K, V, X> {
             // Acquire: pairs with the Release in `publish` and in `Locked::replace`.
             let index = slot.load(Acquire);
             if index != 0 {
-                // SAFETY: the index comes from a slot, under the guard.
+                // SAFETY: the index comes from a slot, under the guard or the lock.
                 let found = unsafe { self.found(index) };
                 if key.equivalent(found.key()) {
                     return Some(found);
                 }
             }
         }
-        if tags.overflowed() { self.find_on(chunks, hash, key) } else { None }
+        if tags.overflowed() { self.look_further(chunks, hash, key) } else { None }
     }
 
-    /// Looks up a key whose home overflowed, there and further on.
-    #[cold]
+    /// Looks up a key that is not at home, where entries went on.
     #[inline(never)]
-    fn find_on<'g, Q>(
+    fn look_further<'g, Q>(
         &'g self,
         chunks: &'g [Chunk],
         hash: u32,
@@ -686,9 +712,11 @@ impl<K, V, X> Table<K, V, X> {
     where
         Q: Equivalent<K> + ?Sized,
     {
+        let mut path = Path::new(chunks, hash);
+        path.advance();
         let mut found = None;
-        chunk::probe(chunks, hash, |index| {
-            // SAFETY: the index comes from a slot, under the guard of `find`.
+        path.find(|index| {
+            // SAFETY: the index comes from a slot, under the guard or the lock of `look_up`.
             let candidate = unsafe { self.found(index) };
             let is_it = key.equivalent(candidate.key());
             if is_it {
@@ -701,10 +729,11 @@ impl<K, V, X> Table<K, V, X> {
 
     /// # Safety
     ///
-    /// The index comes from a slot, and during `'g` the guard is held under which it was read.
+    /// The index comes from a slot, and the guard or the lock under which it was read is held as long
+    /// as the result lives.
     #[inline]
     unsafe fn found(&self, index: u32) -> Found<'_, K, V> {
-        // SAFETY: as the caller says; what is in a slot was made, and was live under the guard.
+        // SAFETY: as the caller says; what is in a slot was made, and was live after guard or lock came.
         let node = unsafe { self.slab.node(index) };
         Found { index, node, slab: &self.slab }
     }
@@ -753,6 +782,12 @@ impl<K, V, X> Table<K, V, X> {
     }
 }
 
+/// The nodes that a table needs for its entries and for limbo; node 0 is one more.
+fn wanted(options: &TableOptions) -> u32 {
+    let nodes = options.expected_entries.saturating_add(options.limbo.max_entries);
+    u32::try_from(nodes).unwrap_or(u32::MAX).min(MAX_NODES) + 1
+}
+
 /// The entries that an array with `chunks` chunks takes before it grows.
 fn room(chunks: u32) -> usize {
     ((f64::from(chunks) * SLOTS as f64 * MAX_LOAD) as usize).max(1)
@@ -768,7 +803,14 @@ impl<K, V, X> Locked<'_, K, V, X> {
     /// The links and marks of the nodes, and the state beside them.
     pub(crate) fn split(&mut self) -> (Nodes<'_, K, V>, &mut X) {
         let inner = &mut *self.inner;
-        (Nodes { slab: &self.table.slab, made: inner.made }, &mut inner.state)
+        let slab = &self.table.slab;
+        let nodes = Nodes {
+            directory: slab.directory.load(Relaxed),
+            bits: slab.bits,
+            made: inner.made,
+            slab,
+        };
+        (nodes, &mut inner.state)
     }
 
     pub(crate) fn state(&mut self) -> &mut X {
@@ -787,7 +829,8 @@ impl<K, V, X> Locked<'_, K, V, X> {
 
     /// Entries that were removed and still wait, and their weight.
     pub(crate) fn limbo(&self) -> (usize, u64) {
-        (self.inner.limbo.len(), self.inner.limbo_weight)
+        let inner = &*self.inner;
+        (inner.closed + inner.open.len(), inner.closed_weight + inner.open_weight)
     }
 
     fn chunks(&self) -> &[Chunk] {
@@ -802,12 +845,10 @@ impl<K, V, X> Locked<'_, K, V, X> {
     }
 
     /// An entry that is in the table.
+    #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<Found<'_, K, V>> {
-        if index >= self.inner.made {
-            return None;
-        }
-        let node = self.node(index);
-        (node.state() == state::LIVE).then_some(Found { index, node, slab: &self.table.slab })
+        let node = (index < self.inner.made).then(|| self.node(index))?;
+        node.is_live().then_some(Found { index, node, slab: &self.table.slab })
     }
 
     /// The key and the value of an entry that is in the table.
@@ -820,16 +861,9 @@ impl<K, V, X> Locked<'_, K, V, X> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let mut found = None;
-        chunk::probe(self.chunks(), hash, |index| {
-            let it = self.get(index).expect("a node in the table is live");
-            let is_it = key.equivalent(it.key());
-            if is_it {
-                found = Some(index);
-            }
-            is_it
-        });
-        found
+        // SAFETY: the lock is held during the borrow.
+        let found = unsafe { self.table.look_up(hash, key) }?;
+        Some(found.index())
     }
 
     pub(crate) fn set_flags(&mut self, index: u32, flags: u8) {
@@ -845,12 +879,20 @@ impl<K, V, X> Locked<'_, K, V, X> {
         let hash = new.hash;
         let index = self.fill(new)?;
         if self.inner.len >= self.inner.room {
-            let grown = self.inner.len + self.inner.len / 2 + 1;
-            self.rebuild(Array::chunks_for(grown));
+            self.grow();
         }
         chunk::publish(self.chunks(), hash, index);
         self.inner.len += 1;
         Ok(index)
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let (len, expected) = (self.inner.len, self.inner.options.expected_entries);
+        let doubled = 2 * len.max(SLOTS);
+        // The last step lands on what is expected, and does not stop shortly before it.
+        let grown = if len < expected && doubled > expected / 2 { expected } else { doubled };
+        self.rebuild(Array::chunks_for(grown.max(len + 1)));
     }
 
     /// Puts an entry in the place of one with the same key and hash, which goes to limbo.
@@ -867,14 +909,13 @@ impl<K, V, X> Locked<'_, K, V, X> {
         old: u32,
         new: NewNode<K, V>,
     ) -> Result<u32, NewNode<K, V>> {
-        let hash = self.node(old).hash.load(Relaxed);
+        let (hash, place) = self.place_of(old);
         assert_eq!(hash, new.hash, "the same key has the same hash");
-        let place = self.place_of(old);
         let index = self.fill(new)?;
-        // Release: the new node is complete. Pairs with the Acquire in `probe`; checked by
+        // Release: the new node is complete. Pairs with the Acquire of the look-ups; checked by
         // `loom_a_look_up_sees_the_old_value_or_the_new`.
         self.chunks()[place.chunk].slots[place.slot].store(index, Release);
-        self.to_limbo(old);
+        self.enter_limbo(old);
         Ok(index)
     }
 
@@ -884,36 +925,37 @@ impl<K, V, X> Locked<'_, K, V, X> {
     ///
     /// If it is not in the table.
     pub(crate) fn retire(&mut self, index: u32) {
-        let place = self.place_of(index);
-        chunk::withdraw(self.chunks(), self.node(index).hash.load(Relaxed), place);
+        let (hash, place) = self.place_of(index);
+        chunk::withdraw(self.chunks(), hash, place);
         self.inner.len -= 1;
-        self.to_limbo(index);
+        self.enter_limbo(index);
     }
 
-    /// Where a live node's index stands.
-    fn place_of(&self, index: u32) -> Place {
+    /// A live node's hash, and where its index stands.
+    #[inline]
+    fn place_of(&self, index: u32) -> (u32, Place) {
         let node = self.node(index);
-        assert_eq!(node.state(), state::LIVE, "only an entry of the table leaves it");
-        chunk::probe(self.chunks(), node.hash.load(Relaxed), |other| other == index)
-            .expect("a live node is in the table under its hash")
+        assert!(node.is_live(), "only an entry of the table leaves it");
+        let hash = node.hash.load(Relaxed);
+        let place = Path::new(self.chunks(), hash).find(|other| other == index);
+        (hash, place.expect("a live node is in the table under its hash"))
     }
 
-    fn to_limbo(&mut self, index: u32) {
+    /// Puts a node that was unlinked, and was live until now, into the open batch.
+    #[inline]
+    fn enter_limbo(&mut self, index: u32) {
         let node = self.node(index);
+        node.prev.store(node.prev.load(Relaxed) & !LIVE, Relaxed);
         let weight = u64::from(node.weight.load(Relaxed));
-        node.set_state(state::LIMBO);
-        let inner = &mut *self.inner;
-        inner.limbo.push_back(index);
-        inner.limbo_weight += weight;
-        inner.open += 1;
-        inner.open_weight += weight;
+        self.inner.open.push(index);
+        self.inner.open_weight += weight;
     }
 
     /// Takes a free node and fills it; nobody sees it yet.
+    #[inline]
     fn fill(&mut self, new: NewNode<K, V>) -> Result<u32, NewNode<K, V>> {
-        let Some(index) = self.take_free().or_else(|| self.make()) else { return Err(new) };
+        let Some(index) = self.inner.free.pop().or_else(|| self.make()) else { return Err(new) };
         let node = self.node(index);
-        assert_eq!(node.state(), state::FREE, "a node on the free list is free");
         let NewNode { key, value, hash, weight, deadline, flags } = new;
         // SAFETY: the node is free: no reader can hold it, and the lock keeps writers away. It owns no
         // key and no value that would be lost.
@@ -928,7 +970,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
         node.hash.store(hash, Relaxed);
         node.weight.store(weight, Relaxed);
         node.next.store(INDEX_MASK, Relaxed);
-        node.prev.store(state::LIVE << INDEX_BITS | INDEX_MASK, Relaxed);
+        node.prev.store(LIVE | INDEX_MASK, Relaxed);
         // SAFETY: the node was made, and the lock is held.
         if let Some(stamp) = unsafe { self.table.slab.stamp(index) } {
             stamp.store(0, Relaxed);
@@ -936,33 +978,25 @@ impl<K, V, X> Locked<'_, K, V, X> {
         Ok(index)
     }
 
-    /// Takes a node from the free list of the lowest segment that has one, so that the higher ones
-    /// become empty in time.
-    fn take_free(&mut self) -> Option<u32> {
+    /// # Safety
+    ///
+    /// The node left limbo with this call: no reader holds it or can find it, and its key and its value
+    /// were moved out, or have nothing to drop.
+    #[inline]
+    unsafe fn free(&mut self, index: u32) {
         let inner = &mut *self.inner;
-        while inner.free.get(inner.lowest_free)?.1 == 0 {
-            inner.lowest_free += 1;
-        }
-        let segment = inner.lowest_free;
-        let (index, count) = inner.free[segment];
-        let next = self.node(index).next.load(Relaxed) & INDEX_MASK;
-        self.inner.free[segment] = (next, count - 1);
-        Some(index)
+        if index < inner.wanted { inner.free.push(index) } else { inner.spare.push(index) }
     }
 
-    fn set_free(&mut self, index: u32) {
-        let segment = (index >> self.table.slab.bits) as usize;
-        let (first, count) = self.inner.free[segment];
-        let node = self.node(index);
-        node.next.store(first, Relaxed);
-        node.set_state(state::FREE);
-        self.inner.free[segment] = (index, count + 1);
-        self.inner.lowest_free = self.inner.lowest_free.min(segment);
-    }
-
-    /// Makes one more node, with its segment if it is the first one there.
+    /// Takes a spare node, or makes one more, with its segment if it is the first one there.
+    #[inline(never)]
     fn make(&mut self) -> Option<u32> {
         let index = self.inner.made;
+        if index >= self.inner.wanted
+            && let Some(spare) = self.inner.spare.pop()
+        {
+            return Some(spare);
+        }
         if index > MAX_NODES {
             return None;
         }
@@ -971,10 +1005,10 @@ impl<K, V, X> Locked<'_, K, V, X> {
         if segment == self.inner.directory_len {
             self.extend_directory();
         }
-        if segment == self.inner.free.len() {
+        if segment == self.inner.segments {
             // SAFETY: the directory reaches the index now, and the lock is held.
             unsafe { slab.fill(index) };
-            self.inner.free.push((INDEX_MASK, 0));
+            self.inner.segments += 1;
         }
         // SAFETY: the segment exists, and nobody has a reference to a node that was not made.
         unsafe {
@@ -1030,15 +1064,18 @@ impl<K, V, X> Locked<'_, K, V, X> {
     /// Closes the open batch: what is in it was unlinked before the call of `horizon` that told
     /// `oldest`.
     fn stamp(&mut self, oldest: u64, memory: Option<Memory<K, V>>) {
-        if self.inner.open == 0 && memory.is_none() {
+        if self.inner.open.is_empty() && memory.is_none() {
             return;
         }
         // With no reader there is nothing to tell apart, and no epoch to write.
         let stamp = if oldest == epoch::NOBODY { 0 } else { epoch::advance() };
-        self.inner.memory += usize::from(memory.is_some());
-        let entries = std::mem::take(&mut self.inner.open);
-        self.inner.open_weight = 0;
-        self.inner.batches.push_back(Batch { stamp, entries, memory });
+        let inner = &mut *self.inner;
+        let nodes = std::mem::take(&mut inner.open);
+        let weight = std::mem::take(&mut inner.open_weight);
+        inner.closed += nodes.len();
+        inner.closed_weight += weight;
+        inner.memory += usize::from(memory.is_some());
+        inner.batches.push_back(Batch { stamp, nodes, weight, memory });
     }
 
     /// Moves out what no reader can hold any more, for the caller to drop after the lock.
@@ -1051,7 +1088,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
     #[inline]
     pub(crate) fn reclaim(&mut self, dropped: &mut Vec<(K, V)>) {
         let limits = &self.inner.options.limbo;
-        if self.inner.open >= limits.batch_entries
+        if self.inner.open.len() >= limits.batch_entries
             || self.inner.open_weight >= limits.batch_weight
             || self.inner.memory > 0
         {
@@ -1061,21 +1098,30 @@ impl<K, V, X> Locked<'_, K, V, X> {
 
     /// As [`reclaim`](Self::reclaim), without waiting for a batch to fill.
     pub(crate) fn reclaim_now(&mut self, dropped: &mut Vec<(K, V)>) {
-        if self.inner.limbo.is_empty() && self.inner.batches.is_empty() {
+        if self.inner.open.is_empty() && self.inner.batches.is_empty() {
             return;
         }
         let oldest = epoch::horizon();
         self.stamp(oldest, None);
-        while let Some(batch) = self.inner.batches.front() {
-            if batch.stamp >= oldest {
-                break;
+        while let Some(batch) = self.inner.batches.pop_front_if(|batch| batch.stamp < oldest) {
+            let Batch { mut nodes, weight, memory, .. } = batch;
+            self.inner.closed -= nodes.len();
+            self.inner.closed_weight -= weight;
+            for index in nodes.drain(..) {
+                if needs_drop::<(K, V)>() || cfg!(loom) {
+                    let hot = &self.node(index).hot;
+                    // SAFETY: a node in limbo holds a key and a value. Its readers are gone, and once
+                    // it is free nobody takes them again.
+                    let key = hot.key.with_mut(|key| unsafe { (*key).assume_init_read() });
+                    // SAFETY: as for the key.
+                    let value = hot.value.with_mut(|value| unsafe { (*value).assume_init_read() });
+                    dropped.push((key, value));
+                }
+                // SAFETY: its readers are gone, and it was taken out of limbo and emptied here.
+                unsafe { self.free(index) };
             }
-            let Batch { entries, memory, .. } =
-                self.inner.batches.pop_front().expect("it was just looked at");
-            for _ in 0..entries {
-                let index = self.inner.limbo.pop_front().expect("limbo holds what batches count");
-                // SAFETY: its readers are gone.
-                unsafe { self.empty(index, dropped) };
+            if self.inner.open.capacity() < nodes.capacity() && self.inner.open.is_empty() {
+                self.inner.open = nodes;
             }
             if let Some(memory) = memory {
                 self.inner.memory -= 1;
@@ -1084,32 +1130,16 @@ impl<K, V, X> Locked<'_, K, V, X> {
                 unsafe { memory.free() };
             }
         }
-    }
-
-    /// Moves a node's key and value out and puts it on the free list.
-    ///
-    /// # Safety
-    ///
-    /// No reader holds the node or can find it.
-    unsafe fn empty(&mut self, index: u32, dropped: &mut Vec<(K, V)>) {
-        let node = self.node(index);
-        assert_eq!(node.state(), state::LIMBO, "limbo holds what left the table");
-        self.inner.limbo_weight -= u64::from(self.node(index).weight.load(Relaxed));
-        if needs_drop::<K>() || needs_drop::<V>() || cfg!(loom) {
-            let node = self.node(index);
-            // SAFETY: a node in limbo holds a key and a value; the caller says that nobody else looks
-            // at them, and once the node is free nobody takes them again.
-            let key = node.hot.key.with_mut(|key| unsafe { (*key).assume_init_read() });
-            // SAFETY: as for the key.
-            let value = node.hot.value.with_mut(|value| unsafe { (*value).assume_init_read() });
-            dropped.push((key, value));
+        if self.inner.spare.len() >= self.inner.trim_at {
+            self.trim();
         }
-        self.set_free(index);
     }
 
+    /// Whether limbo is over its bounds, and [`Table::settle`] called for.
     pub(crate) fn is_over(&self) -> bool {
         let limits = &self.inner.options.limbo;
-        self.inner.limbo.len() > limits.max_entries || self.inner.limbo_weight > limits.max_weight
+        let (entries, weight) = self.limbo();
+        entries > limits.max_entries || weight > limits.max_weight
     }
 
     /// Prepares for another number of entries: a larger array at once, a smaller one once the entries
@@ -1121,20 +1151,42 @@ impl<K, V, X> Locked<'_, K, V, X> {
         if chunks as usize != self.chunks().len() {
             self.rebuild(chunks);
         }
+        let inner = &mut *self.inner;
+        inner.wanted = wanted(&inner.options);
+        let mut free = std::mem::take(&mut inner.free);
+        free.append(&mut inner.spare);
+        // The lowest ones last, which are taken first.
+        free.sort_unstable_by(|one, other| other.cmp(one));
+        let wanted = free.partition_point(|index| *index >= inner.wanted);
+        inner.free = free.split_off(wanted);
+        inner.spare = free;
+        self.trim();
+    }
+
+    /// Gives back the segments at the end in which every node is spare.
+    #[cold]
+    fn trim(&mut self) {
         let slab = &self.table.slab;
+        let inner = &mut *self.inner;
+        inner.spare.sort_unstable();
         // The first segment stays, with node 0.
-        while self.inner.free.len() > 1 {
-            let last = self.inner.made - 1;
+        while inner.segments > 1 {
+            let last = inner.made - 1;
             let first = slab.first(last);
-            if self.inner.free.last().is_some_and(|(_, free)| *free != last - first + 1) {
+            let below = inner.spare.partition_point(|index| *index < first);
+            if inner.spare.len() - below != (last - first + 1) as usize {
                 break;
             }
-            // SAFETY: the segment is the last one, and the lock is held. All of its nodes are free, so
+            inner.spare.truncate(below);
+            // SAFETY: the segment is the last one, and the lock is held. All of its nodes were free, so
             // no guard keeps one, and from here on no index reaches them.
             unsafe { slab.give_back(last) };
-            self.inner.free.pop();
-            self.inner.made = first;
+            inner.segments -= 1;
+            inner.made = first;
         }
+        inner.spare.shrink_to(64);
+        inner.free.shrink_to(64);
+        inner.trim_at = inner.spare.len() + (1 << slab.bits);
     }
 }
 
@@ -1143,7 +1195,9 @@ impl<K, V, X> Drop for Table<K, V, X> {
         let inner = self.inner.get_mut();
         let array = NonNull::new(self.array.load(Relaxed)).map(Array);
         let array = array.expect("there always is an array");
+        let mut limbo = std::mem::take(&mut inner.open);
         for batch in inner.batches.drain(..) {
+            limbo.extend(batch.nodes);
             if let Some(memory) = batch.memory {
                 // SAFETY: nobody else has the table, and a batch is taken once.
                 unsafe { memory.free() };
@@ -1151,17 +1205,19 @@ impl<K, V, X> Drop for Table<K, V, X> {
         }
         // SAFETY: as above; the current array is in no batch.
         unsafe { array.free() };
-        for index in 1..inner.made {
+        let live = (1..inner.made).filter(|index| {
             // SAFETY: the node was made, and nobody else has the table.
-            let node = unsafe { self.slab.node(index) };
-            if node.state() != state::FREE {
-                // SAFETY: a node that is not free holds a key and a value, and this is the last look.
-                node.hot.key.with_mut(|key| unsafe { (*key).assume_init_drop() });
-                // SAFETY: as for the key.
-                node.hot.value.with_mut(|value| unsafe { (*value).assume_init_drop() });
-            }
+            unsafe { self.slab.node(*index) }.is_live()
+        });
+        for index in live.chain(limbo).filter(|_| needs_drop::<(K, V)>()) {
+            // SAFETY: as above.
+            let hot = unsafe { &self.slab.node(index).hot };
+            // SAFETY: nodes that are live or in limbo hold a key and a value; none is both.
+            hot.key.with_mut(|key| unsafe { (*key).assume_init_drop() });
+            // SAFETY: as for the key.
+            hot.value.with_mut(|value| unsafe { (*value).assume_init_drop() });
         }
-        for segment in 0..inner.free.len() {
+        for segment in 0..inner.segments {
             // SAFETY: the segment exists, nothing is left in its nodes, and nobody else has the table.
             unsafe { self.slab.give_back((segment << self.slab.bits) as u32) };
         }
@@ -1185,8 +1241,11 @@ impl<K, V, X> fmt::Debug for Table<K, V, X> {
 ///
 /// Every method does, if the index was never given out.
 pub(crate) struct Nodes<'a, K, V> {
-    slab: &'a Slab<K, V>,
+    /// As in `slab`, where it does not change as long as this borrows the lock.
+    directory: *const AtomicPtr<Node<K, V>>,
+    bits: u32,
     made: u32,
+    slab: &'a Slab<K, V>,
 }
 
 impl<K, V> Clone for Nodes<'_, K, V> {
@@ -1201,8 +1260,12 @@ impl<K, V> Nodes<'_, K, V> {
     #[inline]
     fn node(&self, index: u32) -> &Node<K, V> {
         assert!(index < self.made, "an index that was never given out");
-        // SAFETY: the node was made, and the lock is held as long as this view lives.
-        unsafe { self.slab.node(index) }
+        // SAFETY: the node was made, so the directory and a segment reach it, and both stay as long as
+        // this view borrows the lock.
+        unsafe {
+            let origin = (*self.directory.add((index >> self.bits) as usize)).load(Relaxed);
+            &*origin.wrapping_add(index as usize)
+        }
     }
 
     pub(crate) fn flags(&self, index: u32) -> u8 {

@@ -126,6 +126,7 @@ impl Wheel {
     /// Tells the time before which [`pop`](Self::pop) has nothing to do, if anything is scheduled.
     ///
     /// At that time there may be nothing to report yet: entries come down a level then.
+    #[cfg(test)]
     pub(crate) fn next_due(&self) -> Option<Millis> {
         (self.len > 0).then_some(self.next_due)
     }
@@ -197,11 +198,13 @@ impl Wheel {
     }
 
     /// Returns how many nodes are scheduled.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Returns the bytes allocated.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.links.capacity() * size_of::<Link>()
     }

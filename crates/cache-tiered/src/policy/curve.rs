@@ -3,7 +3,7 @@
 //! Mini caches of the live policy ([`MiniCache`]), scaled to 1/8, 1/4, 1/2, 1, 2, 4 and 8 times the
 //! size, run on the sample that the election uses too. Any policy has such a curve, not only LRU, as
 //! in miniature simulation (Waldspurger, Saemundsson, Ahmad and Park, USENIX ATC 2017). The large
-//! ones take a smaller share of the sample, so that none holds much more than 2,048 entries.
+//! ones take a smaller share of the sample, so that none is expected to hold more than 768 entries.
 //!
 //! # From the sample to the cache
 //!
@@ -22,15 +22,17 @@
 //!
 //! Keys fall into eight groups by their hash. How far the groups disagree about the difference gives
 //! its standard error (with the finite population's correction: at a rate of one nothing is
-//! estimated); twice that plus half a point for what a mini of some hundred entries rounds, plus
-//! a quarter of the step between two sizes where a value lies between them, is the error that is
-//! stated. It does not cover traffic that changes: the curve describes the last million samples.
+//! estimated); 2.4 times that, plus what a mini of few entries rounds (half a point, and ten points over
+//! the root of its entries), plus a quarter of the step between two sizes where a value lies between them, is the error that is
+//! stated. Over the shared traces it covers nineteen estimates of twenty. It does not cover traffic
+//! that changes: the curve describes the last million samples. Nor does it cover that a cache of another
+//! size may be split into more or fewer shards, or that an election might choose otherwise there.
 //!
 //! # Cost and memory
 //!
-//! Seven minis, together about 8,000 entries: some 500 KiB. In a cache of 100,000 entries one
-//! request in a hundred is sampled, 2 to 3 ns per request. Small caches sample everything, so
-//! an allowance (a million samples to begin with and one per 64 requests) bounds what they spend;
+//! Seven minis, together about 3,700 entries: some 150 KiB. In a cache of 100,000 entries one
+//! request in 130 is sampled, 3 ns per request. Small caches sample everything, so
+//! an allowance (a million samples to begin with and one per 96 requests) bounds what they spend;
 //! when it is used up the sampling rests until it is saved again, and the first samples after
 //! that only warm the minis.
 
@@ -41,10 +43,8 @@ use crate::memory::locals::{Counts, EVERY_KEY, position};
 const POWERS: [i32; 7] = [-3, -2, -1, 0, 1, 2, 3];
 /// Which of them is the size of the cache itself.
 const SAME: usize = 3;
-/// Entries of the mini that is as large as the cache, at its rate.
-const MINI_ENTRIES: f64 = 1024.0;
-/// Entries that a larger mini is meant to hold at most.
-const LARGE_ENTRIES: f64 = 2.0 * MINI_ENTRIES;
+/// Entries of the mini that stands for the cache itself, and of the larger ones at most.
+const MINI_ENTRIES: f64 = 768.0;
 /// Entries that any mini may hold, where weights are smaller than expected.
 const ENTRIES_MAX: usize = 1 << 14;
 /// Groups of keys whose disagreement is the error.
@@ -53,28 +53,37 @@ const GROUPS: usize = 8;
 const MEMORY: f64 = (1_u64 << 20) as f64;
 /// Samples that can be saved for, and how many each request earns.
 const SAVINGS: f64 = MEMORY;
-const EARNS: f64 = 1.0 / 64.0;
-/// What a mini rounds, in hit ratio.
+const EARNS: f64 = 1.0 / 96.0;
+/// Student's t for nineteen cases of twenty, with one degree of freedom less than there are groups.
+const DEVIATIONS: f64 = 2.365;
+/// What a mini rounds in hit ratio: any, and one of a single entry.
 const ROUNDING: f64 = 0.005;
+const ROUNDING_OF_ONE: f64 = 0.1;
 
 /// Estimates the hit ratio at other sizes, for one cache.
 #[derive(Debug)]
 pub(crate) struct Curve {
     capacity: u64,
+    /// Entries the cache is expected to hold.
+    entries: f64,
+    /// The share of the keys that is sampled.
     rate: f64,
     sizes: [Size; POWERS.len()],
-    /// Requests of the cache, as last heard of and faded.
+    /// Requests of the cache as last heard of.
     heard: Counts,
+    /// Its hits and requests, faded.
     live_hits: f64,
     live_requests: f64,
     /// Requests of the cache while the sample was counted, faded.
     covered: f64,
-    /// Samples counted since the requests were last heard of.
+    /// Samples that may still be taken.
     allowance: f64,
+    /// Samples to come that only warm the minis.
     warming: f64,
     resting: bool,
-    /// Samples counted, faded.
+    /// Samples counted and lost, faded.
     counted: f64,
+    lost: f64,
 }
 
 #[derive(Debug)]
@@ -92,6 +101,7 @@ impl Curve {
     pub(crate) fn new(capacity: u64, entries: u64, kind: Kind) -> Self {
         let mut curve = Self {
             capacity,
+            entries: 1.0,
             rate: 1.0,
             sizes: POWERS.map(|_| Size {
                 mini: MiniCache::bounded(kind, 0, ENTRIES_MAX),
@@ -107,6 +117,7 @@ impl Curve {
             warming: 0.0,
             resting: false,
             counted: 0.0,
+            lost: 0.0,
         };
         curve.resize(capacity, entries);
         curve
@@ -116,18 +127,20 @@ impl Curve {
     pub(crate) fn resize(&mut self, capacity: u64, entries: u64) {
         self.capacity = capacity;
         let entries = entries.clamp(1, capacity.max(1)) as f64;
+        self.entries = entries;
         self.rate = (MINI_ENTRIES / entries).min(1.0);
         for (size, power) in self.sizes.iter_mut().zip(POWERS) {
             let multiple = 2_f64.powi(power);
             size.capacity = (capacity as f64 * multiple).round() as u64;
             size.rate = self.rate;
-            while power > 0 && entries * multiple * size.rate > LARGE_ENTRIES && size.rate < 1.0 {
+            while power > 0 && entries * multiple * size.rate > MINI_ENTRIES && size.rate < 1.0 {
                 size.rate /= 2.0;
             }
             size.mini.resize((capacity as f64 * multiple * size.rate).round() as u64);
             size.difference = [0.0; GROUPS];
         }
         self.counted = 0.0;
+        self.lost = 0.0;
         self.covered = 0.0;
         self.live_hits = 0.0;
         self.live_requests = 0.0;
@@ -172,8 +185,8 @@ impl Curve {
         }
     }
 
-    /// Takes note of how the cache itself does.
-    pub(crate) fn observe(&mut self, counts: Counts, _dropped: u64) {
+    /// Takes note of how the cache itself does, and of the samples that were lost meanwhile.
+    pub(crate) fn observe(&mut self, counts: Counts, dropped: u64) {
         let passed = counts.since(self.heard);
         self.heard = counts;
         let requests = passed.requests() as f64;
@@ -187,13 +200,18 @@ impl Curve {
                 self.warming = (2.0 * largest * self.rate).min(SAVINGS / 16.0);
             }
         } else if self.warming <= 0.0 {
+            self.lost += dropped as f64;
             self.covered += requests;
             self.resting = self.allowance <= 0.0;
         }
         if self.counted > MEMORY {
-            for faded in
-                [&mut self.counted, &mut self.covered, &mut self.live_hits, &mut self.live_requests]
-            {
+            for faded in [
+                &mut self.counted,
+                &mut self.lost,
+                &mut self.covered,
+                &mut self.live_hits,
+                &mut self.live_requests,
+            ] {
                 *faded /= 2.0;
             }
             for faded in self.sizes.iter_mut().flat_map(|size| &mut size.difference) {
@@ -208,6 +226,7 @@ impl Curve {
             return None;
         }
         let usual = self.live_hits / self.live_requests;
+        let kept = self.counted / (self.counted + self.lost);
         let mut points: Vec<CurvePoint> = Vec::with_capacity(POWERS.len());
         for size in &self.sizes {
             if size.capacity == 0
@@ -215,16 +234,21 @@ impl Curve {
             {
                 continue;
             }
-            let sampled = self.covered * size.rate;
+            let sampled = self.covered * size.rate * kept;
             let difference = size.difference.iter().sum::<f64>() / sampled;
             let mean = size.difference.iter().sum::<f64>() / GROUPS as f64;
             let spread: f64 = size.difference.iter().map(|group| (group - mean).powi(2)).sum();
             let variance = spread * GROUPS as f64 / (GROUPS as f64 - 1.0) * (1.0 - size.rate);
+            let entries =
+                (self.entries * size.rate * size.capacity as f64 / self.capacity as f64).max(1.0);
             points.push(CurvePoint {
                 capacity: size.capacity,
                 estimate: Estimate {
                     hit_ratio: (usual - difference).clamp(0.0, 1.0),
-                    error: (2.0 * variance.sqrt() / sampled + ROUNDING).min(1.0),
+                    error: (DEVIATIONS * variance.sqrt() / sampled
+                        + ROUNDING
+                        + ROUNDING_OF_ONE / entries.sqrt())
+                    .min(1.0),
                 },
             });
         }
@@ -299,3 +323,6 @@ impl MissRatioCurve {
         Some(Estimate { hit_ratio: low.estimate.hit_ratio + share * step, error: error.min(1.0) })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,40 +8,45 @@
 //!
 //! # The rule
 //!
-//! Scores lose half their weight per *term* of four mini capacities of ballots, and are looked at four
-//! times per term. The candidate with the highest score takes over from the live one if
+//! Scores lose half their weight per *term* of eight mini capacities of ballots, and are looked at
+//! four times per term. The candidate with the highest score takes over from the live one if
 //!
-//! - it leads by 1 % of the live score and by 0.1 % of the ballots, and
-//! - the lead is no accident: of the ballots on which the two disagree, its surplus is above two
+//! - it leads by 2 % of the live score and by 0.2 % of the ballots, and
+//! - the lead is no accident: of the ballots on which the two disagree, its surplus is above three
 //!   standard deviations (McNemar's test, with the same decay), and
-//! - the live one has had its time. That is half a term, doubled each time a switch only undoes the
-//!   one before it, up to 32 terms, and forgotten when a policy has stayed for long.
+//! - the live one has had its time: two terms, doubled each time a switch only undoes the one before
+//!   it, up to 32 terms, and two again once a policy has stayed for long.
 //!
-//! The cache keeps its entries across a switch and the new policy inherits its lists, so a switch too
-//! many costs little and a switch too late costs much: hence the low margins.
+//! A switch keeps the entries, and the new policy inherits the lists; but not what it would have
+//! remembered (ghosts, frequencies), nor the set of entries it would have chosen. Both take a few
+//! capacities of requests to come. Rules that follow every lead look better on paper, where each
+//! candidate has run from the beginning, and lose to this one in the running cache: loops and sweeps
+//! reward whoever stays.
 //!
 //! # Rest
 //!
-//! A ballot costs some 200 ns. In a cache of 100,000 entries one request in a hundred is a ballot and
-//! nobody notices; in one of 1,000 all are. So ballots are paid from an allowance that starts with
-//! 65,536 and earns one per 64 requests: what an election costs in the long run is bounded by 1/64
-//! of a ballot per request, whatever the requests are. To have something in hand when it matters, an
-//! election that came to no new result for some terms rests, each time twice as long, and samples nothing
-//! meanwhile; the hit ratio of the cache itself, which is counted anyway, wakes it early when it
-//! moves by more than three points beyond its own noise. After a rest the minis are stale, so the first ballots
-//! are not counted.
+//! A ballot costs 300 to 400 ns. In a cache of 100,000 entries one request in two hundred is a ballot
+//! and nobody notices; in one of 500 all are. So ballots are paid from an allowance that starts with
+//! 65,536 and earns one per 96 requests: what an election costs in the long run is bounded by 1/96
+//! of a ballot per request, whatever the requests are. To have something in hand when it matters,
+//! an election without a new result for four terms rests, each time twice as long, and samples
+//! nothing meanwhile; the hit ratio of the cache itself, which is counted anyway, wakes it early when
+//! it moves by more than three points beyond its own noise. After a rest the minis are stale, and
+//! the first two mini capacities of ballots only refresh them.
 //!
 //! # What it does not see
 //!
 //! Expiry and removals (the minis keep the key, each alike), the splitting into shards, and requests
 //! whose sample was dropped; [`crate::memory::locals`] tells when that happens and which way it errs.
-//! With weights, an entry heavier than a mini is a miss in it. Where entries are lighter or heavier
-//! than expected the rate is halved or doubled until a mini holds between 256 and 2,048 entries.
+//! If more than a fifth is dropped the rate is halved. With weights, an entry heavier than a
+//! mini is a miss in it; where entries are lighter or heavier than expected, the rate is halved or
+//! doubled until a mini holds between 128 and 1,024 entries.
 //!
 //! # Memory
 //!
-//! Five minis of 1,024 entries each, with index, ghosts and sketch: about 350 KiB, and at most
-//! twice that where weights vary; independent of the cache's size. A cache of fewer entries takes less.
+//! One mini of 512 entries per candidate, with index, ghosts and sketch: 20 KiB each and at most
+//! twice that where weights vary, whatever the size of the cache; less in a cache of fewer entries.
+//! Minis of twice the size cost twice as much per request and found the same winners.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -50,10 +55,12 @@ use super::{Kind, MiniCache};
 use crate::memory::locals::{Counts, EVERY_KEY, position};
 
 /// Entries a mini cache holds when the weights are as expected.
-const MINI_ENTRIES: u64 = 1024;
+const MINI_ENTRIES: u64 = 512;
 /// Bounds of the entries a mini holds, beyond which the rate changes.
 const MINI_ENTRIES_MAX: usize = 2 * MINI_ENTRIES as usize;
 const MINI_ENTRIES_MIN: usize = MINI_ENTRIES as usize / 4;
+/// The smallest unit to which drops may thin the sample.
+const MINI_ENTRIES_THIN: f64 = 64.0;
 
 /// How many switches are remembered.
 const SWITCHES: usize = 16;
@@ -97,7 +104,7 @@ pub(crate) const RULE: Rule = Rule {
     doublings: 4,
     settled: 4.0,
     warm: 2.0,
-    earns: 1.0 / 64.0,
+    earns: 1.0 / 96.0,
     savings: 65_536.0,
     alarm: 0.03,
 };
@@ -117,8 +124,12 @@ pub(crate) struct Election {
     capacity: u64,
     /// The share of the keys that is sampled while voting.
     rate: f64,
-    /// Entries a mini is expected to hold: the unit of every length above.
+    /// Entries a mini is expected to hold: the unit in which ballots are reckoned.
     mini_entries: f64,
+    /// Ballots, those on which the live candidate missed, and lost samples since the rate was set.
+    cast: f64,
+    missed: f64,
+    lost: f64,
     candidates: Vec<Candidate>,
     /// Index of the live one.
     live: usize,
@@ -197,6 +208,9 @@ impl Election {
             capacity,
             rate: 1.0,
             mini_entries: 1.0,
+            cast: 0.0,
+            missed: 0.0,
+            lost: 0.0,
             candidates: Kind::ALL.into_iter().map(Candidate::new).collect(),
             live: Kind::ALL.iter().position(|&kind| kind == start).unwrap_or(0),
             phase: Phase::voting(0.0, Counts::default(), 1.0, rule.alarm),
@@ -228,8 +242,8 @@ impl Election {
     /// The threshold under which the positions of sampled keys lie, at present.
     pub(crate) fn threshold(&self) -> u64 {
         match self.phase {
-            Phase::Voting { .. } => self.voting_threshold(),
-            Phase::Resting { .. } => 0,
+            Phase::Voting { .. } if self.capacity > 0 => (self.rate * EVERY_KEY as f64) as u64,
+            _ => 0,
         }
     }
 
@@ -242,7 +256,7 @@ impl Election {
     pub(crate) fn request(&mut self, id: u64, weight: u32) {
         let Phase::Voting { warming, settled, spent, .. } = &mut self.phase else { return };
         // The sample may be wider than this election asked for, or from before it asked for less.
-        if position(id) >= (self.rate * EVERY_KEY as f64) as u64 {
+        if position(id) as f64 >= self.rate * EVERY_KEY as f64 {
             return;
         }
         *spent += 1.0;
@@ -257,6 +271,9 @@ impl Election {
         for (at, candidate) in self.candidates.iter_mut().enumerate() {
             hits |= u32::from(candidate.mini.request(id, weight)) << at;
         }
+        let live = hits >> self.live & 1;
+        self.cast += 1.0;
+        self.missed += f64::from(1 - live);
         if !counted {
             return;
         }
@@ -264,8 +281,6 @@ impl Election {
         self.weight += 1.0;
         self.reign += 1.0;
         self.since_check += 1.0;
-        // Where all agree nobody gains on anybody; it counts in the totals alone.
-        let live = hits >> self.live & 1;
         for (at, candidate) in self.candidates.iter_mut().enumerate() {
             let hit = hits >> at & 1;
             candidate.hits += u64::from(hit);
@@ -283,9 +298,11 @@ impl Election {
     /// `dropped` is the number of samples that were lost since the last call.
     pub(crate) fn decide(&mut self, counts: Counts, dropped: u64) -> Option<Switch> {
         self.dropped += dropped;
+        self.lost += dropped as f64;
         let passed = counts.requests().saturating_sub(self.counts.requests());
         self.counts = counts;
         self.allowance = (self.allowance + passed as f64 * self.rule.earns).min(self.rule.savings);
+        self.adjust();
         match self.phase {
             Phase::Voting { settled, spent, from, rest, alarm, .. } => {
                 let bored = settled >= self.rule.settled * self.term();
@@ -333,15 +350,31 @@ impl Election {
         self.rule.term * self.mini_entries
     }
 
-    fn voting_threshold(&self) -> u64 {
-        (self.rate * EVERY_KEY as f64) as u64
-    }
-
     fn set_rate(&mut self, rate: f64) {
         self.rate = rate;
+        (self.cast, self.missed, self.lost) = (0.0, 0.0, 0.0);
         let mini = ((self.capacity as f64 * rate).round() as u64).max(1);
         for candidate in &mut self.candidates {
             candidate.mini.resize(if self.capacity == 0 { 0 } else { mini });
+        }
+    }
+
+    /// Changes the rate where the minis hold too many or too few entries, or samples get lost.
+    fn adjust(&mut self) {
+        let entries = self.candidates[self.live].mini.len();
+        let losing = self.lost > 1_024.0 + self.cast / 4.0 && self.mini_entries > MINI_ENTRIES_THIN;
+        if entries > MINI_ENTRIES_MAX || losing {
+            if losing {
+                self.mini_entries /= 2.0;
+            }
+            self.set_rate(self.rate / 2.0);
+        } else if self.rate < 1.0
+            && entries < MINI_ENTRIES_MIN
+            && (entries as f64) < self.mini_entries / 2.0
+            && self.missed > (4 * entries + MINI_ENTRIES_MIN) as f64
+        {
+            // So many keys came in and so few are left: the mini is full of heavy entries.
+            self.set_rate((2.0 * self.rate).min(1.0));
         }
     }
 
@@ -413,9 +446,9 @@ impl Election {
         }
     }
 
-    /// The longest rest, in lengths of a vote, that the allowance makes useful.
+    /// The longest rest, in lengths of a vote: with it half of what is earned is saved.
     fn rest_max(&self) -> f64 {
-        self.rate / self.rule.earns - 1.0
+        (2.0 * self.rate / self.rule.earns - 1.0).max(0.0)
     }
 
     fn rest(&mut self, spent: f64, from: Counts, rest: f64, alarm: f64) {
@@ -556,3 +589,6 @@ impl fmt::Display for PolicySwitch {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

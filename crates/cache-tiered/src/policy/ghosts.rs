@@ -14,6 +14,8 @@
 //! of one set share a fingerprint once in 2^19, so that about one new key in 60,000 is taken for a
 //! ghost. What all of it costs in hit ratio is in the heads of the two policies.
 
+use super::sketch::zeroed;
+
 /// Half a cache line. Twice the ways cost 30 ns more per eviction and bring no hit.
 const WAYS: usize = 8;
 const WAY_BITS: u32 = WAYS.trailing_zeros();
@@ -41,7 +43,8 @@ pub(super) enum GhostList {
 /// Both ghost lists of one shard.
 #[derive(Debug)]
 pub(super) struct Ghosts {
-    sets: Box<[[u32; WAYS]]>,
+    /// Sets of [`WAYS`], one after the other.
+    slots: Vec<u32>,
     /// Ghosts per step of age.
     step: u32,
     /// How many joined each list since the last step.
@@ -53,12 +56,13 @@ pub(super) struct Ghosts {
 }
 
 impl Ghosts {
-    /// Makes room for about `entries` ghosts, those of both lists together.
-    pub(super) fn new(entries: usize) -> Self {
+    /// Makes room for about `entries` ghosts, those of both lists together, in the memory of `spare`
+    /// if that is enough.
+    pub(super) fn new(entries: usize, spare: Vec<u32>) -> Self {
         // An eighth more than there are ghosts, or every second set would overflow.
         let sets = entries.saturating_add(entries / 8).div_ceil(WAYS).clamp(2, SETS_MAX);
         Self {
-            sets: vec![[EMPTY; WAYS]; sets].into_boxed_slice(),
+            slots: zeroed(sets * WAYS, spare),
             step: ((sets * WAYS) as u32 / STEPS).max(1),
             rest: [0; 2],
             now: [0; 2],
@@ -66,8 +70,12 @@ impl Ghosts {
         }
     }
 
+    pub(super) fn into_spare(self) -> Vec<u32> {
+        self.slots
+    }
+
     pub(super) fn bytes(&self) -> usize {
-        size_of_val::<[_]>(&self.sets)
+        self.slots.capacity() * size_of::<u32>()
     }
 
     /// Adds an evicted key to `list`; of either list, as many ghosts count as its window says.
@@ -87,8 +95,7 @@ impl Ghosts {
         // 4,095 << 14 << 4, which is below 2^30.
         let scale = windows.map(|window| (1 << 15) / (window / self.step + 2));
         let now = self.now;
-        let set = self.set(hash);
-        let slots = &mut self.sets[set];
+        let slots = self.set(hash);
         let mut oldest = 0;
         for (way, &slot) in slots.iter().enumerate() {
             let main = slot >> LIST_SHIFT & 1 != 0;
@@ -103,8 +110,7 @@ impl Ghosts {
 
     /// Removes the ghost of a key that comes back, and tells which list remembered it.
     pub(super) fn take(&mut self, hash: u32, windows: [u32; 2]) -> Option<GhostList> {
-        let set = self.set(hash);
-        let slots = &mut self.sets[set];
+        let slots = self.set(hash);
         let wanted = fingerprint(hash);
         let ways = slots.iter().enumerate().fold(0, |ways, (way, slot)| {
             ways | if slot & FINGERPRINT == wanted { 1 << way } else { 0_u32 }
@@ -128,8 +134,9 @@ impl Ghosts {
         self.live[list as usize]
     }
 
-    fn set(&self, hash: u32) -> usize {
-        (u64::from(hash) * self.sets.len() as u64 >> 32) as usize
+    fn set(&mut self, hash: u32) -> &mut [u32; WAYS] {
+        let sets = self.slots.as_chunks_mut::<WAYS>().0;
+        &mut sets[((u64::from(hash) * sets.len() as u64) >> 32) as usize]
     }
 }
 

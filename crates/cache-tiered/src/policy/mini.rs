@@ -2,16 +2,12 @@
 //!
 //! Miniature simulation (Waldspurger, Saemundsson, Ahmad and Park, USENIX ATC 2017): a cache of a
 //! hundredth of the size, given a hundredth of the keys, has about the hit ratio of the whole. It is
-//! a slab of nodes, an index by hash and the same [`Queues`] as a live shard; a request costs some
-//! 30 ns while it fits the caches of the processor.
+//! a slab of nodes, an index by hash and the same [`Queues`] as a live shard.
 
 use std::cell::Cell;
 
 use super::queues::Queues;
 use super::{Kind, MARK_MAX, NIL, Nodes};
-
-/// Entries a mini cache holds when nobody says otherwise.
-const ENTRIES_MAX: usize = 1 << 14;
 
 #[derive(Debug, Default)]
 pub(super) struct Node {
@@ -95,11 +91,6 @@ pub(crate) struct MiniCache {
 }
 
 impl MiniCache {
-    /// Makes an empty cache of `capacity` weight and 16,384 entries at most.
-    pub(crate) fn new(kind: Kind, capacity: u64) -> Self {
-        Self::bounded(kind, capacity, ENTRIES_MAX)
-    }
-
     /// Makes an empty cache of `capacity` weight and `entries_max` entries at most.
     pub(crate) fn bounded(kind: Kind, capacity: u64, entries_max: usize) -> Self {
         Self {

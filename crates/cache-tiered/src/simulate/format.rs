@@ -259,9 +259,13 @@ pub(super) fn recognize(name: &str, sample: &[u8]) -> Format {
     if fits(Format::AccessLog) * 2 > lines.len() {
         return Format::AccessLog;
     }
-    let has_extension = name.rsplit('.').skip(1).any(|_| true)
-        && name.to_ascii_lowercase().split('.').any(|part| part == "csv");
-    if has_extension || fits(Format::Csv) > 0 && fits(Format::Csv) + 1 >= lines.len() {
+    let is_named_csv = name.split('.').skip(1).any(|part| part.eq_ignore_ascii_case("csv"));
+    let is_csv = |line: &&[u8]| parse(Format::Csv, line).is_some();
+    let body = match lines.split_first() {
+        Some((header, body)) if !is_csv(header) && header.contains(&b',') => body,
+        _ => &lines,
+    };
+    if is_named_csv || !body.is_empty() && body.iter().all(is_csv) {
         return Format::Csv;
     }
     Format::Lines
@@ -388,7 +392,12 @@ fn read_lines(
                 }
                 let expected = format.expected();
                 let name = name.to_owned();
-                return Err(ReadError::Trace(TraceError::Line { name, line: number, seen, expected }));
+                return Err(ReadError::Trace(TraceError::Line {
+                    name,
+                    line: number,
+                    seen,
+                    expected,
+                }));
             }
         }
     }

@@ -10,12 +10,20 @@
 //! its first misses count.
 //!
 //! ```
-//! use cache_tiered::simulate::{Capacity, Textbook, Workload, run};
+//! use cache_tiered::simulate::{Contender, Trace, TraceOptions, sweep};
 //!
-//! let trace = Workload::Zipf { keys: 10_000, exponent: 0.9 }.trace(50_000, 1);
-//! let mut lru = Textbook::Lru.cache(Capacity::entries(500));
-//! let outcome = run(&trace, &mut *lru);
-//! assert!(outcome.hit_ratio() > 0.3);
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let log: &[u8] = b"/home\n/cart\n/home\n/home\n/login\n/cart\n";
+//! let trace = Trace::read("pages.txt", log, &TraceOptions::default())?;
+//! let half = trace.footprint().entries(0.5);
+//! let contenders = Contender::matching("textbook-*")?;
+//! let outcomes = sweep(&trace, &contenders, &[half], 2, &|_done| ());
+//! for (contender, outcome) in contenders.iter().zip(&outcomes[0]) {
+//!     let outcome = outcome.expect("only the optimum may have none");
+//!     println!("{}: {:.1} %", contender.name(), outcome.hit_ratio() * 100.0);
+//! }
+//! # Ok(())
+//! # }
 //! ```
 
 mod belady;

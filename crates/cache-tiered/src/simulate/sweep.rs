@@ -92,7 +92,11 @@ mod tests {
     const CAPACITIES: [u64; 3] = [10, 50, 200];
 
     fn contenders() -> [Contender; 3] {
-        [Contender::textbook(Textbook::Lru), Contender::optimum(), Contender::textbook(Textbook::Arc)]
+        [
+            Contender::textbook(Textbook::Lru),
+            Contender::optimum(),
+            Contender::textbook(Textbook::Arc),
+        ]
     }
 
     #[test]

@@ -198,11 +198,7 @@ impl Trace {
     /// # Errors
     ///
     /// As [`open`](Self::open).
-    pub fn read(
-        name: &str,
-        source: impl Read,
-        options: &TraceOptions,
-    ) -> Result<Self, TraceError> {
+    pub fn read(name: &str, source: impl Read, options: &TraceOptions) -> Result<Self, TraceError> {
         let fail = |requests| {
             let name = name.to_owned();
             move |source| TraceError::Read { name, requests, source }

@@ -7,6 +7,16 @@ use super::Trace;
 use super::mix::mix;
 
 /// A pattern of requests.
+///
+/// # Examples
+///
+/// ```
+/// use cache_tiered::simulate::{Capacity, Textbook, Workload, run};
+///
+/// let trace = Workload::Zipf { keys: 10_000, exponent: 0.9 }.trace(50_000, 1);
+/// let outcome = run(&trace, &mut *Textbook::Lru.cache(Capacity::entries(500)));
+/// assert!(outcome.hit_ratio() > 0.3);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Workload {
@@ -85,14 +95,14 @@ impl Workload {
                     let (newest, read) = (at / reads, at % reads);
                     newest.wrapping_sub(read * spread / reads)
                 };
-                steps.map(|at| key(at)).collect()
+                steps.map(key).collect()
             }
             Self::Loop { keys } => {
                 (0..requests as u64).map_while(|at| at.checked_rem(keys)).collect()
             }
             Self::ShiftingHotSet { keys, hot, hot_percent, shift_every } => {
                 let hot = hot.min(keys);
-                let mut draw = |at: u64| {
+                let draw = |at: u64| {
                     let shift = at / shift_every.max(1);
                     if hot > 0 && random.below(100) < u64::from(hot_percent) {
                         Some((shift.wrapping_mul(hot) + random.below(hot)) % keys)
@@ -100,21 +110,21 @@ impl Workload {
                         (keys > 0).then(|| random.below(keys))
                     }
                 };
-                (0..requests as u64).map_while(|at| draw(at)).collect()
+                (0..requests as u64).map_while(draw).collect()
             }
             Self::Mixed { keys, exponent, scan_every, scan_keys } => {
                 let zipf = Zipf::new(keys, exponent);
                 let cycle = scan_every.saturating_add(scan_keys).max(1);
-                let mut draw = |at: u64| {
+                let draw = |at: u64| {
                     let (round, step) = (at / cycle, at % cycle);
                     match step.checked_sub(scan_every) {
                         None => zipf.draw(&mut random),
-                        Some(step) => {
-                            Some(round.wrapping_mul(scan_keys).wrapping_add(keys.wrapping_add(step)))
-                        },
+                        Some(step) => Some(
+                            round.wrapping_mul(scan_keys).wrapping_add(keys.wrapping_add(step)),
+                        ),
                     }
                 };
-                (0..requests as u64).map_while(|at| draw(at)).collect()
+                (0..requests as u64).map_while(draw).collect()
             }
         };
         // Neighbours in a pattern should not be neighbours in a table.
@@ -230,8 +240,7 @@ mod tests {
     fn a_scan_reads_each_key_a_few_times_within_its_spread() {
         let keys = keys(Workload::Scan { reads: 3, spread: 10 }, 3_000);
         let middle = keys[1_500];
-        let reads: Vec<usize> =
-            (0..keys.len()).filter(|at| keys[*at] == middle).collect();
+        let reads: Vec<usize> = (0..keys.len()).filter(|at| keys[*at] == middle).collect();
         assert_eq!(reads.len(), 3);
         assert!(reads[2] - reads[0] <= 3 * 10, "{reads:?}");
     }
@@ -254,8 +263,7 @@ mod tests {
 
     #[test]
     fn the_scans_of_a_mixed_trace_are_all_new() {
-        let workload =
-            Workload::Mixed { keys: 5, exponent: 1.0, scan_every: 50, scan_keys: 20 };
+        let workload = Workload::Mixed { keys: 5, exponent: 1.0, scan_every: 50, scan_keys: 20 };
         let keys = keys(workload, 140);
         assert_eq!(distinct(&keys), 5 + 2 * 20);
     }

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use ultra_perf::cache_tiered::Policy;
-use ultra_perf::cache_tiered::simulate::{Capacity, Contender, Footprint, Outcome, Trace};
+use ultra_perf::cache_tiered::simulate::{Capacity, Contender, Footprint, Format, Outcome, Trace};
 
 const BOLD: &str = "\x1b[1m";
 const GREEN: &str = "\x1b[32m";
@@ -111,7 +111,8 @@ impl Report<'_> {
                 self.contenders.iter().zip(&row.outcomes).zip(&columns)
             {
                 let value = outcome.as_ref().map(measure);
-                let digits = value.map_or_else(|| "-".to_owned(), |it| format!("{:.2}", it * 100.0));
+                let digits =
+                    value.map_or_else(|| "-".to_owned(), |it| format!("{:.2}", it * 100.0));
                 let is_best = !contender.is_optimum() && value.is_some() && value == best;
                 let gap = column - digits.len();
                 let digits = if is_best { style.wrap(GREEN, &digits) } else { digits };
@@ -203,7 +204,7 @@ impl Report<'_> {
         json!({
             "trace": {
                 "name": self.trace.name(),
-                "format": self.trace.format().map(|format| format.as_str()),
+                "format": self.trace.format().map(Format::as_str),
                 "requests": self.trace.keys().len(),
                 "keys": self.footprint.keys,
                 "bytes": weighted.then_some(self.footprint.weight),

@@ -1,11 +1,9 @@
 //! The cache lines of the table: tags, overflow counts and node indices, and how a hash finds its way
 //! among them.
 //!
-//! A chunk holds twelve entries. The tag of slot `2 * b + w` is byte `b` of word `w`, so that a match
-//! in either word becomes one bit of one mask whose position is four times the slot's number; the
-//! count of the entries that passed by because the chunk was full stands above the tags of the first
-//! word. Writers are alone, under the table's lock; what a reader may meet meanwhile is told in the
-//! head of [`table`](super).
+//! A chunk holds twelve entries: their tags, byte by byte in two words, the count of the entries that
+//! went on because the chunk was full, and the indices of their nodes. Writers are alone, under the
+//! table's lock; what a reader may meet meanwhile is told in the head of [`table`](super).
 
 #![forbid(unsafe_code)]
 
@@ -17,20 +15,18 @@ pub(super) const SLOTS: usize = 12;
 /// A cache line of the table.
 #[repr(C, align(64))]
 pub(super) struct Chunk {
-    /// Six tags in the lower bytes. That of an empty slot is 0, but so are others.
+    /// A byte for each slot, lowest first. That of an empty slot is 0, but so are others. Above the last
+    /// four: the overflow count.
     tags: [AtomicU64; 2],
     /// Node indices, 0 where the slot is empty.
     pub(super) slots: [AtomicU32; SLOTS],
 }
 
-/// Where the overflow count stands in a chunk's first word.
-const OVERFLOW_SHIFT: u32 = 48;
+/// Where the overflow count stands in a chunk's second word.
+const OVERFLOW_SHIFT: u32 = 32;
+const LAST_TAGS: u64 = (1 << OVERFLOW_SHIFT) - 1;
 /// A count that is no longer known exactly and never goes down again.
-const STUCK: u64 = u16::MAX as u64;
-
-const TAGS: u64 = (1 << OVERFLOW_SHIFT) - 1;
-const LOW_BITS: u64 = 0x0101_0101_0101;
-const HIGH_BITS: u64 = 0x8080_8080_8080;
+const STUCK: u64 = u32::MAX as u64;
 
 /// The two words of a chunk's tags, as they were at some moment.
 #[derive(Clone, Copy)]
@@ -46,29 +42,50 @@ impl Tags {
     /// Whether entries whose home this is, or that came by, may be further on.
     #[inline]
     pub(super) fn overflowed(self) -> bool {
-        self.0[0] >> OVERFLOW_SHIFT != 0
+        self.0[1] >> OVERFLOW_SHIFT != 0
     }
 }
 
 /// A hash's tag.
 #[inline]
-fn tag_of(hash: u32) -> u64 {
-    u64::from(hash as u8)
+fn tag_of(hash: u32) -> u8 {
+    hash as u8
 }
 
-/// The slots of a chunk that may have a tag, each below [`SLOTS`].
-///
-/// One that follows another match may be a mistake: the subtraction borrows across a byte that is
-/// zero and takes a 1 behind it for a 0. None is missing.
+/// The slots of a chunk that may have a tag, each below [`SLOTS`]: none is missing, one too many is
+/// possible.
 #[derive(Clone, Copy)]
 pub(super) struct Matches(u64);
 
 impl Matches {
+    /// Compares all bytes at once; bit `s` is for slot `s`.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline]
-    fn new(words: [u64; 2], tag: u64) -> Self {
-        let zeros = |word: u64| word.wrapping_sub(LOW_BITS) & !word & HIGH_BITS;
-        let [first, second] = words.map(|word| zeros(word ^ tag * LOW_BITS));
-        Self(first >> 7 | second >> 3)
+    fn new(words: [u64; 2], tag: u8) -> Self {
+        Self(u64::from(super::equal_bytes(words, tag)) & ((1 << SLOTS) - 1))
+    }
+
+    /// Finds the bytes that are zero after an exclusive or; the subtraction borrows across such a byte
+    /// and takes a 1 behind it for a 0. Bit `8 * b + w` is for byte `b` of word `w`.
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[inline]
+    fn new([first, last]: [u64; 2], tag: u8) -> Self {
+        let low = u64::from_ne_bytes([1; 8]);
+        let zeros = |word: u64| word.wrapping_sub(low) & !word & low << 7;
+        let [first, last] = [first, last].map(|word| zeros(word ^ u64::from(tag) * low));
+        Self(first >> 7 | (last & LAST_TAGS) >> 6)
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[inline]
+    fn slot(bit: u32) -> usize {
+        bit as usize
+    }
+
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[inline]
+    fn slot(bit: u32) -> usize {
+        (bit / 8 + bit % 8 * 8) as usize
     }
 }
 
@@ -80,9 +97,9 @@ impl Iterator for Matches {
         if self.0 == 0 {
             return None;
         }
-        let slot = self.0.trailing_zeros() / 4;
+        let slot = Self::slot(self.0.trailing_zeros());
         self.0 &= self.0 - 1;
-        Some(slot as usize)
+        Some(slot)
     }
 }
 
@@ -100,9 +117,9 @@ impl Chunk {
         Tags([self.tags[0].load(Relaxed), self.tags[1].load(Relaxed)])
     }
 
-    fn set_tag(&self, slot: usize, tag: u64) {
-        let (word, shift) = (&self.tags[slot % 2], slot / 2 * 8);
-        word.store(word.load(Relaxed) & !(0xff << shift) | tag << shift, Relaxed);
+    fn set_tag(&self, slot: usize, tag: u8) {
+        let (word, shift) = (&self.tags[slot / 8], slot % 8 * 8);
+        word.store(word.load(Relaxed) & !(0xff << shift) | u64::from(tag) << shift, Relaxed);
     }
 
     /// A slot that holds nothing.
@@ -112,11 +129,11 @@ impl Chunk {
 
     /// Adds to the overflow count, or takes from it.
     fn count_overflow(&self, by: i64) {
-        let word = self.tags[0].load(Relaxed);
+        let word = self.tags[1].load(Relaxed);
         let count = word >> OVERFLOW_SHIFT;
         if count != STUCK {
             let count = count.wrapping_add_signed(by);
-            self.tags[0].store(word & TAGS | count << OVERFLOW_SHIFT, Relaxed);
+            self.tags[1].store(word & LAST_TAGS | count << OVERFLOW_SHIFT, Relaxed);
         }
     }
 }
@@ -124,12 +141,62 @@ impl Chunk {
 /// The chunk where a hash is looked for first: below `chunks`, if that is not 0.
 #[inline]
 pub(super) fn home(hash: u32, chunks: usize) -> usize {
-    (u64::from(hash) * chunks as u64 >> 32) as usize
+    ((u64::from(hash) * chunks as u64) >> 32) as usize
 }
 
-#[inline]
-fn after(at: usize, chunks: usize) -> usize {
-    if at + 1 < chunks { at + 1 } else { 0 }
+/// Strides that an entry takes from its home before it looks at every chunk in turn.
+const STRIDES: usize = 8;
+
+/// The chunks where a hash may be, in the order in which they are tried.
+#[derive(Clone, Copy)]
+pub(super) struct Path<'a> {
+    chunks: &'a [Chunk],
+    hash: u32,
+    at: usize,
+    taken: usize,
+}
+
+impl<'a> Path<'a> {
+    /// Begins at home.
+    #[inline]
+    pub(super) fn new(chunks: &'a [Chunk], hash: u32) -> Self {
+        Self { chunks, hash, at: home(hash, chunks.len()), taken: 0 }
+    }
+
+    #[inline]
+    fn chunk(&self) -> &'a Chunk {
+        &self.chunks[self.at]
+    }
+
+    /// Goes on to the next chunk, by strides that differ from hash to hash so that full chunks do not
+    /// fill their neighbours. The last ones, of 1, reach every chunk.
+    #[inline]
+    pub(super) fn advance(&mut self) {
+        let step = if self.taken < STRIDES { (self.hash >> 8 & 0xff) as usize } else { 0 };
+        self.at = (self.at + step + 1) % self.chunks.len();
+        self.taken += 1;
+    }
+
+    /// Finds the slot with the hash's tag whose node `is_it`, from here on.
+    #[inline]
+    pub(super) fn find(mut self, mut is_it: impl FnMut(u32) -> bool) -> Option<Place> {
+        while self.taken < STRIDES + self.chunks.len() {
+            let chunk = self.chunk();
+            let tags = chunk.tags();
+            for slot in tags.matches(self.hash) {
+                // Acquire: pairs with the Release in `publish` and in `Locked::replace`.
+                let index = chunk.slots[slot].load(Acquire);
+                if index != 0 && is_it(index) {
+                    return Some(Place { chunk: self.at, slot });
+                }
+            }
+            if !tags.overflowed() {
+                return None;
+            }
+            self.advance();
+        }
+        None
+    }
 }
 
 /// A slot of an array.
@@ -139,54 +206,31 @@ pub(super) struct Place {
     pub(super) slot: usize,
 }
 
-/// Finds the slot with a hash's tag whose node `is_it`.
+/// Puts a node into the first free slot on its path; there must be one.
 #[inline]
-pub(super) fn probe(
-    chunks: &[Chunk],
-    hash: u32,
-    mut is_it: impl FnMut(u32) -> bool,
-) -> Option<Place> {
-    let mut at = home(hash, chunks.len());
-    for _ in 0..chunks.len() {
-        let tags = chunks[at].tags();
-        for slot in tags.matches(hash) {
-            // Acquire: pairs with the Release in `publish` and in `Locked::replace`.
-            let index = chunks[at].slots[slot].load(Acquire);
-            if index != 0 && is_it(index) {
-                return Some(Place { chunk: at, slot });
-            }
-        }
-        if !tags.overflowed() {
-            return None;
-        }
-        at = after(at, chunks.len());
-    }
-    None
-}
-
-/// Puts a node into the first free slot from its home on; there must be one.
 pub(super) fn publish(chunks: &[Chunk], hash: u32, index: u32) {
-    let mut at = home(hash, chunks.len());
+    let mut path = Path::new(chunks, hash);
     let slot = loop {
-        if let Some(slot) = chunks[at].free_slot() {
+        if let Some(slot) = path.chunk().free_slot() {
             break slot;
         }
-        chunks[at].count_overflow(1);
-        at = after(at, chunks.len());
+        path.chunk().count_overflow(1);
+        path.advance();
     };
     // Release: the node is complete. Pairs with the Acquire of the look-ups; checked by
     // `loom_a_look_up_sees_a_whole_entry`.
-    chunks[at].slots[slot].store(index, Release);
-    chunks[at].set_tag(slot, tag_of(hash));
+    path.chunk().slots[slot].store(index, Release);
+    path.chunk().set_tag(slot, tag_of(hash));
 }
 
-/// Empties a slot and takes the entry out of the counts between its home and there.
+/// Empties a slot and takes the entry out of the counts on the path to there.
+#[inline]
 pub(super) fn withdraw(chunks: &[Chunk], hash: u32, place: Place) {
     chunks[place.chunk].slots[place.slot].store(0, Relaxed);
     chunks[place.chunk].set_tag(place.slot, 0);
-    let mut passed = home(hash, chunks.len());
-    while passed != place.chunk {
-        chunks[passed].count_overflow(-1);
-        passed = after(passed, chunks.len());
+    let mut path = Path::new(chunks, hash);
+    while path.at != place.chunk {
+        path.chunk().count_overflow(-1);
+        path.advance();
     }
 }

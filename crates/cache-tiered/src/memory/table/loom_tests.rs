@@ -92,18 +92,6 @@ fn loom_a_pin_holds_back_a_stamp() {
 }
 
 #[test]
-fn loom_a_slot_goes_from_thread_to_thread() {
-    loom::model(|| {
-        let first = thread::spawn(|| drop(epoch::pin()));
-        let guard = epoch::pin();
-        assert!(epoch::horizon() != epoch::NOBODY);
-        first.join().expect("the other thread pins and ends");
-        drop(guard);
-        assert_eq!(epoch::horizon(), epoch::NOBODY);
-    });
-}
-
-#[test]
 fn loom_a_look_up_sees_a_whole_entry() {
     loom::model(|| {
         let shard = shard();

@@ -393,7 +393,7 @@ fn deadlines_and_flags_come_back_as_they_went_in() {
         assert_eq!((found.deadline(), found.flags(), found.index()), (deadline, 7, index));
         table.lock().set_flags(index, 9);
         assert_eq!(found.flags(), 9);
-        assert_eq!(found.touched().is_some(), false);
+        assert!(found.touched().is_none());
         let mut locked = table.lock();
         assert_eq!(locked.split().0.deadline(index), deadline);
     }
@@ -600,7 +600,7 @@ fn readers_never_see_a_value_that_is_not_theirs() {
                 })
             })
             .collect();
-        let ended: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+        let ended: Vec<_> = writers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         stop.store(true, Ordering::Relaxed);
         ended.into_iter().for_each(|it| it.expect("a writer sees nothing wrong"));
     });

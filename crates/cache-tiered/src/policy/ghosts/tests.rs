@@ -11,7 +11,7 @@ fn hash(number: u32) -> u32 {
 
 #[test]
 fn a_ghost_is_met_once_and_in_its_own_list() {
-    let mut ghosts = Ghosts::new(100);
+    let mut ghosts = Ghosts::new(100, Vec::new());
     ghosts.add(hash(1), Young, [50, 50]);
     ghosts.add(hash(2), Main, [50, 50]);
     assert_eq!(ghosts.take(hash(1), [50, 50]), Some(Young));
@@ -22,7 +22,7 @@ fn a_ghost_is_met_once_and_in_its_own_list() {
 
 #[test]
 fn a_list_without_a_window_remembers_nothing() {
-    let mut ghosts = Ghosts::new(100);
+    let mut ghosts = Ghosts::new(100, Vec::new());
     ghosts.add(hash(1), Main, [50, 0]);
     assert_eq!(ghosts.take(hash(1), [50, 50]), None);
 }
@@ -30,7 +30,7 @@ fn a_list_without_a_window_remembers_nothing() {
 /// Sends `joins` keys through one list and compares with an exact FIFO list of the same length: the
 /// share of its ghosts that are met, and of those older than it that are.
 fn against_exact(entries: usize, window: u32, joins: u32) -> (f64, f64) {
-    let mut ghosts = Ghosts::new(entries);
+    let mut ghosts = Ghosts::new(entries, Vec::new());
     let mut exact = VecDeque::new();
     for number in 0..joins {
         ghosts.add(hash(number), Young, [window, 0]);
@@ -41,8 +41,7 @@ fn against_exact(entries: usize, window: u32, joins: u32) -> (f64, f64) {
     }
     let met = exact.iter().filter(|&&n| ghosts.take(hash(n), [window, 0]).is_some()).count();
     let older = 0..joins - window;
-    let false_ones =
-        older.clone().filter(|&n| ghosts.take(hash(n), [window, 0]).is_some()).count();
+    let false_ones = older.clone().filter(|&n| ghosts.take(hash(n), [window, 0]).is_some()).count();
     (met as f64 / exact.len() as f64, false_ones as f64 / older.len() as f64)
 }
 
@@ -57,7 +56,7 @@ fn nearly_all_of_a_list_that_fits_is_remembered_and_nearly_nothing_older() {
 
 #[test]
 fn a_flood_of_one_list_leaves_most_of_the_other() {
-    let mut ghosts = Ghosts::new(1_000);
+    let mut ghosts = Ghosts::new(1_000, Vec::new());
     let windows = [500, 500];
     for number in 0..300 {
         ghosts.add(hash(number), Main, windows);
@@ -71,7 +70,7 @@ fn a_flood_of_one_list_leaves_most_of_the_other() {
 
 #[test]
 fn keys_never_seen_are_hardly_ever_taken_for_ghosts() {
-    let mut ghosts = Ghosts::new(4_096);
+    let mut ghosts = Ghosts::new(4_096, Vec::new());
     for number in 0..4_096 {
         ghosts.add(hash(number), Young, [4_096, 0]);
     }
@@ -82,5 +81,5 @@ fn keys_never_seen_are_hardly_ever_taken_for_ghosts() {
 
 #[test]
 fn a_ghost_costs_four_and_a_half_bytes() {
-    assert_eq!(Ghosts::new(1 << 20).bytes(), (1 << 20) * 9 / 2);
+    assert_eq!(Ghosts::new(1 << 20, Vec::new()).bytes(), (1 << 20) * 9 / 2);
 }

@@ -39,7 +39,7 @@ fn spread(number: u64) -> u64 {
 }
 
 fn hit_ratio(kind: Kind, capacity: u64, requests: impl Iterator<Item = u64>) -> f64 {
-    let mut mini = MiniCache::new(kind, capacity);
+    let mut mini = MiniCache::bounded(kind, capacity, 16_384);
     let (mut hits, mut count) = (0_u32, 0_u32);
     for number in requests {
         hits += u32::from(mini.request(spread(number), 1));
@@ -54,7 +54,7 @@ proptest! {
         capacity in 0_u64..30,
         requests in prop::collection::vec((0_u64..40, 1_u32..4), 0..400),
     ) {
-        let mut mini = MiniCache::new(Kind::Lru, capacity);
+        let mut mini = MiniCache::bounded(Kind::Lru, capacity, 100);
         let mut naive = NaiveClock { capacity, entries: VecDeque::new() };
         for (id, weight) in requests {
             prop_assert_eq!(mini.request(spread(id), weight), naive.request(spread(id), weight));
@@ -112,7 +112,7 @@ fn everything_that_fits_is_kept() {
 
 #[test]
 fn a_loop_longer_than_the_cache_defeats_lru_and_not_lfu() {
-    let around = || (0..200_000).map(|n| n % 400);
+    let around = || (0..40_000).map(|n| n % 400);
     assert_eq!(hit_ratio(Kind::Lru, 200, around()), 0.0);
     for (kind, least) in [(Kind::Lfu, 0.4), (Kind::LfuNarrow, 0.4), (Kind::LfuWide, 0.25)] {
         let ratio = hit_ratio(kind, 200, around());
@@ -123,7 +123,7 @@ fn a_loop_longer_than_the_cache_defeats_lru_and_not_lfu() {
 /// Keys asked for three times within a short while and never again.
 #[test]
 fn pure_recency_suits_all_but_the_narrow_window() {
-    let recent = || (0..100_000).map(|n| n / 150 * 50 + n % 50);
+    let recent = || (0..30_000).map(|n| n / 150 * 50 + n % 50);
     for kind in Kind::ALL {
         let ratio = hit_ratio(kind, 1_000, recent());
         if kind == Kind::LfuNarrow {
@@ -137,9 +137,7 @@ fn pure_recency_suits_all_but_the_narrow_window() {
 /// A hot set that fits, asked for between the keys of an endless scan.
 #[test]
 fn a_scan_leaves_the_hot_set_to_all_but_lru() {
-    let scanned = || {
-        (0..300_000_u64).map(|n| if n % 4 == 0 { spread(n) % 80 } else { 1_000 + n })
-    };
+    let scanned = || (0..60_000_u64).map(|n| if n % 4 == 0 { spread(n) % 80 } else { 1_000 + n });
     for kind in Kind::ALL {
         let ratio = hit_ratio(kind, 100, scanned());
         if kind == Kind::Lru {

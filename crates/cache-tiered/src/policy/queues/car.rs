@@ -5,8 +5,9 @@
 //! (Bansal and Modha, "CAR: Clock with Adaptive Replacement", FAST 2004).
 //!
 //! Departures: `p` and the rings are measured in weight, a ghost hit moves `p` by the weight of the
-//! key; the ghosts are approximate (see [`super::super::ghosts`]) and counted in keys. Against ARC with
-//! its exact lists: 0.2 points higher in the mean of the suite's traces, 1.1 lower at worst (arc-P2).
+//! key; the ghosts are approximate (see [`crate::policy::ghosts`]) and counted in keys. Against ARC
+//! with its four exact lists the hit ratio is 0.2 points higher in the mean of the suite's 56 judged
+//! points, and 1.3 lower at worst.
 
 use super::{MAIN, Memory, PROTECTED, Queues, STEPS_MAX, YOUNG};
 use crate::policy::Nodes;

@@ -125,7 +125,8 @@ fn the_last_comma_ends_the_key_of_a_csv_line() {
     assert_ne!(key(Format::Csv, "a,1"), key(Format::Csv, "b,1"));
 }
 
-const COMMON: &str = r#"10.0.0.1 - ann [10/Oct/2000:13:55:36 -0700] "GET /a?b=1 HTTP/1.0" 200 2326"#;
+const COMMON: &str =
+    r#"10.0.0.1 - ann [10/Oct/2000:13:55:36 -0700] "GET /a?b=1 HTTP/1.0" 200 2326"#;
 const COMBINED: &str = concat!(
     r#"shop.example:443 10.0.0.2 - - [10/Oct/2000:13:55:37 -0700] "GET /a?b=1 HTTP/2.0" 304 - "#,
     r#""http://x/\"y\"" "Mozilla/5.0 (\"x\")""#,
@@ -184,6 +185,8 @@ fn text_is_recognized_by_its_lines() {
     recognized("x", &format!("{COMMON}\ngarbage\n{COMBINED}\n"), Format::AccessLog);
     recognized("x", "key,size\na,1\nb,2\n", Format::Csv);
     recognized("x", "/a\n/b,1\nc d\n", Format::Lines);
+    recognized("x", "/a\n/b,1\n", Format::Lines);
+    recognized("x", "key,size\n", Format::Lines);
     recognized("x", "", Format::Lines);
     recognized("x", "\n\n", Format::Lines);
 }
@@ -209,11 +212,20 @@ fn words_are_told_apart_by_what_is_on_both_sides() {
     let zipf = crate::simulate::Workload::Zipf { keys: 2_000, exponent: 0.8 }.trace(10_000, 1);
     let hashes = || zipf.keys().iter().copied();
     assert_eq!(recognize("x", &words(hashes().map(u64::to_be_bytes))), Format::Words64);
-    assert_eq!(recognize("x", &words(hashes().map(|key| (key >> 40).to_be_bytes()))), Format::Words64);
-    assert_eq!(recognize("x", &words(hashes().map(|key| (key >> 40).to_le_bytes()))), Format::Words64);
+    assert_eq!(
+        recognize("x", &words(hashes().map(|key| (key >> 40).to_be_bytes()))),
+        Format::Words64
+    );
+    assert_eq!(
+        recognize("x", &words(hashes().map(|key| (key >> 40).to_le_bytes()))),
+        Format::Words64
+    );
     let short = || hashes().map(|key| (key >> 32) as u32);
     assert_eq!(recognize("x", &words(short().map(u32::to_be_bytes))), Format::Words32);
-    assert_eq!(recognize("x", &words(short().map(|key| (key >> 12).to_le_bytes()))), Format::Words32);
+    assert_eq!(
+        recognize("x", &words(short().map(|key| (key >> 12).to_le_bytes()))),
+        Format::Words32
+    );
     // Nothing comes twice.
     assert_eq!(recognize("x", &words((0_u32..5_000).map(u32::to_be_bytes))), Format::Words32);
     assert_eq!(recognize("x", &words((0_u32..5_000).map(u32::to_le_bytes))), Format::Words32);

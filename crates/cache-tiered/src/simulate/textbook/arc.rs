@@ -30,8 +30,7 @@ impl Arc {
         while self.lists.weight(T1) + self.lists.weight(T2) + u64::from(weight) > self.capacity {
             let t1 = self.lists.weight(T1) as f64;
             let from_t1 = t1 > 0.0 && (t1 > self.p || (hit_b2 && t1 >= self.p));
-            let (from, to) =
-                if from_t1 || self.lists.len(T2) == 0 { (T1, B1) } else { (T2, B2) };
+            let (from, to) = if from_t1 || self.lists.len(T2) == 0 { (T1, B1) } else { (T2, B2) };
             let oldest = self.lists.oldest(from).expect("the cache is full, and T2 is not empty");
             self.lists.move_to(to, oldest);
         }

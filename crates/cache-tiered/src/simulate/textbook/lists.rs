@@ -98,8 +98,7 @@ impl<const N: usize> Lists<N> {
 
     /// Puts a key that is in no list at the front of one.
     pub(super) fn insert(&mut self, list: usize, key: u64, weight: u32) {
-        let fresh =
-            Node { key, newer: NIL, older: NIL, weight, list: list as u8, uses: 0 };
+        let fresh = Node { key, newer: NIL, older: NIL, weight, list: list as u8, uses: 0 };
         let node = match some(self.free) {
             Some(node) => {
                 self.free = self.nodes[node as usize].older;

@@ -65,7 +65,8 @@ fn s3_fifo_lets_a_ghost_into_the_main_queue() {
 #[test]
 fn w_tinylfu_holds_a_loop_that_lru_cannot() {
     let trace = Workload::Loop { keys: 150 }.trace(15_000, 1);
-    let share = |policy: Textbook| run(&trace, &mut *policy.cache(Capacity::entries(100))).hit_ratio();
+    let share =
+        |policy: Textbook| run(&trace, &mut *policy.cache(Capacity::entries(100))).hit_ratio();
     assert_eq!(share(Textbook::Lru), 0.0);
     assert!(share(Textbook::WTinyLfu) > 0.5, "{}", share(Textbook::WTinyLfu));
 }

@@ -99,7 +99,10 @@ fn a_file_without_requests_is_an_error() {
     assert_eq!(error(b"", Format::Lines), "t holds no request");
     assert_eq!(error(b"*\n\n", Format::Blocks), "t holds no request");
     let post = br#"h - - [t] "POST /a HTTP/1.1" 200 5"#;
-    assert_eq!(error(post, Format::AccessLog), "t holds no request that a cache could answer, in 1 lines");
+    assert_eq!(
+        error(post, Format::AccessLog),
+        "t holds no request that a cache could answer, in 1 lines"
+    );
 }
 
 #[test]

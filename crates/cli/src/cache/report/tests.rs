@@ -21,7 +21,12 @@ fn row(size: &str, capacity: Capacity, hits: &str) -> Row {
     let outcome = |hits: &str| {
         let hits = hits.parse().ok()?;
         let weight = if capacity.weighs() { 10 } else { 1 };
-        Some(Outcome { requests: 1_000, hits, weight: 1_000 * weight, hit_weight: hits * weight / 2 })
+        Some(Outcome {
+            requests: 1_000,
+            hits,
+            weight: 1_000 * weight,
+            hit_weight: hits * weight / 2,
+        })
     };
     Row { size: size.to_owned(), capacity, outcomes: hits.split(' ').map(outcome).collect() }
 }
@@ -34,6 +39,14 @@ fn with_report<T>(
 ) -> T {
     let contenders = contenders(names);
     look(&Report { trace, footprint: trace.footprint(), contenders: &contenders, rows })
+}
+
+fn advice(report: &Report<'_>) -> Option<String> {
+    report.advice()
+}
+
+fn json_of(report: &Report<'_>) -> Value {
+    report.json()
 }
 
 const NAMES: &str = "lru adaptive textbook-sieve belady";
@@ -103,8 +116,8 @@ adaptive at 64.0 MiB answers 20.0 %; more memory may add up to 70.0 points: try 
 /// Advises on adaptive caches of these sizes and hits.
 fn check(names: &str, sizes: &[(u64, &str)], expected: Option<&str>) {
     let rows = sizes.iter().map(|(entries, hits)| row("", Capacity::entries(*entries), hits));
-    let advice = with_report(&trace(false), names, rows.collect(), |it| it.advice());
-    assert_eq!(advice.as_deref(), expected, "{names} {sizes:?}");
+    let found = with_report(&trace(false), names, rows.collect(), advice);
+    assert_eq!(found.as_deref(), expected, "{names} {sizes:?}");
 }
 
 #[test]
@@ -112,17 +125,23 @@ fn the_smallest_size_is_advised_that_no_other_beats_by_two_points() {
     check(
         "adaptive",
         &[(400, "615"), (100, "500"), (200, "600"), (50, "300")],
-        Some("adaptive at 200 entries answers 60.0 %, 10.0 points more than at 100 entries; going on to 400 entries adds only 1.5 points"),
+        Some(
+            "adaptive at 200 entries answers 60.0 %, 10.0 points more than at 100 entries; going on to 400 entries adds only 1.5 points",
+        ),
     );
     check(
         "adaptive",
         &[(100, "500"), (200, "885")],
-        Some("adaptive at 200 entries answers 88.5 %, 38.5 points more than at 100 entries; no size can answer more than 90.0 %"),
+        Some(
+            "adaptive at 200 entries answers 88.5 %, 38.5 points more than at 100 entries; no size can answer more than 90.0 %",
+        ),
     );
     check(
         "adaptive",
         &[(1, "700")],
-        Some("adaptive at 1 entry answers 70.0 %; more memory may add up to 20.0 points: try larger --sizes"),
+        Some(
+            "adaptive at 1 entry answers 70.0 %; more memory may add up to 20.0 points: try larger --sizes",
+        ),
     );
 }
 
@@ -130,7 +149,9 @@ fn the_smallest_size_is_advised_that_no_other_beats_by_two_points() {
 fn another_policy_is_advised_only_if_it_is_a_point_better() {
     let policy = |names: &str, hits: &str| {
         let rows = vec![row("", Capacity::entries(5), hits)];
-        with_report(&trace(false), names, rows, |it| it.recommended().map(|at| it.contenders[at].name().to_owned()))
+        with_report(&trace(false), names, rows, |it| {
+            it.recommended().map(|at| it.contenders[at].name().to_owned())
+        })
     };
     assert_eq!(policy("lru adaptive", "509 500").as_deref(), Some("adaptive"));
     assert_eq!(policy("lru adaptive", "511 500").as_deref(), Some("lru"));
@@ -146,7 +167,7 @@ fn json_has_every_number_under_its_name() {
         row("64MiB", Capacity::weight(64 << 20, 100), "100 -"),
         row("7", Capacity::entries(7), "100 400"),
     ];
-    let json = with_report(&trace(true), "lru belady", rows, |it| it.json());
+    let json = with_report(&trace(true), "lru belady", rows, json_of);
     assert_eq!(
         json,
         json!({
