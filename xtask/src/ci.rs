@@ -125,7 +125,8 @@ impl Job {
                     // time.
                     repo::run(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation"))
                 };
-                let both = [miri("resilience", &[]), miri("cache-tiered", &["memory::", "policy::"])];
+                let both =
+                    [miri("resilience", &[]), miri("cache-tiered", &["memory::", "policy::"])];
                 both.into_iter().collect()
             }
             Self::Fuzz => fuzz::run(nightly),
@@ -177,7 +178,7 @@ fn features() -> Outcome {
 
 /// Runs the loom tests of the crates that have some.
 fn loom() -> Outcome {
-    ["resilience", "cache-tiered"].into_iter().map(loom_of).collect()
+    ["resilience", "cache-tiered"].into_iter().try_for_each(loom_of)
 }
 
 /// Runs the loom tests of a crate, with a folder of their own so that the flag does not rebuild the

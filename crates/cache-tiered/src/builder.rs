@@ -137,7 +137,6 @@ where
             lower: LowerSettings::default(),
         }
     }
-
 }
 
 impl<K, V, S> CacheBuilder<K, V, S>

@@ -766,9 +766,8 @@ where
         // A value may be the first to go, when its key was evicted not long ago and all the others
         // are in use. It goes below like one that memory refuses: its eviction may have written
         // nothing, and an older value must not be left there.
-        let refused = out
-            .turned_away(&below)
-            .map(|it| write_of(it.by_ref(), &self.clock, self.weighs_bytes));
+        let refused =
+            out.turned_away(&below).map(|it| write_of(it.by_ref(), &self.clock, self.weighs_bytes));
         self.lower.push(&below, refused.as_ref().unwrap_or(write), &mut out.writes);
         out.writes.extend(refused);
     }

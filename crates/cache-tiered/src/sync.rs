@@ -5,7 +5,6 @@
 //! one is given the same shape here. Loom's lock gives a `Result`; it never is an `Err`, because a
 //! model ends with the first panic.
 
-pub(crate) use std::sync::atomic::Ordering;
 pub(crate) use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 
 #[cfg(loom)]

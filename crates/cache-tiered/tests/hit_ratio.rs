@@ -34,9 +34,11 @@ const EXACT: [(Workload, u64, [u64; 7]); 10] = [
     (MIXED, 1_000,    [   12_812,    15_432,    15_535,    14_960,    15_432,    15_554,    17_939]),
 ];
 
+type Bands = [(u32, u32); Policy::ALL.len()];
+
 /// The lowest and the highest percentage of hits that each policy of the crate may have.
 #[rustfmt::skip]
-const BANDS: [(Workload, u64, [(u32, u32); 5]); 10] = [
+const BANDS: [(Workload, u64, Bands); 10] = [
     //                      lru       lfu       arc   s3-fifo  adaptive
     (ZIPF, 250,       [(31, 34), (40, 43), (39, 43), (39, 42), (40, 43)]),
     (ZIPF, 1_000,     [(46, 49), (52, 55), (51, 54), (51, 54), (52, 55)]),

@@ -80,9 +80,12 @@ impl<K, V> Weighter<K, Held<V>> for ByStoredWeight {
 /// Locks for placeholders; more than cores, so that writers seldom meet.
 const FLIGHT_SHARDS: usize = 64;
 
+/// Placeholders, on lines of their own.
+type FlightShard<K, V> = CachePadded<Mutex<Flights<K, V>>>;
+
 pub(super) struct ClockPro<K, V, S> {
     cache: sync::Cache<K, Held<V>, ByStoredWeight, S, OnEvict<K, V>>,
-    flights: Box<[CachePadded<Mutex<Flights<K, V>>>]>,
+    flights: Box<[FlightShard<K, V>]>,
     hasher: S,
     weighs: bool,
     /// The capacity that was asked for last.

@@ -57,6 +57,8 @@ const LIMBO_SHARE: u64 = 8;
 const ENTRIES_MAX: usize = 1 << 30;
 /// Entries that one lock of a shard takes out at most, where a call takes out many.
 const BATCH: usize = 256;
+/// Look-ups of a batch whose cache lines are asked for before the first of them is read.
+const AHEAD: usize = 16;
 /// Nodes of the wheel that an insert looks at on its way, at most.
 const EXPIRY_BUDGET: usize = 16;
 
@@ -66,8 +68,11 @@ mod flag {
     pub(super) const STORED_BELOW: u8 = 2;
 }
 
+/// The entries of a shard, and what belongs to them.
+type ShardTable<K, V> = Table<K, V, Shard<K, V>>;
+
 pub(super) struct Switchable<K, V, S> {
-    shards: Box<[CachePadded<Table<K, V, Shard<K, V>>>]>,
+    shards: Box<[CachePadded<ShardTable<K, V>>]>,
     /// How far a hash is shifted, after one bit, to leave the number of its shard.
     shift: u32,
     hasher: S,
@@ -179,7 +184,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
     }
 
     #[inline]
-    fn shard(&self, hash: u64) -> &Table<K, V, Shard<K, V>> {
+    fn shard(&self, hash: u64) -> &ShardTable<K, V> {
         &self.shards[(hash >> 1 >> self.shift) as usize]
     }
 
@@ -217,11 +222,10 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
 
     /// One look-up of a batch or alone. Tells whether the election wants to be heard.
     #[inline]
-    fn look_up<Q>(&self, guard: &Guard, key: &Q, counted: bool) -> (Option<V>, bool)
+    fn look_up<Q>(&self, guard: &Guard, hash: u64, key: &Q, counted: bool) -> (Option<V>, bool)
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
         let thread = guard.thread();
         let Some(found) = self.shard(hash).find(guard, hash as u32, key) else {
             let consult = counted && self.locals.miss(thread);
@@ -422,8 +426,9 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
+        let hash = self.hasher.hash_one(key);
         let guard = epoch::pin();
-        let (value, due) = self.look_up(&guard, key, counted);
+        let (value, due) = self.look_up(&guard, hash, key, counted);
         drop(guard);
         if due {
             self.consult();
@@ -432,14 +437,21 @@ where
     }
 
     fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
-        let guard = epoch::pin();
+        let mut values = Vec::with_capacity(keys.len());
         let mut any_due = false;
-        let look_up = |key| {
-            let (value, due) = self.look_up(&guard, key, true);
-            any_due |= due;
-            value
-        };
-        let values = keys.iter().map(look_up).collect();
+        let guard = epoch::pin();
+        for keys in keys.chunks(AHEAD) {
+            let mut hashes = [0; AHEAD];
+            for (key, hash) in keys.iter().zip(&mut hashes) {
+                *hash = self.hasher.hash_one(key);
+                self.shard(*hash).prefetch(&guard, *hash as u32);
+            }
+            for (key, hash) in keys.iter().zip(hashes) {
+                let (value, due) = self.look_up(&guard, hash, key, true);
+                any_due |= due;
+                values.push(value);
+            }
+        }
         drop(guard);
         if any_due {
             self.consult();

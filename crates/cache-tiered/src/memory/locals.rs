@@ -203,6 +203,7 @@ impl Locals {
     }
 
     /// The heap bytes in use.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         let blocks = self.blocks.iter().filter(|block| block.get().is_some()).count();
         size_of_val::<[_]>(&self.blocks) + blocks * size_of::<Block>()

@@ -281,6 +281,7 @@ pub(crate) struct MemoryTier<K, V, S> {
     listener: Option<Listener<K, V>>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one per cache, behind its Arc")]
 enum Choice<K, V, S> {
     Switchable(Switchable<K, V, S>),
     ClockPro(ClockPro<K, V, S>),

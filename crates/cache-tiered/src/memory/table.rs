@@ -58,8 +58,8 @@ use crossbeam_utils::CachePadded;
 use crate::Equivalent;
 use crate::policy::NIL;
 use crate::sync::{
-    Acquire, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, Mutex, MutexGuard, Relaxed,
-    Release, UnsafeCell, spin_loop, yield_now,
+    Acquire, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, Mutex, MutexGuard, Relaxed, Release,
+    UnsafeCell, spin_loop, yield_now,
 };
 
 use super::epoch::{self, Guard};
@@ -415,9 +415,7 @@ impl Array {
     unsafe fn chunks<'a>(self) -> &'a [Chunk] {
         // SAFETY: the header was written by `new` and never again; the chunks lie behind it, are
         // initialized (zeros are valid atomics) and only changed through their atomics.
-        unsafe {
-            std::slice::from_raw_parts(self.first_chunk(), self.0.as_ref().chunks as usize)
-        }
+        unsafe { std::slice::from_raw_parts(self.first_chunk(), self.0.as_ref().chunks as usize) }
     }
 
     /// # Safety
@@ -443,6 +441,19 @@ fn equal_bytes([first, last]: [u64; 2], byte: u8) -> u16 {
         let equal = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(byte.cast_signed()));
         _mm_movemask_epi8(equal) as u16
     }
+}
+
+/// Asks for a cache line that will be needed soon.
+#[inline]
+fn prefetch<T>(at: *const T) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch is a hint; it has no effect on the program whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
 }
 
 /// What left together and waits for the readers of its time.
@@ -571,10 +582,6 @@ impl<'g, K, V> Found<'g, K, V> {
         self.node.weight.load(Relaxed)
     }
 
-    pub(crate) fn hash(&self) -> u32 {
-        self.node.hash.load(Relaxed)
-    }
-
     #[inline]
     pub(crate) fn flags(&self) -> u8 {
         self.node.hot.flags.load(Relaxed)
@@ -670,6 +677,15 @@ impl<K, V, X> Table<K, V, X> {
         let _ = guard;
         // SAFETY: the guard is held during `'g`.
         unsafe { self.look_up(hash, key) }
+    }
+
+    /// Asks for the cache line where a look-up of this hash begins; for batches, before the look-ups.
+    #[inline]
+    pub(crate) fn prefetch(&self, guard: &Guard, hash: u32) {
+        let _ = guard;
+        // SAFETY: the guard is held during the call.
+        let chunks = unsafe { self.chunks() };
+        prefetch(&raw const chunks[chunk::home(hash, chunks.len())]);
     }
 
     /// # Safety
@@ -852,6 +868,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
     }
 
     /// The key and the value of an entry that is in the table.
+    #[cfg(test)]
     pub(crate) fn entry(&self, index: u32) -> Option<(&K, &V)> {
         self.get(index).map(|found| (found.key(), found.value()))
     }
@@ -904,11 +921,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
     /// # Panics
     ///
     /// If `old` is not in the table, or has another hash.
-    pub(crate) fn replace(
-        &mut self,
-        old: u32,
-        new: NewNode<K, V>,
-    ) -> Result<u32, NewNode<K, V>> {
+    pub(crate) fn replace(&mut self, old: u32, new: NewNode<K, V>) -> Result<u32, NewNode<K, V>> {
         let (hash, place) = self.place_of(old);
         assert_eq!(hash, new.hash, "the same key has the same hash");
         let index = self.fill(new)?;
@@ -947,8 +960,25 @@ impl<K, V, X> Locked<'_, K, V, X> {
         let node = self.node(index);
         node.prev.store(node.prev.load(Relaxed) & !LIVE, Relaxed);
         let weight = u64::from(node.weight.load(Relaxed));
+        self.expect(unpack(node.next.load(Relaxed)));
         self.inner.open.push(index);
         self.inner.open_weight += weight;
+    }
+
+    /// Brings closer what the next eviction will touch, if `next` is its victim: the chunk that holds
+    /// it, and the node after it. Policies evict along their links, so the one that the last victim
+    /// pointed at is a good guess, where the policy left that link in place.
+    #[inline]
+    fn expect(&self, next: u32) {
+        if next < self.inner.made {
+            let next = self.node(next);
+            let chunks = self.chunks();
+            prefetch(&raw const chunks[chunk::home(next.hash.load(Relaxed), chunks.len())]);
+            let after = unpack(next.next.load(Relaxed));
+            if after < self.inner.made {
+                prefetch(self.node(after));
+            }
+        }
     }
 
     /// Takes a free node and fills it; nobody sees it yet.

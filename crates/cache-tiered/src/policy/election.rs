@@ -342,6 +342,7 @@ impl Election {
     }
 
     /// The heap bytes of the mini caches.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.candidates.iter().map(|candidate| candidate.mini.bytes()).sum()
     }

@@ -74,6 +74,7 @@ impl Ghosts {
         self.slots
     }
 
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.slots.capacity() * size_of::<u32>()
     }

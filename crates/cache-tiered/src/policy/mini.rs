@@ -142,6 +142,7 @@ impl MiniCache {
     }
 
     /// Returns the bytes it holds on the heap.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.queues.bytes()
             + self.slab.0.capacity() * size_of::<Node>()

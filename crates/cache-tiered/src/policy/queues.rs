@@ -203,6 +203,7 @@ impl Queues {
     }
 
     /// Returns the bytes of heap it holds: per entry 8 at most, and in small shards up to 16.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         match &self.memory {
             Memory::Nothing(spare) => spare.capacity() * size_of::<u32>(),

@@ -52,6 +52,7 @@ impl Sketch {
         self.words
     }
 
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.words.capacity() * size_of::<u32>()
     }
