@@ -66,6 +66,8 @@ const EXPIRY_BUDGET: usize = 16;
 mod flag {
     pub(super) const PINNED: u8 = 1;
     pub(super) const STORED_BELOW: u8 = 2;
+    /// The entry has a deadline, or is watched for idleness: its use asks the clock.
+    pub(super) const TIMED: u8 = 4;
 }
 
 /// The entries of a shard, and what belongs to them.
@@ -188,23 +190,20 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         &self.shards[(hash >> 1 >> self.shift) as usize]
     }
 
-    /// The value of an entry, if it is alive; a dead one is an error.
-    #[inline]
-    fn use_entry(&self, found: &Found<'_, K, V>) -> Result<V, ()> {
-        if found.deadline() != NEVER || self.idle.is_some() {
-            let now = self.clock.now();
-            if self.is_dead(found, now) {
-                return Err(());
-            }
-            if let (Some(idle), Some(touched)) = (self.idle, found.touched()) {
-                let stamp = idle.stamp(now);
-                if touched.load(Ordering::Relaxed) != stamp {
-                    touched.store(stamp, Ordering::Relaxed);
-                }
+    /// Notes a use of an entry that the clock decides about, and tells whether it is alive.
+    #[inline(never)]
+    fn touch(&self, found: Found<'_, K, V>) -> bool {
+        let now = self.clock.now();
+        if self.is_dead(&found, now) {
+            return false;
+        }
+        if let (Some(idle), Some(touched)) = (self.idle, found.touched()) {
+            let stamp = idle.stamp(now);
+            if touched.load(Ordering::Relaxed) != stamp {
+                touched.store(stamp, Ordering::Relaxed);
             }
         }
-        found.raise_mark(MARK_MAX);
-        Ok(found.value().clone())
+        true
     }
 
     fn is_dead(&self, found: &Found<'_, K, V>, now: Millis) -> bool {
@@ -227,25 +226,25 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let thread = guard.thread();
-        let Some(found) = self.shard(hash).find(guard, hash as u32, key) else {
-            let consult = counted && self.locals.miss(thread);
-            return (None, consult);
-        };
-        match self.use_entry(&found) {
-            Ok(value) if counted => {
-                let mut consult = self.locals.hit(thread);
+        let found = self.shard(hash).find(guard, hash as u32, key);
+        if let Some(found) = found
+            && (found.flags() & flag::TIMED == 0 || self.touch(found))
+        {
+            found.raise_mark(MARK_MAX);
+            let value = found.value().clone();
+            let mut consult = false;
+            if counted {
+                self.locals.hit(thread);
                 if self.locals.sampled(hash) {
-                    consult |= self.locals.sample(thread, hash, found.weight());
+                    consult = self.locals.sample(thread, hash, found.weight());
                 }
-                (Some(value), consult)
             }
-            Ok(value) => (Some(value), false),
-            Err(()) => {
-                let consult = counted && self.locals.miss(thread);
-                self.bury(hash, key);
-                (None, consult)
-            }
+            return (Some(value), consult);
         }
+        if found.is_some() {
+            self.bury(hash, key);
+        }
+        (None, counted && self.locals.miss(thread))
     }
 
     /// Takes out an entry that a look-up found dead, unless it has come alive since.
@@ -842,7 +841,10 @@ where
             out.push(key, entry, EvictionCause::TooLarge);
         } else {
             let Entry { value, expires_at, weight, stored_below } = entry;
-            let flags = if stored_below { flag::STORED_BELOW } else { 0 };
+            let mut flags = if stored_below { flag::STORED_BELOW } else { 0 };
+            if expires_at != NEVER || engine.idle.is_some() {
+                flags |= flag::TIMED;
+            }
             let hash = hash as u32;
             let new = NewNode { key, value, hash, weight, deadline: expires_at, flags };
             match old {

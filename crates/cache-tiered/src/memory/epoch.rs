@@ -85,6 +85,7 @@ const MORE: usize = 24;
 struct Slot {
     word: AtomicU64,
     taken: AtomicBool,
+    /// What [`Guard::thread`] says.
     number: AtomicUsize,
 }
 
@@ -328,8 +329,12 @@ fn pin_again() -> Guard {
     if keep {
         MINE.with(|mine| mine.set(Some(slot)));
     }
-    let word = domain().epoch.load(Acquire) | 1;
-    slot.announce(if keep { word } else { word | BORROWED });
+    let mut word = domain().epoch.load(Acquire) | 1;
+    if !keep {
+        word |= BORROWED;
+        slot.number.store(NO_THREAD, Relaxed);
+    }
+    slot.announce(word);
     Guard { slot, not_send: PhantomData }
 }
 
@@ -337,11 +342,7 @@ impl Guard {
     /// A small number that no other living thread has, or [`NO_THREAD`] while the thread ends.
     #[inline]
     pub(crate) fn thread(&self) -> usize {
-        if self.slot.word.load(Relaxed) & BORROWED == 0 {
-            self.slot.number.load(Relaxed)
-        } else {
-            NO_THREAD
-        }
+        self.slot.number.load(Relaxed)
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! A hit must not write a line that another core writes, or the second reader pays for the first. So
 //! each thread has a block of its own per cache: its hits, its misses, and a short buffer of sampled
-//! requests. The block belongs to the thread's index, which the epoch registry hands out; it is
-//! allocated at the first use of that index, so a cache that few threads touch stays small (1 KiB, and
-//! 1 KiB more per thread). Sums are taken by whoever asks for the statistics.
+//! requests. The block belongs to the thread's index, which the epoch registry hands out. The blocks
+//! lie side by side, 8 KiB in all, so that counting a hit is an addition; the buffer of a thread,
+//! 0.8 KiB, comes with its first sample. Sums are taken by whoever asks for the statistics.
 //!
 //! # Sampling
 //!
@@ -50,7 +50,8 @@ pub(crate) const EXCLUSIVE: usize = 64;
 /// Samples that a thread can hold; half of it is what one drain usually takes.
 pub(crate) const RING: usize = if cfg!(loom) { 4 } else { 64 };
 
-/// Requests of a thread after which it looks after the election even if it sampled nothing.
+/// Misses of a thread after which it looks after the election even if it sampled nothing: where
+/// nothing misses there is nothing to elect.
 pub(crate) const HEARTBEAT: u64 = 1024;
 
 /// The threshold under which every key is sampled.
@@ -58,15 +59,14 @@ pub(crate) const EVERY_KEY: u64 = 1 << 32;
 
 /// Where a key stands between 0 and 2^32, evenly and independent of any few bits of its hash.
 pub(crate) fn position(hash: u64) -> u64 {
-    // The upper half of a product depends on all lower bits of its factors,
-    // and the fold lets it depend on the upper ones as well.
-    (hash ^ (hash >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32
+    // The upper bits of a product depend on all bits of its factors.
+    hash.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32
 }
 
 /// The counters and samples of all threads of one cache.
 #[derive(Debug)]
 pub(crate) struct Locals {
-    blocks: Box<[OnceLock<Box<Block>>]>,
+    blocks: Box<[Block; EXCLUSIVE]>,
     /// Shared by the threads that have no block.
     overflow: CachePadded<Overflow>,
     /// Keys with a [`position`] below this are sampled.
@@ -111,6 +111,18 @@ struct Overflow {
 struct Block {
     hits: AtomicU64,
     misses: AtomicU64,
+    buffer: OnceLock<Box<Buffer>>,
+}
+
+impl Block {
+    fn new() -> Self {
+        Self { hits: AtomicU64::new(0), misses: AtomicU64::new(0), buffer: OnceLock::new() }
+    }
+}
+
+/// The samples of a thread.
+#[derive(Debug)]
+struct Buffer {
     dropped: AtomicU64,
     /// Samples held in `ids` and `weights`, from the front.
     held: AtomicU32,
@@ -118,31 +130,45 @@ struct Block {
     ids: [AtomicU64; RING],
 }
 
+impl Buffer {
+    #[cold]
+    fn boxed() -> Box<Self> {
+        Box::new(Self {
+            dropped: AtomicU64::new(0),
+            held: AtomicU32::new(0),
+            weights: std::array::from_fn(|_| AtomicU32::new(0)),
+            ids: std::array::from_fn(|_| AtomicU64::new(0)),
+        })
+    }
+}
+
 impl Locals {
     pub(crate) fn new() -> Self {
         Self {
-            blocks: (0..EXCLUSIVE).map(|_| OnceLock::new()).collect(),
+            blocks: Box::new(std::array::from_fn(|_| Block::new())),
             overflow: CachePadded::default(),
             threshold: CachePadded::new(AtomicU64::new(0)),
         }
     }
 
-    /// Counts a hit of the calling thread; true once per [`HEARTBEAT`], for who keeps time by it.
+    /// Counts a hit of the calling thread.
     #[inline]
-    #[must_use]
-    pub(crate) fn hit(&self, thread: usize) -> bool {
-        let hits = match self.block(thread) {
-            Some(block) => raise(&block.hits),
-            None => self.overflow.hits.fetch_add(1, Relaxed) + 1,
-        };
-        hits.is_multiple_of(HEARTBEAT)
+    pub(crate) fn hit(&self, thread: usize) {
+        match self.blocks.get(thread) {
+            Some(block) => {
+                raise(&block.hits);
+            }
+            None => {
+                self.overflow.hits.fetch_add(1, Relaxed);
+            }
+        }
     }
 
     /// Counts a miss of the calling thread; true once per [`HEARTBEAT`], for who keeps time by it.
     #[inline]
     #[must_use]
     pub(crate) fn miss(&self, thread: usize) -> bool {
-        let misses = match self.block(thread) {
+        let misses = match self.blocks.get(thread) {
             Some(block) => raise(&block.misses),
             None => self.overflow.misses.fetch_add(1, Relaxed) + 1,
         };
@@ -164,26 +190,29 @@ impl Locals {
     ///
     /// A thread without a block notes nothing.
     pub(crate) fn sample(&self, thread: usize, hash: u64, weight: u32) -> bool {
-        let Some(block) = self.block(thread) else { return false };
-        let held = block.held.load(Relaxed) as usize;
+        let Some(block) = self.blocks.get(thread) else { return false };
+        let buffer = block.buffer.get_or_init(Buffer::boxed);
+        let held = buffer.held.load(Relaxed) as usize;
         if held >= RING {
-            return raise(&block.dropped).is_multiple_of(RING as u64 / 2);
+            return raise(&buffer.dropped).is_multiple_of(RING as u64 / 2);
         }
-        block.ids[held].store(hash, Relaxed);
-        block.weights[held].store(weight, Relaxed);
-        block.held.store(held as u32 + 1, Relaxed);
+        buffer.ids[held].store(hash, Relaxed);
+        buffer.weights[held].store(weight, Relaxed);
+        buffer.held.store(held as u32 + 1, Relaxed);
         held + 1 >= RING / 2 && (held + 1).is_multiple_of(RING / 4)
     }
 
     /// Empties the calling thread's samples into `consume`, oldest first, and returns how many were
     /// dropped since the thread's last drain.
     pub(crate) fn drain(&self, thread: usize, mut consume: impl FnMut(u64, u32)) -> u64 {
-        let Some(block) = self.block(thread) else { return 0 };
-        let held = (block.held.load(Relaxed) as usize).min(RING);
-        let dropped = block.dropped.load(Relaxed);
-        block.held.store(0, Relaxed);
-        block.dropped.store(0, Relaxed);
-        for (id, weight) in block.ids[..held].iter().zip(&block.weights) {
+        let Some(buffer) = self.blocks.get(thread).and_then(|block| block.buffer.get()) else {
+            return 0;
+        };
+        let held = (buffer.held.load(Relaxed) as usize).min(RING);
+        let dropped = buffer.dropped.load(Relaxed);
+        buffer.held.store(0, Relaxed);
+        buffer.dropped.store(0, Relaxed);
+        for (id, weight) in buffer.ids[..held].iter().zip(&buffer.weights) {
             consume(id.load(Relaxed), weight.load(Relaxed));
         }
         dropped
@@ -195,37 +224,17 @@ impl Locals {
             hits: self.overflow.hits.load(Relaxed),
             misses: self.overflow.misses.load(Relaxed),
         };
-        for block in self.blocks.iter().filter_map(OnceLock::get) {
+        for block in &*self.blocks {
             counts.hits += block.hits.load(Relaxed);
             counts.misses += block.misses.load(Relaxed);
         }
         counts
     }
 
-    /// The heap bytes in use.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
-        let blocks = self.blocks.iter().filter(|block| block.get().is_some()).count();
-        size_of_val::<[_]>(&self.blocks) + blocks * size_of::<Block>()
-    }
-
-    #[inline]
-    fn block(&self, thread: usize) -> Option<&Block> {
-        Some(self.blocks.get(thread)?.get_or_init(Block::boxed))
-    }
-}
-
-impl Block {
-    #[cold]
-    fn boxed() -> Box<Self> {
-        Box::new(Self {
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
-            held: AtomicU32::new(0),
-            weights: std::array::from_fn(|_| AtomicU32::new(0)),
-            ids: std::array::from_fn(|_| AtomicU64::new(0)),
-        })
+        let buffers = self.blocks.iter().filter(|block| block.buffer.get().is_some()).count();
+        size_of_val(&*self.blocks) + buffers * size_of::<Buffer>()
     }
 }
 

@@ -214,7 +214,12 @@ struct Slab<K, V> {
     /// The nodes of a segment, as a power of two.
     bits: u32,
     stamps: bool,
+    /// Both, as a [`Found`] carries them above its index.
+    shape: u32,
 }
+
+/// Set in a slab's shape where it keeps stamps; the bits of its segments are below.
+const STAMPED: u32 = 1 << 31;
 
 impl<K, V> Slab<K, V> {
     /// The directory's entry for a node.
@@ -242,28 +247,20 @@ impl<K, V> Slab<K, V> {
     #[inline]
     unsafe fn node<'a>(&self, index: u32) -> &'a Node<K, V> {
         // SAFETY: as the caller says. The lock, or the guard as long as the node is not free, keeps
-        // the segment from being given back. Node and address are of the same allocation, and the node
-        // is initialized: its fields are atomics, or cells that may be empty.
-        unsafe {
-            let origin = self.segment(index).load(Relaxed);
-            &*origin.wrapping_add(index as usize)
-        }
+        // the segment from being given back. The node is initialized: its fields are atomics, or cells
+        // that may be empty.
+        unsafe { &*self.node_ptr(index).as_ptr() }
     }
 
-    /// The stamp of a node, where stamps are kept.
-    ///
     /// # Safety
     ///
     /// As for [`node`](Self::node).
     #[inline]
-    unsafe fn stamp<'a>(&self, index: u32) -> Option<&'a AtomicU32> {
-        if !self.stamps {
-            return None;
-        }
-        // SAFETY: as for `node`; a stamp is initialized with its node.
+    unsafe fn node_ptr(&self, index: u32) -> NonNull<Node<K, V>> {
+        // SAFETY: as the caller says. Node and address are of the same allocation, which is not at 0.
         unsafe {
-            let start = self.start(self.segment(index).load(Relaxed), index);
-            Some(&*self.stamp_ptr(start, index))
+            let origin = self.segment(index).load(Relaxed);
+            NonNull::new_unchecked(origin.wrapping_add(index as usize))
         }
     }
 
@@ -279,15 +276,15 @@ impl<K, V> Slab<K, V> {
 
     /// Where the stamp of a node is, in a segment that begins at `start`.
     fn stamp_ptr(&self, start: *mut Node<K, V>, index: u32) -> *mut AtomicU32 {
-        let (_, stamps) = self.layout();
+        let (_, stamps) = Self::layout(self.bits, self.stamps);
         let offset = index - self.first(index);
         start.wrapping_byte_add(stamps).cast::<AtomicU32>().wrapping_add(offset as usize)
     }
 
     /// The layout of a segment, and where its stamps begin.
-    fn layout(&self) -> (Layout, usize) {
-        let nodes = Layout::array::<Node<K, V>>(1 << self.bits);
-        let stamps = Layout::array::<AtomicU32>(usize::from(self.stamps) << self.bits);
+    fn layout(bits: u32, stamps: bool) -> (Layout, usize) {
+        let nodes = Layout::array::<Node<K, V>>(1 << bits);
+        let stamps = Layout::array::<AtomicU32>(usize::from(stamps) << bits);
         let both = nodes.and_then(|nodes| nodes.extend(stamps?));
         both.expect("2^16 nodes fit an address space")
     }
@@ -298,7 +295,7 @@ impl<K, V> Slab<K, V> {
     ///
     /// As for [`segment`](Self::segment), and the segment does not exist yet.
     unsafe fn fill(&self, index: u32) {
-        let (layout, _) = self.layout();
+        let (layout, _) = Self::layout(self.bits, self.stamps);
         // SAFETY: a node has links, so the layout is not empty.
         let start = unsafe { alloc(layout) }.cast::<Node<K, V>>();
         if start.is_null() {
@@ -319,7 +316,7 @@ impl<K, V> Slab<K, V> {
         // SAFETY: as the caller says; `fill` allocated it with this layout, and free nodes own nothing.
         unsafe {
             let start = self.start(self.segment(index).load(Relaxed), index);
-            dealloc(start.cast(), self.layout().0);
+            dealloc(start.cast(), Self::layout(self.bits, self.stamps).0);
         }
     }
 }
@@ -535,10 +532,14 @@ unsafe impl<K: Send, V: Send, X: Send> Send for Table<K, V, X> {}
 unsafe impl<K: Send + Sync, V: Send + Sync, X: Send> Sync for Table<K, V, X> {}
 
 /// An entry that was found; it stays as it is while the guard, or the lock, is held.
+///
+/// Two words, so that a look-up gives it back in registers.
 pub(crate) struct Found<'g, K, V> {
+    /// Reaches the whole segment.
+    node: NonNull<Node<K, V>>,
+    /// The index, and the shape of the slab above it.
     index: u32,
-    node: &'g Node<K, V>,
-    slab: &'g Slab<K, V>,
+    held: PhantomData<&'g Node<K, V>>,
 }
 
 impl<K, V> Clone for Found<'_, K, V> {
@@ -550,49 +551,67 @@ impl<K, V> Clone for Found<'_, K, V> {
 impl<K, V> Copy for Found<'_, K, V> {}
 
 impl<'g, K, V> Found<'g, K, V> {
+    /// # Safety
+    ///
+    /// As for [`Slab::node`], with `'g` as its `'a`; and before its key or its value is asked for, the
+    /// node is live, or in limbo and held by the guard.
+    #[inline]
+    unsafe fn new(slab: &Slab<K, V>, index: u32) -> Self {
+        // SAFETY: as the caller says.
+        let node = unsafe { slab.node_ptr(index) };
+        Self { node, index: index | slab.shape, held: PhantomData }
+    }
+
+    #[inline]
+    fn node(&self) -> &'g Node<K, V> {
+        // SAFETY: the node stays during `'g`, as `new` was promised.
+        unsafe { self.node.as_ref() }
+    }
+
     /// The node's index.
     #[inline]
     pub(crate) fn index(&self) -> u32 {
-        self.index
+        self.index & INDEX_MASK
     }
 
     #[inline]
     pub(crate) fn key(&self) -> &'g K {
         // SAFETY: a `Found` is only made of a node that is live, or in limbo and held by a guard; its
         // key was written before it became so and is written again only after `'g`.
-        self.node.hot.key.with(|key| unsafe { (*key).assume_init_ref() })
+        self.node().hot.key.with(|key| unsafe { (*key).assume_init_ref() })
     }
 
     #[inline]
     pub(crate) fn value(&self) -> &'g V {
         // SAFETY: as for the key.
-        self.node.hot.value.with(|value| unsafe { (*value).assume_init_ref() })
+        self.node().hot.value.with(|value| unsafe { (*value).assume_init_ref() })
     }
 
     /// The deadline, or [`NEVER`].
     #[inline]
     pub(crate) fn deadline(&self) -> u64 {
-        match self.node.deadline_bits() {
+        match self.node().deadline_bits() {
             DEADLINE_NEVER => NEVER,
             deadline => deadline,
         }
     }
 
     pub(crate) fn weight(&self) -> u32 {
-        self.node.weight.load(Relaxed)
+        self.node().weight.load(Relaxed)
     }
 
     #[inline]
     pub(crate) fn flags(&self) -> u8 {
-        self.node.hot.flags.load(Relaxed)
+        self.node().hot.flags.load(Relaxed)
     }
 
     /// Counts a use, up to `max`; a use that races with another may be lost.
     #[inline]
     pub(crate) fn raise_mark(&self, max: u8) {
-        let mark = self.node.hot.mark.load(Relaxed);
-        if mark < max {
-            self.node.hot.mark.store(mark + 1, Relaxed);
+        let mark = &self.node().hot.mark;
+        let uses = mark.load(Relaxed);
+        if uses < max {
+            mark.store(uses + 1, Relaxed);
         }
     }
 
@@ -600,8 +619,17 @@ impl<'g, K, V> Found<'g, K, V> {
     /// when a node is new.
     #[inline]
     pub(crate) fn touched(&self) -> Option<&'g AtomicU32> {
-        // SAFETY: the index comes from a slot, under the guard or the lock that is held during `'g`.
-        unsafe { self.slab.stamp(self.index) }
+        if self.index & STAMPED == 0 {
+            return None;
+        }
+        let bits = (self.index & !STAMPED) >> INDEX_BITS;
+        let offset = (self.index & ((1 << bits) - 1)) as usize;
+        let (_, stamps) = Slab::<K, V>::layout(bits, true);
+        let start = self.node.as_ptr().wrapping_sub(offset);
+        let stamp = start.wrapping_byte_add(stamps).cast::<AtomicU32>().wrapping_add(offset);
+        // SAFETY: the stamps lie behind the nodes of the segment, which stays during `'g`; a stamp is
+        // initialized with its node.
+        Some(unsafe { &*stamp })
     }
 }
 
@@ -621,6 +649,7 @@ impl<K, V, X> Table<K, V, X> {
                 directory: AtomicPtr::new(directory.start.as_ptr()),
                 bits,
                 stamps: options.idle_stamps,
+                shape: bits << INDEX_BITS | if options.idle_stamps { STAMPED } else { 0 },
             },
             inner: CachePadded::new(Mutex::new(Inner {
                 len: 0,
@@ -708,7 +737,7 @@ impl<K, V, X> Table<K, V, X> {
             let index = slot.load(Acquire);
             if index != 0 {
                 // SAFETY: the index comes from a slot, under the guard or the lock.
-                let found = unsafe { self.found(index) };
+                let found = unsafe { Found::new(&self.slab, index) };
                 if key.equivalent(found.key()) {
                     return Some(found);
                 }
@@ -733,7 +762,7 @@ impl<K, V, X> Table<K, V, X> {
         let mut found = None;
         path.find(|index| {
             // SAFETY: the index comes from a slot, under the guard or the lock of `look_up`.
-            let candidate = unsafe { self.found(index) };
+            let candidate = unsafe { Found::new(&self.slab, index) };
             let is_it = key.equivalent(candidate.key());
             if is_it {
                 found = Some(candidate);
@@ -741,17 +770,6 @@ impl<K, V, X> Table<K, V, X> {
             is_it
         });
         found
-    }
-
-    /// # Safety
-    ///
-    /// The index comes from a slot, and the guard or the lock under which it was read is held as long
-    /// as the result lives.
-    #[inline]
-    unsafe fn found(&self, index: u32) -> Found<'_, K, V> {
-        // SAFETY: as the caller says; what is in a slot was made, and was live after guard or lock came.
-        let node = unsafe { self.slab.node(index) };
-        Found { index, node, slab: &self.slab }
     }
 
     /// Calls `f` with every entry. One that stays throughout is seen exactly once; one that comes or
@@ -765,7 +783,7 @@ impl<K, V, X> Table<K, V, X> {
             let index = slot.load(Acquire);
             if index != 0 {
                 // SAFETY: the index comes from a slot, under the guard.
-                f(unsafe { self.found(index) });
+                f(unsafe { Found::new(&self.slab, index) });
             }
         }
     }
@@ -863,8 +881,11 @@ impl<K, V, X> Locked<'_, K, V, X> {
     /// An entry that is in the table.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<Found<'_, K, V>> {
-        let node = (index < self.inner.made).then(|| self.node(index))?;
-        node.is_live().then_some(Found { index, node, slab: &self.table.slab })
+        if index >= self.inner.made || !self.node(index).is_live() {
+            return None;
+        }
+        // SAFETY: the node was made and is live, and the lock is held during the borrow.
+        Some(unsafe { Found::new(&self.table.slab, index) })
     }
 
     /// The key and the value of an entry that is in the table.
@@ -1001,9 +1022,10 @@ impl<K, V, X> Locked<'_, K, V, X> {
         node.weight.store(weight, Relaxed);
         node.next.store(INDEX_MASK, Relaxed);
         node.prev.store(LIVE | INDEX_MASK, Relaxed);
-        // SAFETY: the node was made, and the lock is held.
-        if let Some(stamp) = unsafe { self.table.slab.stamp(index) } {
-            stamp.store(0, Relaxed);
+        if self.table.slab.stamps {
+            // SAFETY: the node was made and is full, and the lock is held.
+            let stamp = unsafe { Found::new(&self.table.slab, index) }.touched();
+            stamp.expect("stamps are kept").store(0, Relaxed);
         }
         Ok(index)
     }
@@ -1312,8 +1334,9 @@ impl<K, V> Nodes<'_, K, V> {
     /// The stamp of the last use, if the table keeps them.
     pub(crate) fn touched(&self, index: u32) -> Option<&AtomicU32> {
         assert!(index < self.made, "an index that was never given out");
-        // SAFETY: the node was made, and the lock is held as long as this view lives.
-        unsafe { self.slab.stamp(index) }
+        // SAFETY: the node was made, and the lock is held as long as this view lives. A stamp is there
+        // whether the node is live or not.
+        unsafe { Found::new(self.slab, index) }.touched()
     }
 }
 

@@ -10,10 +10,10 @@ use super::*;
 fn loom_sums_never_go_back_and_end_complete() {
     loom::model(|| {
         let locals = Arc::new(Locals::new());
-        let _ = locals.hit(0);
+        locals.hit(0);
         let other = Arc::clone(&locals);
         let owner = thread::spawn(move || {
-            let _ = other.hit(0);
+            other.hit(0);
             let _ = other.miss(0);
         });
         let (first, second) = (locals.counts(), locals.counts());
@@ -29,17 +29,17 @@ fn loom_an_index_handed_over_loses_no_count() {
     loom::model(|| {
         let locals = Arc::new(Locals::new());
         let free = Arc::new(AtomicBool::new(false));
-        let _ = locals.hit(0);
+        locals.hit(0);
         let (theirs, given) = (Arc::clone(&locals), Arc::clone(&free));
         let old = thread::spawn(move || {
-            let _ = theirs.hit(0);
+            theirs.hit(0);
             theirs.sample(0, 7, 3);
             // As the registry does when a thread ends.
             given.store(true, Ordering::Release);
         });
         let taken = free.load(Ordering::Acquire);
         if taken {
-            let _ = locals.hit(0);
+            locals.hit(0);
             locals.sample(0, 8, 4);
             let mut samples = Vec::new();
             locals.drain(0, |id, weight| samples.push((id, weight)));
