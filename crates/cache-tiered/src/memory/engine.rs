@@ -44,7 +44,7 @@ use crate::clock::{Clock, Millis, NEVER};
 use crate::flights::Flights;
 use crate::policy::curve::MissRatioCurve;
 use crate::policy::election::PolicyReport;
-use crate::policy::{Kind, MARK_MAX, Nodes as _, Policy, Queues};
+use crate::policy::{Kind, MARK_MAX, Node as _, Nodes as _, Policy, Queues};
 use crate::stats::{Evictions, TierStats};
 
 /// Shards for each core, so that writers seldom meet.
@@ -327,7 +327,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         }
         let (nodes, shard) = locked.table.split();
         let flags = nodes.flags(index);
-        let weight = u64::from(nodes.weight(index));
+        let weight = u64::from(nodes.at(index).weight());
         let was_pinned = flags & flag::PINNED != 0;
         match (was_pinned, pinned) {
             (false, true) => {
@@ -443,7 +443,7 @@ where
             let mut hashes = [0; AHEAD];
             for (key, hash) in keys.iter().zip(&mut hashes) {
                 *hash = self.hasher.hash_one(key);
-                self.shard(*hash).prefetch(&guard, *hash as u32);
+                self.shard(*hash).prefetch(*hash as u32);
             }
             for (key, hash) in keys.iter().zip(hashes) {
                 let (value, due) = self.look_up(&guard, hash, key, true);
@@ -460,7 +460,9 @@ where
 
     #[inline]
     fn lock(&self, hash: u64) -> Locked<'_, K, V, S> {
-        Locked { engine: self, table: self.shard(hash).lock() }
+        let table = self.shard(hash);
+        table.prefetch(hash as u32);
+        Locked { engine: self, table: table.lock() }
     }
 
     fn for_each_flights(&self, mut each: impl FnMut(&mut Flights<K, V>)) {
@@ -604,11 +606,12 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
         if nodes.flags(index) & flag::PINNED == 0 {
             shard.queues.unlink(&nodes, index);
         } else {
-            shard.pinned_weight -= u64::from(nodes.weight(index));
+            shard.pinned_weight -= u64::from(nodes.at(index).weight());
         }
     }
 
     /// Ends the life of an entry that is in no queue any more.
+    #[inline]
     fn leave(&mut self, index: u32, cause: EvictionCause, out: &mut Outgoing<K, V>) {
         let engine = self.engine;
         let shard = self.table.state();
@@ -619,13 +622,22 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
             EvictionCause::Removed => shard.tally.removed += 1,
             EvictionCause::Replaced | EvictionCause::TooLarge => {}
         }
-        let demote = engine.demote.as_ref().filter(|_| cause == EvictionCause::Capacity);
-        if demote.is_none() && !engine.listened {
-            return self.table.retire(index);
+        if engine.listened || (engine.demote.is_some() && cause == EvictionCause::Capacity) {
+            self.tell(index, cause, out);
+        } else {
+            self.table.retire(index);
         }
+    }
+
+    /// Retires an entry of which somebody has to hear.
+    #[inline(never)]
+    fn tell(&mut self, index: u32, cause: EvictionCause, out: &mut Outgoing<K, V>) {
+        let engine = self.engine;
         let told = catch_unwind(AssertUnwindSafe(|| {
             let Some(found) = self.table.get(index) else { return };
-            if let Some(demote) = demote {
+            if let Some(demote) = &engine.demote
+                && cause == EvictionCause::Capacity
+            {
                 demote(found.key(), entry_ref(&found), &mut out.writes);
             }
             if engine.listened {
@@ -638,22 +650,37 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
         }
     }
 
-    /// Evicts until the shard has room for `weight` more, or until `spare` itself was the victim.
-    fn make_room(&mut self, weight: u64, spare: Option<u32>, out: &mut Outgoing<K, V>) -> bool {
-        loop {
+    /// Whether the shard has room for `weight` more, with as much as `freed` of it gone.
+    #[inline]
+    fn has_room(&mut self, weight: u64, freed: u64) -> bool {
+        let shard = self.table.state();
+        shard.queues.weight() + shard.pinned_weight - freed + weight <= shard.capacity
+    }
+
+    /// Evicts until the shard has room for `weight` more.
+    #[inline]
+    fn make_room(&mut self, weight: u64, out: &mut Outgoing<K, V>) {
+        while !self.has_room(weight, 0) {
             let (nodes, shard) = self.table.split();
-            let held = shard.queues.weight() + shard.pinned_weight;
-            let freed = spare.map_or(0, |spare| u64::from(nodes.weight(spare)));
-            if held - freed + weight <= shard.capacity {
-                return true;
-            }
+            let Some(victim) = shard.queues.evict(&nodes) else { return };
+            self.leave(victim, EvictionCause::Capacity, out);
+        }
+    }
+
+    /// Evicts until the shard has room for `weight` in place of `old`, and tells whether that is still
+    /// there: it may be a victim itself.
+    fn make_room_beside(&mut self, weight: u64, old: u32, out: &mut Outgoing<K, V>) -> bool {
+        let freed = u64::from(self.table.split().0.at(old).weight());
+        while !self.has_room(weight, freed) {
+            let (nodes, shard) = self.table.split();
             let Some(victim) = shard.queues.evict(&nodes) else { return true };
-            if Some(victim) == spare {
+            if victim == old {
                 self.leave(victim, EvictionCause::Replaced, out);
                 return false;
             }
             self.leave(victim, EvictionCause::Capacity, out);
         }
+        true
     }
 
     /// Takes out entries that are due, looking at no more than `budget` of them.
@@ -678,6 +705,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
     }
 
     /// Puts a node in that was linked nowhere yet: its stamps and its place in the wheel.
+    #[inline]
     fn schedule(&mut self, index: u32, deadline: Millis, now: Millis) {
         let mut due = deadline;
         if let Some(idle) = self.engine.idle {
@@ -692,10 +720,11 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
     }
 
     /// Puts in an entry whose key is not here.
+    #[inline]
     fn add(&mut self, new: NewNode<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
         let NewNode { hash, weight, deadline, .. } = new;
         let placement = self.table.state().queues.arrive(hash, weight);
-        self.make_room(u64::from(weight), None, out);
+        self.make_room(u64::from(weight), out);
         match self.table.insert(new) {
             Ok(index) => {
                 let (nodes, shard) = self.table.split();
@@ -707,21 +736,27 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
         }
     }
 
+    #[inline(never)]
+    fn add_anew(&mut self, new: NewNode<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
+        self.add(new, now, out);
+    }
+
     /// Puts a newer value in the place of an older one.
+    #[inline(never)]
     fn replace(&mut self, old: u32, new: NewNode<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
         let (nodes, shard) = self.table.split();
         let was_pinned = nodes.flags(old) & flag::PINNED != 0;
-        let lighter = u64::from(nodes.weight(old));
+        let lighter = u64::from(nodes.at(old).weight());
         let weight = u64::from(new.weight);
         // A newer value that is no heavier never loses the pin, not even after the shard has shrunk.
         let stays_pinned = was_pinned
             && (weight <= lighter || shard.pinned_weight - lighter + weight <= shard.capacity / 2);
         if was_pinned && !stays_pinned {
             self.take_out(old, EvictionCause::Replaced, out);
-            return self.add(new, now, out);
+            return self.add_anew(new, now, out);
         }
-        if !self.make_room(weight, Some(old), out) {
-            return self.add(new, now, out);
+        if !self.make_room_beside(weight, old, out) {
+            return self.add_anew(new, now, out);
         }
         if self.engine.listened {
             let found = self.table.get(old).expect("make_room spared it");
@@ -816,6 +851,7 @@ where
         &mut self.table.state().flights
     }
 
+    #[inline]
     fn insert(&mut self, hash: u64, key: K, entry: Entry<V>, out: &mut Outgoing<K, V>) {
         let engine = self.engine;
         let mut now = 0;
@@ -829,7 +865,7 @@ where
         let (nodes, shard) = self.table.split();
         let pinned = match old {
             Some(old) if nodes.flags(old) & flag::PINNED != 0 => {
-                shard.pinned_weight - u64::from(nodes.weight(old))
+                shard.pinned_weight - u64::from(nodes.at(old).weight())
             }
             _ => shard.pinned_weight,
         };
@@ -873,6 +909,7 @@ where
         (!dead).then(|| entry_of(&found))
     }
 
+    #[inline]
     fn is_over(&self) -> bool {
         self.table.is_over()
     }

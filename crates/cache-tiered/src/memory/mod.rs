@@ -402,16 +402,19 @@ where
     }
 
     /// Locks the key's shard, and leaves what is under way alone.
+    #[inline]
     pub(crate) fn lock(&self, key: &K) -> Locked<'_, K, V, S> {
         self.lock_hashed(with_engine!(&self.engine, engine => engine.hash(key)))
     }
 
     /// Locks the key's shard for a write, and overtakes whatever is under way for the key.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn overtake(&self, key: &K, out: &mut Outgoing<K, V>) -> Locked<'_, K, V, S> {
         let mut locked = self.lock(key);
         let hash = locked.hash;
-        out.overtaken = locked.flights().overtake(hash, key);
+        if let Some(flight) = locked.flights().overtake(hash, key) {
+            out.overtaken = Some(flight);
+        }
         locked
     }
 
@@ -438,11 +441,16 @@ where
     #[inline]
     fn settle(&self, out: &Outgoing<K, V>) {
         if let Some(listener) = &self.listener {
-            for Left { key, entry, cause } in out.first.iter().chain(&out.rest) {
-                let told = catch_unwind(AssertUnwindSafe(|| listener(key, &entry.value, *cause)));
-                if told.is_err() {
-                    tracing::error!(%cause, "an eviction listener panicked");
-                }
+            Self::tell(listener, out);
+        }
+    }
+
+    #[inline(never)]
+    fn tell(listener: &Listener<K, V>, out: &Outgoing<K, V>) {
+        for Left { key, entry, cause } in out.first.iter().chain(&out.rest) {
+            let told = catch_unwind(AssertUnwindSafe(|| listener(key, &entry.value, *cause)));
+            if told.is_err() {
+                tracing::error!(%cause, "an eviction listener panicked");
             }
         }
     }
@@ -511,7 +519,7 @@ where
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn lock_hashed(&self, hash: u64) -> Locked<'_, K, V, S> {
         let shard = match &self.engine {
             Choice::Switchable(engine) => LockedChoice::Switchable(engine.lock(hash)),
@@ -552,6 +560,7 @@ where
     V: Clone,
     S: BuildHasher + Clone,
 {
+    #[inline]
     fn flights(&mut self) -> &mut Flights<K, V> {
         with_shard!(&mut self.shard, shard => shard.flights())
     }
@@ -564,7 +573,7 @@ where
     }
 
     /// Unlocks the shard, then tells what left it; the caller drops that.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn release(self, out: &Outgoing<K, V>) {
         let Self { tier, shard, hash, inserted } = self;
         let over = with_shard!(&shard, shard => shard.is_over());

@@ -56,7 +56,7 @@ use std::ptr::{self, NonNull};
 use crossbeam_utils::CachePadded;
 
 use crate::Equivalent;
-use crate::policy::NIL;
+use crate::policy::{self, NIL};
 use crate::sync::{
     Acquire, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, Mutex, MutexGuard, Relaxed, Release,
     UnsafeCell, spin_loop, yield_now,
@@ -64,7 +64,7 @@ use crate::sync::{
 
 use super::epoch::{self, Guard};
 
-use chunk::{Chunk, Path, Place, SLOTS};
+use chunk::{Chunk, Path, SLOTS};
 
 mod chunk;
 #[cfg(all(test, loom))]
@@ -78,6 +78,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 /// The bits of a node's index.
 const INDEX_BITS: u32 = 24;
 const INDEX_MASK: u32 = (1 << INDEX_BITS) - 1;
+const _: () = assert!(NIL == INDEX_MASK, "a link that leads nowhere is one of the mask's bits");
 
 /// How many nodes a shard can hold, those in limbo included.
 pub(crate) const MAX_NODES: u32 = INDEX_MASK - 1;
@@ -88,7 +89,7 @@ const SEGMENTS_BITS: u32 = 4;
 const SEGMENT_BITS: std::ops::RangeInclusive<u32> = if cfg!(loom) { 1..=1 } else { 6..=16 };
 
 /// The share of the slots that the expected number of entries fills.
-const LOAD: f64 = 0.75;
+const LOAD: f64 = 0.66;
 
 /// The share of the slots past which the array grows.
 const MAX_LOAD: f64 = 0.87;
@@ -147,7 +148,7 @@ struct Hot<K, V> {
 }
 
 #[repr(C)]
-struct Node<K, V> {
+pub(crate) struct Node<K, V> {
     hot: Hot<K, V>,
     hash: AtomicU32,
     weight: AtomicU32,
@@ -190,13 +191,6 @@ impl<K, V> Node<K, V> {
 }
 
 const DEADLINE_NEVER: u64 = (1 << 48) - 1;
-
-/// The index in the lower bits of a link.
-#[inline]
-fn unpack(link: u32) -> u32 {
-    let index = link & INDEX_MASK;
-    if index == INDEX_MASK { NIL } else { index }
-}
 
 /// A link with another index and the same upper bits.
 #[inline]
@@ -396,13 +390,13 @@ impl Array {
         let array = Self(start);
         for at in if cfg!(loom) { 0..chunks as usize } else { 0..0 } {
             // SAFETY: within the allocation. Loom's atomics are not bare zeros, the real ones are.
-            unsafe { array.first_chunk().add(at).write(Chunk::new()) };
+            unsafe { Self::first_chunk(array.0.as_ptr()).add(at).write(Chunk::new()) };
         }
         array
     }
 
-    fn first_chunk(self) -> *mut Chunk {
-        self.0.as_ptr().wrapping_add(1).cast()
+    fn first_chunk(header: *mut Header) -> *mut Chunk {
+        header.wrapping_add(1).cast()
     }
 
     /// # Safety
@@ -412,7 +406,12 @@ impl Array {
     unsafe fn chunks<'a>(self) -> &'a [Chunk] {
         // SAFETY: the header was written by `new` and never again; the chunks lie behind it, are
         // initialized (zeros are valid atomics) and only changed through their atomics.
-        unsafe { std::slice::from_raw_parts(self.first_chunk(), self.0.as_ref().chunks as usize) }
+        unsafe {
+            std::slice::from_raw_parts(
+                Self::first_chunk(self.0.as_ptr()),
+                self.0.as_ref().chunks as usize,
+            )
+        }
     }
 
     /// # Safety
@@ -518,6 +517,8 @@ struct Inner<K, V, X> {
 /// One shard's entries, read without a lock, and `X`, which changes under the lock with them.
 pub(crate) struct Table<K, V, X> {
     array: AtomicPtr<Header>,
+    /// How many chunks it has, for [`prefetch`](Self::prefetch) alone.
+    chunks: AtomicU32,
     slab: Slab<K, V>,
     /// On lines of its own: readers share the fields above, and writers write here.
     inner: CachePadded<Mutex<Inner<K, V, X>>>,
@@ -645,6 +646,7 @@ impl<K, V, X> Table<K, V, X> {
         let directory = Directory::new((expected >> bits) + 2, &[]);
         Self {
             array: AtomicPtr::new(Array::new(chunks).0.as_ptr()),
+            chunks: AtomicU32::new(chunks),
             slab: Slab {
                 directory: AtomicPtr::new(directory.start.as_ptr()),
                 bits,
@@ -708,13 +710,13 @@ impl<K, V, X> Table<K, V, X> {
         unsafe { self.look_up(hash, key) }
     }
 
-    /// Asks for the cache line where a look-up of this hash begins; for batches, before the look-ups.
+    /// Asks for the cache line where a look-up of this hash begins; nothing has to be held for it.
     #[inline]
-    pub(crate) fn prefetch(&self, guard: &Guard, hash: u32) {
-        let _ = guard;
-        // SAFETY: the guard is held during the call.
-        let chunks = unsafe { self.chunks() };
-        prefetch(&raw const chunks[chunk::home(hash, chunks.len())]);
+    pub(crate) fn prefetch(&self, hash: u32) {
+        // Address and number may be of two arrays, or of one that is gone: a hint then asks in vain.
+        let first = Array::first_chunk(self.array.load(Relaxed));
+        let home = chunk::home(hash, self.chunks.load(Relaxed) as usize);
+        prefetch(first.wrapping_add(home));
     }
 
     /// # Safety
@@ -835,6 +837,7 @@ pub(crate) struct Locked<'t, K, V, X> {
 
 impl<K, V, X> Locked<'_, K, V, X> {
     /// The links and marks of the nodes, and the state beside them.
+    #[inline]
     pub(crate) fn split(&mut self) -> (Nodes<'_, K, V>, &mut X) {
         let inner = &mut *self.inner;
         let slab = &self.table.slab;
@@ -867,11 +870,13 @@ impl<K, V, X> Locked<'_, K, V, X> {
         (inner.closed + inner.open.len(), inner.closed_weight + inner.open_weight)
     }
 
+    #[inline]
     fn chunks(&self) -> &[Chunk] {
         // SAFETY: the lock is held during the borrow.
         unsafe { self.table.chunks() }
     }
 
+    #[inline]
     fn node(&self, index: u32) -> &Node<K, V> {
         assert!(index < self.inner.made, "an index that was never given out");
         // SAFETY: the node was made, and the lock is held during the borrow.
@@ -895,6 +900,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
     }
 
     /// Looks a key up under the lock, which the keys' `Eq` must not ask for again.
+    #[inline]
     pub(crate) fn find<Q>(&self, hash: u32, key: &Q) -> Option<u32>
     where
         Q: Equivalent<K> + ?Sized,
@@ -913,9 +919,12 @@ impl<K, V, X> Locked<'_, K, V, X> {
     /// # Errors
     ///
     /// Gives the entry back if the shard holds as many nodes as it has names for.
+    #[inline]
     pub(crate) fn insert(&mut self, new: NewNode<K, V>) -> Result<u32, NewNode<K, V>> {
         let hash = new.hash;
-        let index = self.fill(new)?;
+        let Some(index) = self.vacancy() else { return Err(new) };
+        // SAFETY: the vacancy is this call's.
+        unsafe { self.fill(index, new) };
         if self.inner.len >= self.inner.room {
             self.grow();
         }
@@ -943,9 +952,14 @@ impl<K, V, X> Locked<'_, K, V, X> {
     ///
     /// If `old` is not in the table, or has another hash.
     pub(crate) fn replace(&mut self, old: u32, new: NewNode<K, V>) -> Result<u32, NewNode<K, V>> {
-        let (hash, place) = self.place_of(old);
-        assert_eq!(hash, new.hash, "the same key has the same hash");
-        let index = self.fill(new)?;
+        let node = self.node(old);
+        assert!(node.is_live(), "only an entry of the table is replaced");
+        assert_eq!(node.hash.load(Relaxed), new.hash, "the same key has the same hash");
+        let place = Path::new(self.chunks(), new.hash).find(|other| other == old);
+        let place = place.expect("a live node is in the table under its hash");
+        let Some(index) = self.vacancy() else { return Err(new) };
+        // SAFETY: the vacancy is this call's.
+        unsafe { self.fill(index, new) };
         // Release: the new node is complete. Pairs with the Acquire of the look-ups; checked by
         // `loom_a_look_up_sees_the_old_value_or_the_new`.
         self.chunks()[place.chunk].slots[place.slot].store(index, Release);
@@ -958,21 +972,14 @@ impl<K, V, X> Locked<'_, K, V, X> {
     /// # Panics
     ///
     /// If it is not in the table.
-    pub(crate) fn retire(&mut self, index: u32) {
-        let (hash, place) = self.place_of(index);
-        chunk::withdraw(self.chunks(), hash, place);
-        self.inner.len -= 1;
-        self.enter_limbo(index);
-    }
-
-    /// A live node's hash, and where its index stands.
     #[inline]
-    fn place_of(&self, index: u32) -> (u32, Place) {
+    pub(crate) fn retire(&mut self, index: u32) {
         let node = self.node(index);
         assert!(node.is_live(), "only an entry of the table leaves it");
-        let hash = node.hash.load(Relaxed);
-        let place = Path::new(self.chunks(), hash).find(|other| other == index);
-        (hash, place.expect("a live node is in the table under its hash"))
+        let was_there = chunk::withdraw(self.chunks(), node.hash.load(Relaxed), index);
+        assert!(was_there, "a live node is in the table under its hash");
+        self.inner.len -= 1;
+        self.enter_limbo(index);
     }
 
     /// Puts a node that was unlinked, and was live until now, into the open batch.
@@ -981,7 +988,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
         let node = self.node(index);
         node.prev.store(node.prev.load(Relaxed) & !LIVE, Relaxed);
         let weight = u64::from(node.weight.load(Relaxed));
-        self.expect(unpack(node.next.load(Relaxed)));
+        self.expect(node.next.load(Relaxed) & INDEX_MASK);
         self.inner.open.push(index);
         self.inner.open_weight += weight;
     }
@@ -993,19 +1000,28 @@ impl<K, V, X> Locked<'_, K, V, X> {
     fn expect(&self, next: u32) {
         if next < self.inner.made {
             let next = self.node(next);
-            let chunks = self.chunks();
-            prefetch(&raw const chunks[chunk::home(next.hash.load(Relaxed), chunks.len())]);
-            let after = unpack(next.next.load(Relaxed));
+            self.table.prefetch(next.hash.load(Relaxed));
+            let after = next.next.load(Relaxed) & INDEX_MASK;
             if after < self.inner.made {
-                prefetch(self.node(after));
+                // Where the links are: key and value may lie on another line, and are not needed.
+                prefetch(&raw const self.node(after).prev);
             }
         }
     }
 
-    /// Takes a free node and fills it; nobody sees it yet.
+    /// A free node, which is nobody else's now.
     #[inline]
-    fn fill(&mut self, new: NewNode<K, V>) -> Result<u32, NewNode<K, V>> {
-        let Some(index) = self.inner.free.pop().or_else(|| self.make()) else { return Err(new) };
+    fn vacancy(&mut self) -> Option<u32> {
+        self.inner.free.pop().or_else(|| self.make())
+    }
+
+    /// Fills a node; nobody sees it yet.
+    ///
+    /// # Safety
+    ///
+    /// The node comes from `vacancy`, and nothing was done with it since.
+    #[inline]
+    unsafe fn fill(&mut self, index: u32, new: NewNode<K, V>) {
         let node = self.node(index);
         let NewNode { key, value, hash, weight, deadline, flags } = new;
         // SAFETY: the node is free: no reader can hold it, and the lock keeps writers away. It owns no
@@ -1027,7 +1043,6 @@ impl<K, V, X> Locked<'_, K, V, X> {
             let stamp = unsafe { Found::new(&self.table.slab, index) }.touched();
             stamp.expect("stamps are kept").store(0, Relaxed);
         }
-        Ok(index)
     }
 
     /// # Safety
@@ -1107,6 +1122,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
         // Release: the array is complete. Pairs with the Acquire in `Table::chunks`; checked by
         // `loom_a_look_up_survives_a_new_array`.
         self.table.array.store(array.0.as_ptr(), Release);
+        self.table.chunks.store(chunks, Relaxed);
         self.inner.room = room(chunks);
         let old = NonNull::new(old).map(Array).expect("there always is an array");
         let oldest = epoch::horizon();
@@ -1340,57 +1356,67 @@ impl<K, V> Nodes<'_, K, V> {
     }
 }
 
-impl<K, V> crate::policy::Nodes for Nodes<'_, K, V> {
+impl<K, V> policy::Nodes for Nodes<'_, K, V> {
+    type Node<'a>
+        = &'a Node<K, V>
+    where
+        Self: 'a;
+
     #[inline]
-    fn next(&self, node: u32) -> u32 {
-        unpack(self.node(node).next.load(Relaxed))
+    fn at(&self, node: u32) -> &Node<K, V> {
+        self.node(node)
+    }
+}
+
+impl<K, V> policy::Node for &Node<K, V> {
+    #[inline]
+    fn next(self) -> u32 {
+        self.next.load(Relaxed) & INDEX_MASK
     }
 
     #[inline]
-    fn set_next(&self, node: u32, to: u32) {
-        let link = &self.node(node).next;
-        link.store(repack(link.load(Relaxed), to), Relaxed);
+    fn set_next(self, to: u32) {
+        self.next.store(repack(self.next.load(Relaxed), to), Relaxed);
     }
 
     #[inline]
-    fn prev(&self, node: u32) -> u32 {
-        unpack(self.node(node).prev.load(Relaxed))
+    fn prev(self) -> u32 {
+        self.prev.load(Relaxed) & INDEX_MASK
     }
 
     #[inline]
-    fn set_prev(&self, node: u32, to: u32) {
-        let link = &self.node(node).prev;
-        link.store(repack(link.load(Relaxed), to), Relaxed);
+    fn set_prev(self, to: u32) {
+        self.prev.store(repack(self.prev.load(Relaxed), to), Relaxed);
     }
 
     #[inline]
-    fn tag(&self, node: u32) -> u8 {
-        (self.node(node).next.load(Relaxed) >> INDEX_BITS) as u8
+    fn tag(self) -> u8 {
+        (self.next.load(Relaxed) >> INDEX_BITS) as u8
     }
 
     #[inline]
-    fn set_tag(&self, node: u32, tag: u8) {
-        let link = &self.node(node).next;
-        link.store(link.load(Relaxed) & INDEX_MASK | u32::from(tag) << INDEX_BITS, Relaxed);
+    fn link(self, tag: u8, prev: u32, next: u32) {
+        self.next.store(repack(u32::from(tag) << INDEX_BITS, next), Relaxed);
+        self.set_prev(prev);
     }
 
     #[inline]
-    fn mark(&self, node: u32) -> u8 {
-        self.node(node).hot.mark.load(Relaxed)
+    fn mark(self) -> u8 {
+        self.hot.mark.load(Relaxed)
     }
 
     #[inline]
-    fn set_mark(&self, node: u32, mark: u8) {
-        self.node(node).hot.mark.store(mark, Relaxed);
+    fn set_mark(self, mark: u8) {
+        self.hot.mark.store(mark, Relaxed);
     }
 
     #[inline]
-    fn hash(&self, node: u32) -> u32 {
-        self.node(node).hash.load(Relaxed)
+    fn hash(self) -> u32 {
+        self.hash.load(Relaxed)
     }
 
     #[inline]
-    fn weight(&self, node: u32) -> u32 {
-        self.node(node).weight.load(Relaxed)
+    fn weight(self) -> u32 {
+        self.weight.load(Relaxed)
     }
 }

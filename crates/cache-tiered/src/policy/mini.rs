@@ -7,7 +7,7 @@
 use std::cell::Cell;
 
 use super::queues::Queues;
-use super::{Kind, MARK_MAX, NIL, Nodes};
+use super::{Kind, MARK_MAX, NIL, Node as _, Nodes};
 
 #[derive(Debug, Default)]
 pub(super) struct Node {
@@ -30,45 +30,65 @@ impl Node {
 pub(super) struct Slab(pub(super) Vec<Node>);
 
 impl Nodes for Slab {
+    type Node<'a> = &'a Node;
+
     #[inline]
-    fn next(&self, node: u32) -> u32 {
-        self.0[node as usize].next.get()
+    fn at(&self, node: u32) -> &Node {
+        &self.0[node as usize]
     }
+}
+
+impl super::Node for &Node {
     #[inline]
-    fn set_next(&self, node: u32, to: u32) {
-        self.0[node as usize].next.set(to);
+    fn next(self) -> u32 {
+        self.next.get()
     }
+
     #[inline]
-    fn prev(&self, node: u32) -> u32 {
-        self.0[node as usize].prev.get()
+    fn set_next(self, to: u32) {
+        self.next.set(to);
     }
+
     #[inline]
-    fn set_prev(&self, node: u32, to: u32) {
-        self.0[node as usize].prev.set(to);
+    fn prev(self) -> u32 {
+        self.prev.get()
     }
+
     #[inline]
-    fn tag(&self, node: u32) -> u8 {
-        self.0[node as usize].tag.get()
+    fn set_prev(self, to: u32) {
+        self.prev.set(to);
     }
+
     #[inline]
-    fn set_tag(&self, node: u32, tag: u8) {
-        self.0[node as usize].tag.set(tag);
+    fn tag(self) -> u8 {
+        self.tag.get()
     }
+
     #[inline]
-    fn mark(&self, node: u32) -> u8 {
-        self.0[node as usize].mark.get()
+    fn link(self, tag: u8, prev: u32, next: u32) {
+        self.tag.set(tag);
+        self.prev.set(prev);
+        self.next.set(next);
     }
+
     #[inline]
-    fn set_mark(&self, node: u32, mark: u8) {
-        self.0[node as usize].mark.set(mark);
+    fn mark(self) -> u8 {
+        self.mark.get()
     }
+
     #[inline]
-    fn hash(&self, node: u32) -> u32 {
-        mixed(self.0[node as usize].id)
+    fn set_mark(self, mark: u8) {
+        self.mark.set(mark);
     }
+
     #[inline]
-    fn weight(&self, node: u32) -> u32 {
-        self.0[node as usize].weight
+    fn hash(self) -> u32 {
+        mixed(self.id)
+    }
+
+    #[inline]
+    fn weight(self) -> u32 {
+        self.weight
     }
 }
 
@@ -106,9 +126,10 @@ impl MiniCache {
     pub(crate) fn request(&mut self, id: u64, weight: u32) -> bool {
         let weight = weight.max(1);
         if let Some(node) = self.find(id) {
-            let mark = self.slab.mark(node);
+            let node = self.slab.at(node);
+            let mark = node.mark();
             if mark < MARK_MAX {
-                self.slab.set_mark(node, mark + 1);
+                node.set_mark(mark + 1);
             }
             return true;
         }
@@ -153,7 +174,7 @@ impl MiniCache {
         while self.queues.weight() > weight || self.queues.len() > entries {
             let Some(victim) = self.queues.evict(&self.slab) else { return };
             self.remove_from_index(victim);
-            self.slab.set_next(victim, self.free);
+            self.slab.at(victim).set_next(self.free);
             self.free = victim;
         }
     }
@@ -165,7 +186,7 @@ impl MiniCache {
             (self.slab.0.len() - 1) as u32
         } else {
             let node = self.free;
-            self.free = self.slab.next(node);
+            self.free = self.slab.at(node).next();
             self.slab.0[node as usize] = made;
             node
         };

@@ -130,32 +130,42 @@ impl Kind {
     }
 }
 
-/// The index that names no node.
-pub(crate) const NIL: u32 = u32::MAX;
+/// The index that names no node; the others are smaller, so that a link has eight bits to spare.
+pub(crate) const NIL: u32 = (1 << 24) - 1;
 
 /// The highest mark a reader sets; one that finds it there stores nothing.
 pub(crate) const MARK_MAX: u8 = 2;
 
-/// What the decisions need of the place where the nodes live.
+/// The place where the nodes live.
+pub(crate) trait Nodes {
+    type Node<'a>: Node
+    where
+        Self: 'a;
+
+    fn at(&self, node: u32) -> Self::Node<'_>;
+}
+
+/// What the decisions need of a node.
 ///
 /// Everything takes `&self`: the live nodes are atomics, those of a mini cache are cells. Only the
 /// mark changes under the policy's hands, raised by readers between its load and its store; a use
 /// that is lost that way is one of many.
-pub(crate) trait Nodes {
-    fn next(&self, node: u32) -> u32;
-    fn set_next(&self, node: u32, to: u32);
-    fn prev(&self, node: u32) -> u32;
-    fn set_prev(&self, node: u32, to: u32);
+pub(crate) trait Node: Copy {
+    fn next(self) -> u32;
+    fn set_next(self, to: u32);
+    fn prev(self) -> u32;
+    fn set_prev(self, to: u32);
     /// Eight bits for the policy alone: which ring the node is in.
-    fn tag(&self, node: u32) -> u8;
-    fn set_tag(&self, node: u32, tag: u8);
+    fn tag(self) -> u8;
+    /// Sets the tag and both neighbours.
+    fn link(self, tag: u8, prev: u32, next: u32);
     /// Uses since the mark was last lowered, up to [`MARK_MAX`].
-    fn mark(&self, node: u32) -> u8;
-    fn set_mark(&self, node: u32, mark: u8);
+    fn mark(self) -> u8;
+    fn set_mark(self, mark: u8);
     /// Well mixed 32 bits of the key's hash.
-    fn hash(&self, node: u32) -> u32;
+    fn hash(self) -> u32;
     /// At least 1.
-    fn weight(&self, node: u32) -> u32;
+    fn weight(self) -> u32;
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use std::mem;
 
 use super::ghosts::{GhostList, Ghosts};
 use super::sketch::Sketch;
-use super::{Kind, MARK_MAX, NIL, Nodes};
+use super::{Kind, MARK_MAX, NIL, Node as _, Nodes};
 
 mod car;
 mod clock;
@@ -102,6 +102,7 @@ impl Queues {
     /// # Cost
     ///
     /// One line of the ghosts or of the sketch.
+    #[inline]
     pub(crate) fn arrive(&mut self, hash: u32, weight: u32) -> Placement {
         let ring = match self.kind {
             Kind::Lru => MAIN,
@@ -130,8 +131,9 @@ impl Queues {
     }
 
     /// Links a node that is in no ring, with its mark cleared.
+    #[inline]
     pub(crate) fn link<N: Nodes>(&mut self, nodes: &N, node: u32, placement: Placement) {
-        nodes.set_mark(node, 0);
+        nodes.at(node).set_mark(0);
         self.push(nodes, usize::from(placement.ring), node);
         if matches!(self.kind, Kind::Lfu | Kind::LfuNarrow | Kind::LfuWide) {
             self.overflow_window(nodes);
@@ -146,12 +148,12 @@ impl Queues {
     /// Puts `new` where `old` is, as one more use of the same key. The weight may end up above the
     /// capacity; then the caller evicts.
     pub(crate) fn replace<N: Nodes>(&mut self, nodes: &N, old: u32, new: u32) {
-        nodes.set_tag(new, nodes.tag(old));
-        nodes.set_mark(new, (nodes.mark(old) + 1).min(MARK_MAX));
+        nodes.at(new).set_mark((nodes.at(old).mark() + 1).min(MARK_MAX));
         self.rings[ring_of(nodes, old)].replace(nodes, old, new);
     }
 
     /// Returns the weight of all linked nodes.
+    #[inline]
     pub(crate) fn weight(&self) -> u64 {
         self.rings[YOUNG].weight() + self.rings[MAIN].weight() + self.rings[PROTECTED].weight()
     }
@@ -249,6 +251,7 @@ impl Queues {
     }
 
     /// Moves a few nodes of a ring that the policy does not use to the main ring.
+    #[inline]
     fn settle<N: Nodes>(&mut self, nodes: &N, ring: usize) {
         for _ in 0..SETTLE_STEPS {
             if self.rings[ring].is_empty() {
@@ -259,16 +262,18 @@ impl Queues {
     }
 
     /// Moves the oldest node of one ring to another, where it is the newest.
+    #[inline]
     fn pass_on<N: Nodes>(&mut self, nodes: &N, from: usize, to: usize) {
         let node = self.pop(nodes, from);
         self.push(nodes, to, node);
     }
 
+    #[inline]
     fn push<N: Nodes>(&mut self, nodes: &N, ring: usize, node: u32) {
-        nodes.set_tag(node, ring as u8);
-        self.rings[ring].push(nodes, node);
+        self.rings[ring].push(nodes, node, ring as u8);
     }
 
+    #[inline]
     fn pop<N: Nodes>(&mut self, nodes: &N, ring: usize) -> u32 {
         let node = self.rings[ring].hand();
         debug_assert_ne!(node, NIL, "only rings that hold something are popped");
@@ -277,6 +282,7 @@ impl Queues {
     }
 
     /// Which ring has to give under a rule that knows two: the young one from its target on.
+    #[inline]
     fn giving_ring(&self) -> usize {
         let [young, main, _] = &self.rings;
         if main.is_empty() || !young.is_empty() && young.weight() >= self.young_target {
@@ -286,15 +292,16 @@ impl Queues {
         }
     }
 
+    #[inline]
     fn remember<N: Nodes>(&mut self, nodes: &N, node: u32, list: GhostList, windows: [u32; 2]) {
         if let Memory::Ghosts(ghosts) = &mut self.memory {
-            ghosts.add(nodes.hash(node), list, windows);
+            ghosts.add(nodes.at(node).hash(), list, windows);
         }
     }
 }
 
 fn ring_of<N: Nodes>(nodes: &N, node: u32) -> usize {
-    usize::from(nodes.tag(node) & RING_BITS)
+    usize::from(nodes.at(node).tag() & RING_BITS)
 }
 
 fn share(capacity: u64, percent: u64) -> u64 {

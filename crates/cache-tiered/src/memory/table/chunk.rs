@@ -117,14 +117,36 @@ impl Chunk {
         Tags([self.tags[0].load(Relaxed), self.tags[1].load(Relaxed)])
     }
 
+    #[inline]
     fn set_tag(&self, slot: usize, tag: u8) {
         let (word, shift) = (&self.tags[slot / 8], slot % 8 * 8);
         word.store(word.load(Relaxed) & !(0xff << shift) | u64::from(tag) << shift, Relaxed);
     }
 
     /// A slot that holds nothing.
+    #[inline]
     fn free_slot(&self) -> Option<usize> {
         Matches::new(self.tags().0, 0).find(|slot| self.slots[*slot].load(Relaxed) == 0)
+    }
+
+    /// The slot that holds a node.
+    #[inline]
+    fn slot_of(&self, hash: u32, index: u32) -> Option<usize> {
+        self.tags().matches(hash).find(|slot| self.slots[*slot].load(Relaxed) == index)
+    }
+
+    #[inline]
+    fn fill(&self, slot: usize, hash: u32, index: u32) {
+        // Release: the node is complete. Pairs with the Acquire of the look-ups; checked by
+        // `loom_a_look_up_sees_a_whole_entry`.
+        self.slots[slot].store(index, Release);
+        self.set_tag(slot, tag_of(hash));
+    }
+
+    #[inline]
+    fn clear(&self, slot: usize) {
+        self.slots[slot].store(0, Relaxed);
+        self.set_tag(slot, 0);
     }
 
     /// Adds to the overflow count, or takes from it.
@@ -173,7 +195,10 @@ impl<'a> Path<'a> {
     #[inline]
     pub(super) fn advance(&mut self) {
         let step = if self.taken < STRIDES { (self.hash >> 8 & 0xff) as usize } else { 0 };
-        self.at = (self.at + step + 1) % self.chunks.len();
+        self.at += step + 1;
+        if self.at >= self.chunks.len() {
+            self.at %= self.chunks.len();
+        }
         self.taken += 1;
     }
 
@@ -209,28 +234,48 @@ pub(super) struct Place {
 /// Puts a node into the first free slot on its path; there must be one.
 #[inline]
 pub(super) fn publish(chunks: &[Chunk], hash: u32, index: u32) {
+    let home = &chunks[home(hash, chunks.len())];
+    match home.free_slot() {
+        Some(slot) => home.fill(slot, hash, index),
+        None => publish_further(chunks, hash, index),
+    }
+}
+
+#[inline(never)]
+fn publish_further(chunks: &[Chunk], hash: u32, index: u32) {
     let mut path = Path::new(chunks, hash);
     let slot = loop {
+        path.chunk().count_overflow(1);
+        path.advance();
         if let Some(slot) = path.chunk().free_slot() {
             break slot;
         }
-        path.chunk().count_overflow(1);
-        path.advance();
     };
-    // Release: the node is complete. Pairs with the Acquire of the look-ups; checked by
-    // `loom_a_look_up_sees_a_whole_entry`.
-    path.chunk().slots[slot].store(index, Release);
-    path.chunk().set_tag(slot, tag_of(hash));
+    path.chunk().fill(slot, hash, index);
 }
 
-/// Empties a slot and takes the entry out of the counts on the path to there.
+/// Empties the slot of a node and takes it out of the counts on the path to there; tells whether
+/// there was one.
 #[inline]
-pub(super) fn withdraw(chunks: &[Chunk], hash: u32, place: Place) {
-    chunks[place.chunk].slots[place.slot].store(0, Relaxed);
-    chunks[place.chunk].set_tag(place.slot, 0);
+pub(super) fn withdraw(chunks: &[Chunk], hash: u32, index: u32) -> bool {
+    let home = &chunks[home(hash, chunks.len())];
+    match home.slot_of(hash, index) {
+        Some(slot) => {
+            home.clear(slot);
+            true
+        }
+        None => withdraw_further(chunks, hash, index),
+    }
+}
+
+#[inline(never)]
+fn withdraw_further(chunks: &[Chunk], hash: u32, index: u32) -> bool {
+    let Some(place) = Path::new(chunks, hash).find(|other| other == index) else { return false };
+    chunks[place.chunk].clear(place.slot);
     let mut path = Path::new(chunks, hash);
     while path.at != place.chunk {
         path.chunk().count_overflow(-1);
         path.advance();
     }
+    true
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::Nodes as _;
+use crate::policy::{Node as _, Nodes as _};
 
 /// Counts how many of its kind are alive, and notices a second drop.
 struct Counted {
@@ -221,23 +221,20 @@ proptest! {
                 0 | 1 => value % MAX_NODES,
                 _ => value % 256,
             };
+            let node = nodes.at(index);
             match what {
-                0 => nodes.set_next(index, value),
-                1 => nodes.set_prev(index, value),
-                2 => nodes.set_tag(index, value as u8),
-                _ => nodes.set_mark(index, value as u8),
+                0 => node.set_next(value),
+                1 => node.set_prev(value),
+                2 => node.link(value as u8, node.prev(), node.next()),
+                _ => node.set_mark(value as u8),
             }
             model[index as usize][usize::from(what.min(3))] = value;
             for index in 1..4 {
-                let it = [
-                    nodes.next(index),
-                    nodes.prev(index),
-                    u32::from(nodes.tag(index)),
-                    u32::from(nodes.mark(index)),
-                    0,
-                ];
+                let node = nodes.at(index);
+                let it =
+                    [node.next(), node.prev(), u32::from(node.tag()), u32::from(node.mark()), 0];
                 assert_eq!(it, model[index as usize]);
-                assert_eq!((nodes.weight(index), nodes.hash(index)), (3, hash(u64::from(index) - 1, false)));
+                assert_eq!((node.weight(), node.hash()), (3, hash(u64::from(index) - 1, false)));
             }
         }
         drop(locked);
@@ -426,7 +423,7 @@ fn marks_stop_at_their_highest() {
     let guard = epoch::pin();
     let found = table.find(&guard, hash(1, false), &1).expect("it is in");
     (0..10).for_each(|_| found.raise_mark(3));
-    assert_eq!(table.lock().split().0.mark(index), 3);
+    assert_eq!(table.lock().split().0.at(index).mark(), 3);
 }
 
 #[test]
@@ -441,7 +438,7 @@ fn an_index_that_is_not_live_is_no_entry() {
     locked.retire(index);
     assert!(locked.get(index).is_none());
     assert!(catch_unwind(AssertUnwindSafe(|| locked.retire(index))).is_err());
-    assert!(catch_unwind(AssertUnwindSafe(|| locked.split().0.next(index + 1))).is_err());
+    assert!(catch_unwind(AssertUnwindSafe(|| locked.split().0.at(index + 1).next())).is_err());
     drop(guard);
 }
 

@@ -10,8 +10,8 @@
 //! points, and 1.3 lower at worst.
 
 use super::{MAIN, Memory, PROTECTED, Queues, STEPS_MAX, YOUNG};
-use crate::policy::Nodes;
 use crate::policy::ghosts::{GhostList, Ghosts};
+use crate::policy::{Node as _, Nodes};
 
 impl Queues {
     pub(super) fn arrive_car(&mut self, hash: u32, weight: u32) -> usize {
@@ -39,10 +39,10 @@ impl Queues {
         for _ in 0..STEPS_MAX {
             let ring = self.giving_ring();
             let node = self.rings[ring].hand();
-            if nodes.mark(node) == 0 {
+            if nodes.at(node).mark() == 0 {
                 break;
             }
-            nodes.set_mark(node, 0);
+            nodes.at(node).set_mark(0);
             if ring == YOUNG {
                 self.pass_on(nodes, YOUNG, MAIN);
             } else {

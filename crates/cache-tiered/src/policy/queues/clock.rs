@@ -5,7 +5,7 @@
 //! points higher in the mean of the suite's 56 judged points, and 0.6 lower at worst.
 
 use super::{MAIN, PROTECTED, Queues, STEPS_MAX, YOUNG};
-use crate::policy::Nodes;
+use crate::policy::{Node as _, Nodes};
 
 impl Queues {
     pub(super) fn evict_clock<N: Nodes>(&mut self, nodes: &N) -> u32 {
@@ -13,10 +13,10 @@ impl Queues {
         self.settle(nodes, YOUNG);
         for _ in 0..STEPS_MAX {
             let node = self.rings[MAIN].hand();
-            if nodes.mark(node) == 0 {
+            if nodes.at(node).mark() == 0 {
                 break;
             }
-            nodes.set_mark(node, 0);
+            nodes.at(node).set_mark(0);
             self.rings[MAIN].rotate(nodes);
         }
         self.pop(nodes, MAIN)

@@ -4,7 +4,7 @@
 //! points at the oldest, and giving that one another round is moving the hand on by one, which
 //! writes no node.
 
-use crate::policy::{NIL, Nodes};
+use crate::policy::{NIL, Node as _, Nodes};
 
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -35,65 +35,64 @@ impl Ring {
         self.weight
     }
 
-    /// Links `node` as the newest.
-    pub(super) fn push<N: Nodes>(&mut self, nodes: &N, node: u32) {
+    /// Links `node` as the newest, with a tag.
+    #[inline]
+    pub(super) fn push<N: Nodes>(&mut self, nodes: &N, node: u32, tag: u8) {
+        let it = nodes.at(node);
+        self.len += 1;
+        self.weight += u64::from(it.weight());
         if self.hand == NIL {
-            nodes.set_next(node, node);
-            nodes.set_prev(node, node);
+            it.link(tag, node, node);
             self.hand = node;
         } else {
-            let newest = nodes.prev(self.hand);
-            nodes.set_next(newest, node);
-            nodes.set_prev(node, newest);
-            nodes.set_next(node, self.hand);
-            nodes.set_prev(self.hand, node);
+            let hand = nodes.at(self.hand);
+            let newest = hand.prev();
+            it.link(tag, newest, self.hand);
+            nodes.at(newest).set_next(node);
+            hand.set_prev(node);
         }
-        self.len += 1;
-        self.weight += u64::from(nodes.weight(node));
     }
 
+    /// Unlinks a node; its own links stay as they were.
+    #[inline]
     pub(super) fn remove<N: Nodes>(&mut self, nodes: &N, node: u32) {
-        let next = nodes.next(node);
+        let it = nodes.at(node);
+        let next = it.next();
+        self.len -= 1;
+        self.weight -= u64::from(it.weight());
         if next == node {
             self.hand = NIL;
         } else {
-            let prev = nodes.prev(node);
-            nodes.set_next(prev, next);
-            nodes.set_prev(next, prev);
+            let prev = it.prev();
+            nodes.at(prev).set_next(next);
+            nodes.at(next).set_prev(prev);
             if self.hand == node {
                 self.hand = next;
             }
         }
-        nodes.set_next(node, NIL);
-        nodes.set_prev(node, NIL);
-        self.len -= 1;
-        self.weight -= u64::from(nodes.weight(node));
     }
 
     /// Links `new` where `old` was.
     pub(super) fn replace<N: Nodes>(&mut self, nodes: &N, old: u32, new: u32) {
-        let next = nodes.next(old);
+        let [from, to] = [old, new].map(|node| nodes.at(node));
+        let (prev, next) = (from.prev(), from.next());
         if next == old {
-            nodes.set_next(new, new);
-            nodes.set_prev(new, new);
+            to.link(from.tag(), new, new);
         } else {
-            let prev = nodes.prev(old);
-            nodes.set_next(prev, new);
-            nodes.set_prev(new, prev);
-            nodes.set_next(new, next);
-            nodes.set_prev(next, new);
+            to.link(from.tag(), prev, next);
+            nodes.at(prev).set_next(new);
+            nodes.at(next).set_prev(new);
         }
         if self.hand == old {
             self.hand = new;
         }
-        nodes.set_next(old, NIL);
-        nodes.set_prev(old, NIL);
-        self.weight -= u64::from(nodes.weight(old));
-        self.weight += u64::from(nodes.weight(new));
+        self.weight -= u64::from(from.weight());
+        self.weight += u64::from(to.weight());
     }
 
     /// Gives the oldest node another round: it becomes the newest.
+    #[inline]
     pub(super) fn rotate<N: Nodes>(&mut self, nodes: &N) {
-        self.hand = nodes.next(self.hand);
+        self.hand = nodes.at(self.hand).next();
     }
 }

@@ -11,8 +11,8 @@
 //! the mean of the suite's 56 judged points, and 0.7 at worst.
 
 use super::{MAIN, Memory, PROTECTED, Queues, STEPS_MAX, YOUNG};
-use crate::policy::Nodes;
 use crate::policy::ghosts::GhostList;
+use crate::policy::{Node as _, Nodes};
 
 /// The small queue's share of the capacity.
 pub(super) const SMALL_PERCENT: u64 = 10;
@@ -29,12 +29,12 @@ impl Queues {
         for _ in 0..STEPS_MAX {
             let ring = self.giving_ring();
             let node = self.rings[ring].hand();
-            let mark = nodes.mark(node);
+            let mark = nodes.at(node).mark();
             if ring == YOUNG && mark > 1 {
-                nodes.set_mark(node, 0);
+                nodes.at(node).set_mark(0);
                 self.pass_on(nodes, YOUNG, MAIN);
             } else if ring == MAIN && mark > 0 {
-                nodes.set_mark(node, mark - 1);
+                nodes.at(node).set_mark(mark - 1);
                 self.rings[MAIN].rotate(nodes);
             } else {
                 break;

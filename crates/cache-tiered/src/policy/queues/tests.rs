@@ -32,7 +32,7 @@ impl Driven {
             return Vec::new();
         }
         let node = self.node(id, weight);
-        let placement = self.queues.arrive(self.slab.hash(node), weight);
+        let placement = self.queues.arrive(self.slab.at(node).hash(), weight);
         let evicted = self.evict_down_to(self.queues.capacity() - u64::from(weight));
         self.queues.link(&self.slab, node, placement);
         self.linked.insert(node);
@@ -61,7 +61,10 @@ impl Driven {
     fn request(&mut self, id: u64) -> Vec<u64> {
         match self.find(id) {
             Some(node) => {
-                self.slab.set_mark(node, (self.slab.mark(node) + 1).min(MARK_MAX));
+                {
+                    let it = self.slab.at(node);
+                    it.set_mark((it.mark() + 1).min(MARK_MAX))
+                };
                 Vec::new()
             }
             None => self.insert(id, 1),
@@ -76,10 +79,10 @@ impl Driven {
             while node != NIL {
                 assert!(seen.insert(node), "{node} is linked once");
                 assert_eq!(ring_of(&self.slab, node), index);
-                assert_eq!(self.slab.prev(self.slab.next(node)), node);
+                assert_eq!(self.slab.at(self.slab.at(node).next()).prev(), node);
                 len += 1;
-                weight += u64::from(self.slab.weight(node));
-                node = self.slab.next(node);
+                weight += u64::from(self.slab.at(node).weight());
+                node = self.slab.at(node).next();
                 if node == ring.hand() {
                     break;
                 }
@@ -129,7 +132,7 @@ proptest! {
                 Operation::Insert(id, weight) => drop(driven.insert(id, weight)),
                 Operation::Mark(pick, mark) => {
                     if let Some(node) = driven.pick(pick) {
-                        driven.slab.set_mark(node, mark);
+                        driven.slab.at(node).set_mark(mark);
                     }
                 }
                 Operation::Remove(pick) => {
@@ -144,7 +147,7 @@ proptest! {
                         driven.queues.replace(&driven.slab, old, new);
                         driven.linked.remove(&old);
                         driven.linked.insert(new);
-                        prop_assert!(driven.slab.mark(new) > 0);
+                        prop_assert!(driven.slab.at(new).mark() > 0);
                         driven.evict_down_to(driven.queues.capacity());
                     }
                 }
@@ -221,37 +224,51 @@ fn tiny_lfu_lets_in_what_came_more_often_than_the_victim() {
 struct Watched<'a>(&'a Slab, Cell<u32>);
 
 impl Nodes for Watched<'_> {
-    fn next(&self, node: u32) -> u32 {
-        self.0.next(node)
+    type Node<'a>
+        = WatchedNode<'a>
+    where
+        Self: 'a;
+
+    fn at(&self, node: u32) -> WatchedNode<'_> {
+        WatchedNode(self.0.at(node), &self.1)
     }
-    fn set_next(&self, node: u32, to: u32) {
-        self.0.set_next(node, to);
+}
+
+#[derive(Clone, Copy)]
+struct WatchedNode<'a>(&'a Node, &'a Cell<u32>);
+
+impl crate::policy::Node for WatchedNode<'_> {
+    fn next(self) -> u32 {
+        self.0.next()
     }
-    fn prev(&self, node: u32) -> u32 {
-        self.0.prev(node)
+    fn set_next(self, to: u32) {
+        self.0.set_next(to);
     }
-    fn set_prev(&self, node: u32, to: u32) {
-        self.0.set_prev(node, to);
+    fn prev(self) -> u32 {
+        self.0.prev()
     }
-    fn tag(&self, node: u32) -> u8 {
-        self.0.tag(node)
+    fn set_prev(self, to: u32) {
+        self.0.set_prev(to);
     }
-    fn set_tag(&self, node: u32, tag: u8) {
-        self.0.set_tag(node, tag);
+    fn tag(self) -> u8 {
+        self.0.tag()
     }
-    fn mark(&self, _: u32) -> u8 {
+    fn link(self, tag: u8, prev: u32, next: u32) {
+        self.0.link(tag, prev, next);
+    }
+    fn mark(self) -> u8 {
         self.1.set(self.1.get() + 1);
         // Somebody reads every entry all the time.
         MARK_MAX
     }
-    fn set_mark(&self, node: u32, mark: u8) {
-        self.0.set_mark(node, mark);
+    fn set_mark(self, mark: u8) {
+        self.0.set_mark(mark);
     }
-    fn hash(&self, node: u32) -> u32 {
-        self.0.hash(node)
+    fn hash(self) -> u32 {
+        self.0.hash()
     }
-    fn weight(&self, node: u32) -> u32 {
-        self.0.weight(node)
+    fn weight(self) -> u32 {
+        self.0.weight()
     }
 }
 

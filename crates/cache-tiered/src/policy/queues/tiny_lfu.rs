@@ -23,7 +23,7 @@
 //! behind ARC by ten points and more.
 
 use super::{MAIN, Memory, PROTECTED, Queues, STEPS_MAX, YOUNG};
-use crate::policy::Nodes;
+use crate::policy::{Node as _, Nodes};
 
 pub(super) const WINDOW_PERCENT: u64 = 10;
 pub(super) const NARROW_WINDOW_PERCENT: u64 = 1;
@@ -80,7 +80,7 @@ impl Queues {
                 break;
             }
             let node = self.rings[MAIN].hand();
-            if nodes.mark(node) == 0 {
+            if nodes.at(node).mark() == 0 {
                 return Some((MAIN, node));
             }
             self.count_use(nodes, node);
@@ -104,7 +104,7 @@ impl Queues {
                 return;
             }
             let node = self.rings[PROTECTED].hand();
-            if nodes.mark(node) != 0 && step + 1 < DEMOTION_STEPS {
+            if nodes.at(node).mark() != 0 && step + 1 < DEMOTION_STEPS {
                 self.count_use(nodes, node);
                 self.rings[PROTECTED].rotate(nodes);
             } else {
@@ -117,7 +117,7 @@ impl Queues {
     fn give_rounds<N: Nodes>(&mut self, nodes: &N, ring: usize) {
         for _ in 0..STEPS_MAX {
             let node = self.rings[ring].hand();
-            if nodes.mark(node) == 0 {
+            if nodes.at(node).mark() == 0 {
                 return;
             }
             self.count_use(nodes, node);
@@ -126,14 +126,14 @@ impl Queues {
     }
 
     fn count_use<N: Nodes>(&mut self, nodes: &N, node: u32) {
-        nodes.set_mark(node, 0);
+        nodes.at(node).set_mark(0);
         if let Memory::Sketch(sketch) = &mut self.memory {
-            sketch.add(nodes.hash(node));
+            sketch.add(nodes.at(node).hash());
         }
     }
 
     fn frequency<N: Nodes>(&self, nodes: &N, node: u32) -> u8 {
         let Memory::Sketch(sketch) = &self.memory else { return 0 };
-        sketch.estimate(nodes.hash(node)) + nodes.mark(node).min(1)
+        sketch.estimate(nodes.at(node).hash()) + nodes.at(node).mark().min(1)
     }
 }
