@@ -191,7 +191,6 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
     }
 
     /// Notes a use of an entry that the clock decides about, and tells whether it is alive.
-    #[inline(never)]
     fn touch(&self, found: Found<'_, K, V>) -> bool {
         let now = self.clock.now();
         if self.is_dead(&found, now) {
@@ -219,9 +218,9 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         }
     }
 
-    /// One look-up of a batch or alone. Tells whether the election wants to be heard.
+    /// One look-up of a batch or alone.
     #[inline]
-    fn look_up<Q>(&self, guard: &Guard, hash: u64, key: &Q, counted: bool) -> (Option<V>, bool)
+    fn look_up<Q>(&self, guard: &Guard, hash: u64, key: &Q, counted: bool) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
@@ -232,19 +231,21 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         {
             found.raise_mark(MARK_MAX);
             let value = found.value().clone();
-            let mut consult = false;
             if counted {
                 self.locals.hit(thread);
-                if self.locals.sampled(hash) {
-                    consult = self.locals.sample(thread, hash, found.weight());
+                if self.locals.sampled(hash) && self.locals.sample(thread, hash, found.weight()) {
+                    self.consult(thread);
                 }
             }
-            return (Some(value), consult);
+            return Some(value);
         }
         if found.is_some() {
             self.bury(hash, key);
         }
-        (None, counted && self.locals.miss(thread))
+        if counted && self.locals.miss(thread) {
+            self.consult(thread);
+        }
+        None
     }
 
     /// Takes out an entry that a look-up found dead, unless it has come alive since.
@@ -267,11 +268,10 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         drop(locked);
     }
 
-    /// Feeds this thread's samples to the election, and does what it decides.
+    /// Feeds this thread's samples to the election, and does what it decides. No lock is held by who
+    /// calls; a pin does no harm, nobody who holds a lock waits for it.
     #[cold]
-    fn consult(&self) {
-        // The number is this thread's own for as long as it lives, beyond the pin.
-        let thread = epoch::pin().thread();
+    fn consult(&self, thread: usize) {
         self.director.consult(&self.locals, thread, |kind| self.switch(kind));
     }
 
@@ -285,9 +285,10 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
         if let Some(weight) = weight
             && self.locals.sampled(hash)
         {
+            // The number is this thread's own for as long as it lives, beyond the pin.
             let thread = epoch::pin().thread();
             if self.locals.sample(thread, hash, weight) {
-                self.consult();
+                self.consult(thread);
             }
         }
     }
@@ -426,18 +427,11 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let hash = self.hasher.hash_one(key);
-        let guard = epoch::pin();
-        let (value, due) = self.look_up(&guard, hash, key, counted);
-        drop(guard);
-        if due {
-            self.consult();
-        }
-        value
+        self.look_up(&epoch::pin(), hash, key, counted)
     }
 
     fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
         let mut values = Vec::with_capacity(keys.len());
-        let mut any_due = false;
         let guard = epoch::pin();
         for keys in keys.chunks(AHEAD) {
             let mut hashes = [0; AHEAD];
@@ -446,14 +440,8 @@ where
                 self.shard(*hash).prefetch(*hash as u32);
             }
             for (key, hash) in keys.iter().zip(hashes) {
-                let (value, due) = self.look_up(&guard, hash, key, true);
-                any_due |= due;
-                values.push(value);
+                values.push(self.look_up(&guard, hash, key, true));
             }
-        }
-        drop(guard);
-        if any_due {
-            self.consult();
         }
         values
     }

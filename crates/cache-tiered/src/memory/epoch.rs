@@ -91,13 +91,21 @@ struct Slot {
 
 impl Slot {
     #[cfg(not(loom))]
-    const fn new() -> Self {
-        Self { word: AtomicU64::new(0), taken: AtomicBool::new(false), number: AtomicUsize::new(0) }
+    const fn new(word: u64) -> Self {
+        Self {
+            word: AtomicU64::new(word),
+            taken: AtomicBool::new(false),
+            number: AtomicUsize::new(0),
+        }
     }
 
     #[cfg(loom)]
-    fn new() -> Self {
-        Self { word: AtomicU64::new(0), taken: AtomicBool::new(false), number: AtomicUsize::new(0) }
+    fn new(word: u64) -> Self {
+        Self {
+            word: AtomicU64::new(word),
+            taken: AtomicBool::new(false),
+            number: AtomicUsize::new(0),
+        }
     }
 
     /// Publishes a first pin; nothing that follows is read before the others can see it.
@@ -139,14 +147,18 @@ struct Domain {
     used: CachePadded<AtomicUsize>,
     first: [Slot; FIRST],
     more: [OnceLock<Box<[Slot]>>; MORE],
+    /// Stands for the slot of a thread that has none. It looks like one that can count no more pins,
+    /// so that a pin asks one question instead of two.
+    nobodys: Slot,
 }
 
 #[cfg(not(loom))]
 static DOMAIN: Domain = Domain {
     epoch: CachePadded::new(AtomicU64::new(EPOCH)),
     used: CachePadded::new(AtomicUsize::new(0)),
-    first: [const { Slot::new() }; FIRST],
+    first: [const { Slot::new(0) }; FIRST],
     more: [const { OnceLock::new() }; MORE],
+    nobodys: Slot::new(DEPTH),
 };
 
 #[cfg(not(loom))]
@@ -161,8 +173,9 @@ fn domain() -> &'static Domain {
         static ref DOMAIN: Domain = Domain {
             epoch: CachePadded::new(AtomicU64::new(EPOCH)),
             used: CachePadded::new(AtomicUsize::new(0)),
-            first: std::array::from_fn(|_| Slot::new()),
+            first: std::array::from_fn(|_| Slot::new(0)),
             more: std::array::from_fn(|_| OnceLock::new()),
+            nobodys: Slot::new(DEPTH),
         };
     }
     &DOMAIN
@@ -183,7 +196,7 @@ impl Domain {
         for segment in 0..=MORE {
             if let Some(more) = segment.checked_sub(1) {
                 self.more[more].get_or_init(|| {
-                    std::iter::repeat_with(Slot::new).take(FIRST << segment).collect()
+                    std::iter::repeat_with(|| Slot::new(0)).take(FIRST << segment).collect()
                 });
             }
             let slots = self.segment(segment).expect("it was made above");
@@ -250,12 +263,12 @@ pub(crate) fn advance() -> u64 {
 #[cfg(not(loom))]
 thread_local! {
     // Two variables: this one needs no destructor, so that reading it is a plain load.
-    static MINE: Cell<Option<&'static Slot>> = const { Cell::new(None) };
+    static MINE: Cell<&'static Slot> = const { Cell::new(&DOMAIN.nobodys) };
     static AT_EXIT: AtExit = const { AtExit(Cell::new(None)) };
 }
 #[cfg(loom)]
 loom::thread_local! {
-    static MINE: Cell<Option<&'static Slot>> = Cell::new(None);
+    static MINE: Cell<&'static Slot> = Cell::new(&domain().nobodys);
     static AT_EXIT: AtExit = AtExit(Cell::new(None));
 }
 
@@ -264,11 +277,11 @@ struct AtExit(Cell<Option<&'static Slot>>);
 
 impl Drop for AtExit {
     fn drop(&mut self) {
-        _ = MINE.try_with(Cell::take);
         if cfg!(loom) {
             // There the registry may be gone before the thread's variables.
             return;
         }
+        _ = MINE.try_with(|mine| mine.set(&domain().nobodys));
         // A slot that is still pinned, by a guard that was leaked, stays taken for good.
         if let Some(slot) = self.0.get()
             && slot.word.load(Relaxed) == 0
@@ -279,8 +292,12 @@ impl Drop for AtExit {
 }
 
 #[inline]
-fn mine() -> Option<&'static Slot> {
-    MINE.try_with(Cell::get).ok().flatten()
+fn mine() -> &'static Slot {
+    MINE.try_with(Cell::get).unwrap_or(&domain().nobodys)
+}
+
+fn is_nobodys(slot: &Slot) -> bool {
+    std::ptr::eq(slot, &domain().nobodys)
 }
 
 /// Keeps what the thread can reach from being freed, as long as it lives.
@@ -300,15 +317,14 @@ pub(crate) struct Guard {
 /// One exchange on a line of the thread's own; a nested pin is a plain store.
 #[inline]
 pub(crate) fn pin() -> Guard {
-    if let Some(slot) = mine() {
-        // Relaxed: nobody else writes the word of a slot that is taken.
-        if slot.word.load(Relaxed) == 0 {
-            // Acquire: pairs with `advance`.
-            slot.announce(domain().epoch.load(Acquire) | 1);
-            return Guard { slot, not_send: PhantomData };
-        }
+    let slot = mine();
+    // Relaxed: nobody else writes the word of a slot that is taken.
+    if slot.word.load(Relaxed) != 0 {
+        return pin_again();
     }
-    pin_again()
+    // Acquire: pairs with `advance`.
+    slot.announce(domain().epoch.load(Acquire) | 1);
+    Guard { slot, not_send: PhantomData }
 }
 
 /// Pins a thread that is pinned already, or has no slot: yet, or any more.
@@ -316,18 +332,16 @@ pub(crate) fn pin() -> Guard {
 #[inline(never)]
 fn pin_again() -> Guard {
     let mine = mine();
-    if let Some(slot) = mine {
-        let word = slot.word.load(Relaxed);
-        if word & DEPTH != DEPTH {
-            slot.word.store(word + 1, Release);
-            return Guard { slot, not_send: PhantomData };
-        }
+    let word = mine.word.load(Relaxed);
+    if word & DEPTH != DEPTH {
+        mine.word.store(word + 1, Release);
+        return Guard { slot: mine, not_send: PhantomData };
     }
     let slot = domain().take();
     // A thread that has a slot comes here when it cannot count more pins in it.
-    let keep = mine.is_none() && AT_EXIT.try_with(|exit| exit.0.set(Some(slot))).is_ok();
+    let keep = is_nobodys(mine) && AT_EXIT.try_with(|exit| exit.0.set(Some(slot))).is_ok();
     if keep {
-        MINE.with(|mine| mine.set(Some(slot)));
+        MINE.with(|mine| mine.set(slot));
     }
     let mut word = domain().epoch.load(Acquire) | 1;
     if !keep {
@@ -363,10 +377,8 @@ impl Drop for Guard {
 /// Whether the calling thread holds a [`Guard`]; says yes while the thread is being torn down, where
 /// it cannot be told.
 pub(crate) fn thread_is_pinned() -> bool {
-    match mine() {
-        Some(slot) => slot.word.load(Relaxed) != 0,
-        None => AT_EXIT.try_with(|_| ()).is_err(),
-    }
+    let mine = mine();
+    if is_nobodys(mine) { AT_EXIT.try_with(|_| ()).is_err() } else { mine.word.load(Relaxed) != 0 }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -18,7 +18,7 @@
 const WORDS: usize = 16;
 const ROWS: usize = 4;
 /// Entries whose counters share a line.
-const ENTRIES_PER_LINE: usize = 8;
+const ENTRIES_PER_LINE: usize = 9;
 /// The same in a sketch of no more than [`AMPLE_LINES`].
 const ENTRIES_PER_AMPLE_LINE: usize = 4;
 const AMPLE_LINES: usize = 2048;
