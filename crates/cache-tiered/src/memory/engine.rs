@@ -652,6 +652,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S>
             let (nodes, shard) = self.table.split();
             let Some(victim) = shard.queues.evict(&nodes) else { return };
             self.leave(victim, EvictionCause::Capacity, out);
+            self.table.expect_after(victim);
         }
     }
 

@@ -988,24 +988,23 @@ impl<K, V, X> Locked<'_, K, V, X> {
         let node = self.node(index);
         node.prev.store(node.prev.load(Relaxed) & !LIVE, Relaxed);
         let weight = u64::from(node.weight.load(Relaxed));
-        self.expect(node.next.load(Relaxed) & INDEX_MASK);
         self.inner.open.push(index);
         self.inner.open_weight += weight;
     }
 
-    /// Brings closer what the next eviction will touch, if `next` is its victim: the chunk that holds
-    /// it, and the node after it. Policies evict along their links, so the one that the last victim
-    /// pointed at is a good guess, where the policy left that link in place.
+    /// Asks for the lines that the next eviction will touch, if its victim is the node that the last one
+    /// pointed at: policies evict along their links, so that is a good guess.
     #[inline]
-    fn expect(&self, next: u32) {
-        if next < self.inner.made {
-            let next = self.node(next);
-            self.table.prefetch(next.hash.load(Relaxed));
-            let after = next.next.load(Relaxed) & INDEX_MASK;
-            if after < self.inner.made {
-                // Where the links are: key and value may lie on another line, and are not needed.
-                prefetch(&raw const self.node(after).prev);
-            }
+    pub(crate) fn expect_after(&self, victim: u32) {
+        let linked = |index| {
+            let next = self.node(index).next.load(Relaxed) & INDEX_MASK;
+            (next < self.inner.made).then_some(next)
+        };
+        let Some(next) = linked(victim) else { return };
+        self.table.prefetch(self.node(next).hash.load(Relaxed));
+        if let Some(after) = linked(next) {
+            // Where the links are: key and value may lie on another line, and are not needed.
+            prefetch(&raw const self.node(after).prev);
         }
     }
 

@@ -14,7 +14,7 @@
 //! of one set share a fingerprint once in 2^19, so that about one new key in 60,000 is taken for a
 //! ghost. What all of it costs in hit ratio is in the heads of the two policies.
 
-use super::sketch::zeroed;
+use super::lines::Lines;
 
 /// Half a cache line. Twice the ways cost 30 ns more per eviction and bring no hit.
 const WAYS: usize = 8;
@@ -44,7 +44,7 @@ pub(super) enum GhostList {
 #[derive(Debug)]
 pub(super) struct Ghosts {
     /// Sets of [`WAYS`], one after the other.
-    slots: Vec<u32>,
+    slots: Lines,
     /// Ghosts per step of age.
     step: u32,
     /// How many joined each list since the last step.
@@ -62,7 +62,7 @@ impl Ghosts {
         // An eighth more than there are ghosts, or every second set would overflow.
         let sets = entries.saturating_add(entries / 8).div_ceil(WAYS).clamp(2, SETS_MAX);
         Self {
-            slots: zeroed(sets * WAYS, spare),
+            slots: Lines::zeroed(sets * WAYS, spare),
             step: ((sets * WAYS) as u32 / STEPS).max(1),
             rest: [0; 2],
             now: [0; 2],
@@ -71,12 +71,12 @@ impl Ghosts {
     }
 
     pub(super) fn into_spare(self) -> Vec<u32> {
-        self.slots
+        self.slots.into_memory()
     }
 
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<u32>()
+        self.slots.bytes()
     }
 
     /// Adds an evicted key to `list`; of either list, as many ghosts count as its window says.
@@ -137,8 +137,13 @@ impl Ghosts {
 
     fn set(&mut self, hash: u32) -> &mut [u32; WAYS] {
         let sets = self.slots.as_chunks_mut::<WAYS>().0;
-        &mut sets[((u64::from(hash) * sets.len() as u64) >> 32) as usize]
+        &mut sets[place(hash, sets.len())]
     }
+}
+
+/// Which of `sets` is the hash's, by its high bits.
+fn place(hash: u32, sets: usize) -> usize {
+    ((u64::from(hash) * sets as u64) >> 32) as usize
 }
 
 fn fingerprint(hash: u32) -> u32 {

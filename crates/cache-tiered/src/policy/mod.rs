@@ -16,6 +16,7 @@ use std::str::FromStr;
 pub(crate) mod curve;
 pub(crate) mod election;
 mod ghosts;
+mod lines;
 mod mini;
 mod queues;
 mod sketch;

@@ -63,7 +63,7 @@ impl Driven {
             Some(node) => {
                 {
                     let it = self.slab.at(node);
-                    it.set_mark((it.mark() + 1).min(MARK_MAX))
+                    it.set_mark((it.mark() + 1).min(MARK_MAX));
                 };
                 Vec::new()
             }
