@@ -231,7 +231,7 @@ impl Locals {
         counts
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn bytes(&self) -> usize {
         let buffers = self.blocks.iter().filter(|block| block.buffer.get().is_some()).count();
         size_of_val(&*self.blocks) + buffers * size_of::<Buffer>()

@@ -40,6 +40,22 @@
 //! pointer. Limbo is stamped in batches, after the fence, never node by node: one fence and one look at
 //! the readers serve a whole batch.
 //!
+//! # The other structure
+//!
+//! A lock that is biased towards readers (BRAVO: Dice and Kogan, USENIX ATC 2019), one per shard over
+//! hashbrown and a slab of the same nodes, was measured beside this table: u64 under u64, 100,000
+//! entries in eight shards, a plain clock, CPU time on two cores of an AMD EPYC as a ratio to
+//! quick_cache in the same run, medians of seven; bytes as resident memory per entry at a million.
+//!
+//! |            | hit  | 2 threads | 90/10 mix | 2 threads | insert that evicts | 2 threads | bytes |
+//! |------------|------|-----------|-----------|-----------|--------------------|-----------|-------|
+//! | this table | 1.04 | 0.52      | 0.96      | 0.36      | 1.30               | 0.93      | 48.6  |
+//! | BRAVO      | 1.03 | 0.51      | 1.32      | 0.71      | 0.93               | 0.83      | 50.5  |
+//!
+//! Hits cost the same, one exchange and one store each. But a write has to take the bias away, which
+//! waits for the readers of the shard, and until it comes back readers pay for the lock; here writes
+//! wait for nobody and pay for limbo. A cache is read more than written, so this one was kept.
+//!
 //! Whatever the safe code around it does with links and marks, the memory stays sound: whether a node
 //! is in the table is written in a bit that only this file touches, and every index is checked against
 //! it before its key or its value is touched.
@@ -894,7 +910,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
     }
 
     /// The key and the value of an entry that is in the table.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn entry(&self, index: u32) -> Option<(&K, &V)> {
         self.get(index).map(|found| (found.key(), found.value()))
     }
