@@ -279,17 +279,21 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
     #[inline]
     pub(super) fn after_write(&self, hash: u64, weight: Option<u32>, over: bool) {
         if over {
-            let mut dropped = Vec::new();
-            self.shard(hash).settle(&mut dropped);
+            self.shard(hash).settle(&mut Vec::new());
         }
         if let Some(weight) = weight
             && self.locals.sampled(hash)
         {
-            // The number is this thread's own for as long as it lives, beyond the pin.
-            let thread = epoch::pin().thread();
-            if self.locals.sample(thread, hash, weight) {
-                self.consult(thread);
-            }
+            self.sample_write(hash, weight);
+        }
+    }
+
+    #[inline(never)]
+    fn sample_write(&self, hash: u64, weight: u32) {
+        // The number is this thread's own for as long as it lives, beyond the pin.
+        let thread = epoch::pin().thread();
+        if self.locals.sample(thread, hash, weight) {
+            self.consult(thread);
         }
     }
 

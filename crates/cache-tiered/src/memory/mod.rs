@@ -402,7 +402,7 @@ where
     }
 
     /// Locks the key's shard, and leaves what is under way alone.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lock(&self, key: &K) -> Locked<'_, K, V, S> {
         self.lock_hashed(with_engine!(&self.engine, engine => engine.hash(key)))
     }
