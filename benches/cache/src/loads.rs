@@ -16,8 +16,9 @@ use crate::{ENTRIES, cache, in_threads, others};
 const RESIDENT: usize = ENTRIES as usize / 2;
 /// Keys that the other cases ask for.
 const KEYS: usize = 1_000_000;
-/// Operations of a round, in each thread.
-const OPERATIONS: usize = 200_000;
+/// Operations of a round, in each thread: ten for each entry, or a row would measure how fast a cache
+/// comes back into the processor's caches after the other one's turn.
+const OPERATIONS: usize = 500_000;
 /// Rounds until a stream starts over.
 const ROUNDS: usize = 16;
 /// Keys of one `get_many`.
