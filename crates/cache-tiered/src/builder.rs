@@ -189,7 +189,8 @@ where
     /// Hashes the keys in memory with another hasher.
     ///
     /// The default is seeded at random in each cache, so nobody can choose keys that collide. A hasher
-    /// that is not gives that up.
+    /// that is not gives that up. With [`Engine::ClockPro`] it has to mix all bits well; the crate's own
+    /// engine folds the hashes of others, so that it takes one that passes numbers through.
     pub fn hasher<H>(self, hasher: H) -> CacheBuilder<K, V, H> {
         CacheBuilder {
             name: self.name,

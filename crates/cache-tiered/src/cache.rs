@@ -676,7 +676,7 @@ pub struct Reservation<K, V, S = DefaultHashBuilder>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     inner: Arc<Inner<K, V, S>>,
     ticket: Ticket<K, V, S>,
@@ -686,7 +686,7 @@ impl<K, V, S> fmt::Debug for Reservation<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation").field("cache", &self.inner.name).finish_non_exhaustive()
