@@ -59,6 +59,7 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     entries: Option<u64>,
     bytes: Option<(u64, Weigher<K, V>)>,
     ttl: Option<Duration>,
+    ttl_jitter: u8,
     time_to_idle: Option<Duration>,
     expiry_sweep: Duration,
     clock: Clock,
@@ -128,6 +129,7 @@ where
             entries: None,
             bytes: None,
             ttl: None,
+            ttl_jitter: 0,
             time_to_idle: None,
             expiry_sweep: Duration::from_secs(60),
             clock: Clock::default(),
@@ -202,6 +204,7 @@ where
             entries: self.entries,
             bytes: self.bytes,
             ttl: self.ttl,
+            ttl_jitter: self.ttl_jitter,
             time_to_idle: self.time_to_idle,
             expiry_sweep: self.expiry_sweep,
             clock: self.clock,
@@ -238,6 +241,15 @@ where
     /// Sets the time to live of entries that name none; without it they live until pushed out.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// Shortens each time to live at random, by `percent` of it at most; by nothing unless told otherwise.
+    ///
+    /// Entries that came together then do not expire together, and are not all loaded again at once. A
+    /// time to live is never longer than was asked for.
+    pub fn ttl_jitter(mut self, percent: u8) -> Self {
+        self.ttl_jitter = percent;
         self
     }
 
@@ -324,6 +336,10 @@ where
                 problems.push(Problem::new(path, "0", "must be at least 1ms"));
             }
         }
+        if self.ttl_jitter > 100 {
+            let expected = "must be at most 100 percent";
+            problems.push(Problem::new("ttl_jitter", self.ttl_jitter, expected));
+        }
         for (at, tier) in self.order.iter().enumerate() {
             if *tier == Tier::Memory || self.order[..at].contains(tier) {
                 let expected = "must name tiers below memory, each once";
@@ -378,8 +394,11 @@ where
             lower,
             clock: self.clock,
             ttl: self.ttl.map(millis),
+            ttl_jitter: self.ttl_jitter,
             write_policy: self.write_policy,
             weighs_bytes,
+            #[cfg(feature = "__lower")]
+            schema: self.lower.schema_version,
             counters: Counters::default(),
         });
         sweeper::register(&inner, self.expiry_sweep)

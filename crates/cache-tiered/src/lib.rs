@@ -55,6 +55,8 @@ mod publish;
 pub mod redis;
 #[cfg(feature = "simulate")]
 pub mod simulate;
+#[cfg(feature = "__lower")]
+mod snapshot;
 mod stats;
 mod sweeper;
 mod sync;
@@ -78,6 +80,8 @@ pub use policy::election::{CandidateReport, PolicyReport, PolicySwitch};
 #[cfg(feature = "metrics")]
 pub use publish::Publisher;
 pub use quick_cache::Equivalent;
+#[cfg(feature = "__lower")]
+pub use snapshot::{SnapshotError, SnapshotProgress};
 pub use stats::{CacheStats, Evictions, TierStats};
 
 #[cfg(all(doctest, feature = "disk"))]
