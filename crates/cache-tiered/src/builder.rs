@@ -7,6 +7,8 @@ use std::time::Duration;
 #[cfg(feature = "__lower")]
 use serde::{Serialize, de::DeserializeOwned};
 
+use tokio::sync::Semaphore;
+
 use crate::cache::{Cache, Counters, Inner, LowerTiers, WritePolicy};
 use crate::clock::{Clock, millis};
 #[cfg(feature = "__lower")]
@@ -14,6 +16,7 @@ use crate::codec::{Bincode, Codec};
 #[cfg(feature = "disk")]
 use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
 use crate::error::{BuildError, Problem};
+use crate::freshness::Freshness;
 use crate::hasher::DefaultHashBuilder;
 #[cfg(feature = "__lower")]
 use crate::lower::Sealer;
@@ -28,6 +31,8 @@ use crate::sweeper;
 #[cfg(feature = "__lower")]
 use crate::write_behind::WriteBehind;
 
+/// Loads that may be under way in the background at once.
+const REFRESHES: usize = 64;
 /// Entries of a memory tier that was not told otherwise.
 const DEFAULT_ENTRIES: u64 = 10_000;
 /// The weight that an entry is expected to have when the bound is in bytes.
@@ -60,6 +65,7 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     bytes: Option<(u64, Weigher<K, V>)>,
     ttl: Option<Duration>,
     ttl_jitter: u8,
+    freshness: Freshness,
     time_to_idle: Option<Duration>,
     expiry_sweep: Duration,
     clock: Clock,
@@ -130,6 +136,7 @@ where
             bytes: None,
             ttl: None,
             ttl_jitter: 0,
+            freshness: Freshness::default(),
             time_to_idle: None,
             expiry_sweep: Duration::from_secs(60),
             clock: Clock::default(),
@@ -205,6 +212,7 @@ where
             bytes: self.bytes,
             ttl: self.ttl,
             ttl_jitter: self.ttl_jitter,
+            freshness: self.freshness,
             time_to_idle: self.time_to_idle,
             expiry_sweep: self.expiry_sweep,
             clock: self.clock,
@@ -250,6 +258,43 @@ where
     /// time to live is never longer than was asked for.
     pub fn ttl_jitter(mut self, percent: u8) -> Self {
         self.ttl_jitter = percent;
+        self
+    }
+
+    /// Lets a [`LoadingCache`](crate::LoadingCache) serve values for this long past their time to live,
+    /// while newer ones are loaded in the background.
+    ///
+    /// The other look-ups of the cache find only what is fresh. Tiers that are shared keep their entries
+    /// longer by this, so all machines should have the same.
+    pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
+        self.freshness.while_revalidate = millis(window);
+        self
+    }
+
+    /// Serves values for this long past their time to live where a loader fails.
+    ///
+    /// That goes for [`Cache::get_or_load`], too. As with
+    /// [`stale_while_revalidate`](Self::stale_while_revalidate), entries are kept longer by this.
+    pub fn stale_if_error(mut self, window: Duration) -> Self {
+        self.freshness.if_error = millis(window);
+        self
+    }
+
+    /// Lets a [`LoadingCache`](crate::LoadingCache) load a value anew, in the background, when it is asked
+    /// for with less than this left of its time to live.
+    pub fn refresh_ahead(mut self, left: Duration) -> Self {
+        self.freshness.ahead = millis(left);
+        self
+    }
+
+    /// Lets a [`LoadingCache`](crate::LoadingCache) load a value anew by chance before it is due, the
+    /// likelier the less is left and the longer loads take; `beta` is 1 as a rule, more is earlier.
+    ///
+    /// So of many machines with the same value one refreshes it, and they do not all miss it at once.
+    /// Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB
+    /// 2015.
+    pub fn early_refresh(mut self, beta: f64) -> Self {
+        self.freshness.early = beta;
         self
     }
 
@@ -340,6 +385,10 @@ where
             let expected = "must be at most 100 percent";
             problems.push(Problem::new("ttl_jitter", self.ttl_jitter, expected));
         }
+        if !(self.freshness.early >= 0.0 && self.freshness.early.is_finite()) {
+            let expected = "must be a number from 0 on";
+            problems.push(Problem::new("early_refresh", self.freshness.early, expected));
+        }
         for (at, tier) in self.order.iter().enumerate() {
             if *tier == Tier::Memory || self.order[..at].contains(tier) {
                 let expected = "must name tiers below memory, each once";
@@ -385,6 +434,7 @@ where
             estimated_entries: usize::try_from(estimated).unwrap_or(usize::MAX).max(1),
             weigher,
             time_to_idle: self.time_to_idle.map(millis),
+            freshness: self.freshness,
             clock: self.clock.clone(),
             demote,
         });
@@ -395,6 +445,8 @@ where
             clock: self.clock,
             ttl: self.ttl.map(millis),
             ttl_jitter: self.ttl_jitter,
+            freshness: self.freshness,
+            refreshes: Arc::new(Semaphore::new(REFRESHES)),
             write_policy: self.write_policy,
             weighs_bytes,
             #[cfg(feature = "__lower")]

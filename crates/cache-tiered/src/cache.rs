@@ -14,15 +14,17 @@ use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use quick_cache::Equivalent;
+use tokio::sync::Semaphore;
 
 use crate::builder::CacheBuilder;
 use crate::clock::{Clock, Millis, NEVER, millis};
 use crate::error::LoadError;
+use crate::freshness::{Freshness, State};
 use crate::hasher::DefaultHashBuilder;
 use crate::lower::{Found, Item, LowerTier, Room, Tier, Write};
 use crate::memory::{
@@ -203,6 +205,9 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) ttl: Option<Millis>,
     /// In percent of the time to live.
     pub(crate) ttl_jitter: u8,
+    pub(crate) freshness: Freshness,
+    /// Permits for loads in the background.
+    pub(crate) refreshes: Arc<Semaphore>,
     pub(crate) write_policy: WritePolicy,
     pub(crate) weighs_bytes: bool,
     /// The schema version of the values, for what is written down.
@@ -218,6 +223,21 @@ pub(crate) struct Counters {
     load_nanos: Counter,
     coalesced: Counter,
     superseded: Counter,
+    pub(crate) refreshes: Counter,
+    pub(crate) stale_hits: Counter,
+    stale_on_error: Counter,
+    /// What a load takes of late, in milliseconds, as the bits of an `f64`.
+    load_millis: AtomicU64,
+}
+
+impl Counters {
+    fn note_load(&self, took: Duration) {
+        let took = took.as_secs_f64() * 1e3;
+        let before = f64::from_bits(self.load_millis.load(Ordering::Relaxed));
+        // Relaxed, and not one step: of two loads that end together one may be left out.
+        let now = if before > 0.0 { before + (took - before) / 8.0 } else { took };
+        self.load_millis.store(now.to_bits(), Ordering::Relaxed);
+    }
 }
 
 impl<K, V, S> Clone for Cache<K, V, S> {
@@ -253,7 +273,6 @@ where
         Self { inner }
     }
 
-    #[cfg(feature = "__lower")]
     pub(crate) fn inner(&self) -> Arc<Inner<K, V, S>> {
         Arc::clone(&self.inner)
     }
@@ -297,7 +316,7 @@ where
             return None;
         }
         let ticket = inner.memory.ticket(key);
-        match inner.memory.peek_alive(key) {
+        match inner.memory.peek_fresh(key) {
             // It came between the first look and the ticket.
             Some(value) => Some(value),
             None => inner.get_below(key, &ticket).await,
@@ -322,7 +341,7 @@ where
         let mut missing = Vec::new();
         for (at, value) in values.iter_mut().enumerate().filter(|(_, value)| value.is_none()) {
             let ticket = inner.memory.ticket(&keys[at]);
-            *value = inner.memory.peek_alive(&keys[at]);
+            *value = inner.memory.peek_fresh(&keys[at]);
             if value.is_none() {
                 missing.push((at, ticket));
             }
@@ -336,8 +355,8 @@ where
             let mut found = found.into_iter();
             missing.retain(|(at, ticket)| {
                 let Some(found) = found.next().flatten() else { return true };
-                values[*at] = Some(inner.promote(found, ticket));
-                false
+                values[*at] = inner.promote(found, ticket);
+                values[*at].is_none()
             });
         }
         values
@@ -434,10 +453,25 @@ where
         R: Into<Loaded<V>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let inner = &*self.inner;
-        if let Some(value) = inner.memory.get(key) {
+        if let Some(value) = self.inner.memory.get(key) {
             return Ok(value);
         }
+        self.load_missing(key, loader).await
+    }
+
+    /// [`get_or_load`](Self::get_or_load) of a key that was just found missing in memory.
+    pub(crate) async fn load_missing<F, Fut, R, E>(
+        &self,
+        key: &K,
+        loader: F,
+    ) -> Result<V, LoadError>
+    where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<R, E>> + Send,
+        R: Into<Loaded<V>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let inner = &*self.inner;
         let (ticket, publish) = loop {
             match inner.memory.join(key) {
                 Role::Leader(ticket, publish) => break (ticket, publish),
@@ -447,19 +481,22 @@ where
                         && let Some(result) = landing.borrow_and_update().clone()
                     {
                         inner.counters.coalesced.increment();
-                        return result;
+                        return result.or_else(|error| inner.serve_on_error(key).ok_or(error));
                     }
                 }
             }
         };
         // Whoever led before may have landed between the first look and the ticket.
-        let found = match inner.memory.peek_alive(key) {
+        let found = match inner.memory.peek_fresh(key) {
             Some(value) => Some(value),
             None => inner.get_below(key, &ticket).await,
         };
         let result = match found {
             Some(value) => Ok(value),
-            None => inner.load(&ticket, loader).await,
+            None => match inner.load(&ticket, loader).await {
+                Err(error) => inner.serve_on_error(key).ok_or(error),
+                loaded => loaded,
+            },
         };
         // Whoever waits gets this; if nobody does, there is nobody to tell.
         let _ = publish.send(Some(result.clone()));
@@ -696,6 +733,9 @@ where
             load_time: Duration::from_nanos(counters.load_nanos.get()),
             coalesced: counters.coalesced.get(),
             superseded: counters.superseded.get(),
+            refreshes: counters.refreshes.get(),
+            stale_hits: counters.stale_hits.get(),
+            stale_on_error: counters.stale_on_error.get(),
             in_flight: inner.memory.in_flight(),
             ..CacheStats::default()
         };
@@ -765,10 +805,18 @@ where
             Some(0) => None,
             Some(ttl) => {
                 let percent = options.ttl_jitter.unwrap_or(self.ttl_jitter);
-                Some(self.clock.now().saturating_add(shortened(ttl, percent)))
+                let fresh = self.clock.now().saturating_add(shortened(ttl, percent));
+                Some(fresh.saturating_add(self.freshness.grace()))
             }
             None => Some(NEVER),
         }
+    }
+
+    /// What a value with this deadline is good for now.
+    pub(crate) fn judge(&self, deadline: Millis) -> State {
+        let load_millis = f64::from_bits(self.counters.load_millis.load(Ordering::Relaxed));
+        let chance = || 1.0 - fastrand::f64();
+        self.freshness.judge(deadline, self.clock.now(), load_millis, chance)
     }
 
     /// Makes an entry of a new value. This calls the user's weigher and clones, so no lock is held.
@@ -836,14 +884,17 @@ where
     async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<V> {
         for tier in &self.lower.tiers {
             if let Some(found) = tier.get(key).await {
-                return Some(self.promote(found, ticket));
+                // One that is not fresh any more does not keep the tiers below from being asked.
+                if let Some(value) = self.promote(found, ticket) {
+                    return Some(value);
+                }
             }
         }
         None
     }
 
-    /// Brings a value up into memory, with the time that it has left.
-    fn promote(&self, found: Found<V>, ticket: &Ticket<K, V, S>) -> V {
+    /// Brings a value up into memory, with the time that it has left; gives it back if it is fresh.
+    fn promote(&self, found: Found<V>, ticket: &Ticket<K, V, S>) -> Option<V> {
         let Found { value, expires_at } = found;
         let key = ticket.key().clone();
         let entry = self.memory.entry(&key, value.clone(), expires_at, true);
@@ -855,7 +906,7 @@ where
             }
             None => self.counters.superseded.increment(),
         }
-        value
+        self.memory.is_fresh(expires_at).then_some(value)
     }
 
     /// Puts a value into memory alone, unless its key is there or is written meanwhile; tells whether
@@ -863,7 +914,7 @@ where
     pub(crate) fn warm(&self, key: K, value: V, expires_at: Millis) -> bool {
         let ticket = self.memory.ticket(&key);
         let entry = self.memory.entry(&key, value, expires_at, true);
-        if self.memory.peek_alive(&key).is_some() {
+        if self.memory.peek_fresh(&key).is_some() {
             return false;
         }
         let Some(mut locked) = ticket.redeem() else { return false };
@@ -871,6 +922,19 @@ where
         locked.insert(key, entry, &mut out);
         locked.release(&out);
         true
+    }
+
+    /// An older value that may be served because the loader has failed.
+    fn serve_on_error(&self, key: &K) -> Option<V> {
+        if self.freshness.if_error == 0 {
+            return None;
+        }
+        let (value, deadline) = self.memory.peek(key)?;
+        let serves = self.freshness.serves_on_error(deadline, self.clock.now());
+        serves.then(|| {
+            self.counters.stale_on_error.increment();
+            value
+        })
     }
 
     /// Queues everything in memory for the tiers below, waiting for room in their queues.
@@ -901,7 +965,11 @@ where
         }
     }
 
-    async fn load<F, Fut, R, E>(&self, ticket: &Ticket<K, V, S>, loader: F) -> Result<V, LoadError>
+    pub(crate) async fn load<F, Fut, R, E>(
+        &self,
+        ticket: &Ticket<K, V, S>,
+        loader: F,
+    ) -> Result<V, LoadError>
     where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<R, E>> + Send,
@@ -910,9 +978,8 @@ where
     {
         let started = Instant::now();
         let loaded = loader().await;
-        self.counters
-            .load_nanos
-            .add(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let took = started.elapsed();
+        self.counters.load_nanos.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         let Loaded { value, options } = match loaded {
             Ok(loaded) => loaded.into(),
             Err(error) => {
@@ -921,6 +988,7 @@ where
             }
         };
         self.counters.loads.increment();
+        self.counters.note_load(took);
         self.store_unless_overtaken(ticket, value.clone(), options);
         Ok(value)
     }

@@ -114,6 +114,12 @@ pub struct CacheStats {
     pub coalesced: u64,
     /// Loads and promotions whose value was not kept, because the key was written meanwhile.
     pub superseded: u64,
+    /// Loads in the background that have ended.
+    pub refreshes: u64,
+    /// Values served by a [`LoadingCache`](crate::LoadingCache) that were past their time to live.
+    pub stale_hits: u64,
+    /// Values served past their time to live because their loader had failed.
+    pub stale_on_error: u64,
     /// Keys that are being loaded, reserved or looked up below memory at this moment.
     pub in_flight: u64,
 }

@@ -141,13 +141,13 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> ClockPro<
     }
 
     #[inline]
-    fn alive<Q>(&self, key: &Q) -> Option<V>
+    fn alive<Q>(&self, key: &Q) -> Option<(V, Millis)>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let held = self.cache.get(key)?;
         if held.entry.expires_at == NEVER && held.touched.is_none() {
-            return Some(held.entry.value);
+            return Some((held.entry.value, NEVER));
         }
         let now = self.clock.now();
         if self.is_dead(&held, now) {
@@ -159,7 +159,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> ClockPro<
         if let Some(touched) = &held.touched {
             touched.store(now, Ordering::Relaxed);
         }
-        Some(held.entry.value)
+        Some((held.entry.value, held.entry.expires_at))
     }
 
     fn is_dead(&self, held: &Held<V>, now: Millis) -> bool {
@@ -209,12 +209,25 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let value = self.alive(key);
+        self.read(key, counted, |_| true).map(|(value, _)| value)
+    }
+
+    #[inline]
+    fn read<Q>(
+        &self,
+        key: &Q,
+        counted: bool,
+        wanted: impl Fn(Millis) -> bool,
+    ) -> Option<(V, Millis)>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        let read = self.alive(key).filter(|(_, deadline)| wanted(*deadline));
         if counted {
-            let counter = if value.is_some() { &self.hits } else { &self.misses };
+            let counter = if read.is_some() { &self.hits } else { &self.misses };
             counter.increment();
         }
-        value
+        read
     }
 
     fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {

@@ -219,9 +219,16 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         }
     }
 
-    /// One look-up of a batch or alone.
+    /// One look-up of a batch or alone. An entry that `take` does not want is a miss and stays.
     #[inline]
-    fn look_up<Q>(&self, guard: &Guard, hash: u64, key: &Q, counted: bool) -> Option<V>
+    fn look_up<Q, T>(
+        &self,
+        guard: &Guard,
+        hash: u64,
+        key: &Q,
+        counted: bool,
+        take: impl FnOnce(&Found<'_, K, V>) -> Option<T>,
+    ) -> Option<T>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
@@ -230,17 +237,18 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         if let Some(found) = found
             && (found.flags() & flag::TIMED == 0 || self.touch(found))
         {
-            found.raise_mark(MARK_MAX);
-            let value = found.value().clone();
-            if counted {
-                self.locals.hit(thread);
-                if self.locals.sampled(hash) && self.locals.sample(thread, hash, found.weight()) {
-                    self.consult(thread);
+            if let Some(taken) = take(&found) {
+                found.raise_mark(MARK_MAX);
+                if counted {
+                    self.locals.hit(thread);
+                    if self.locals.sampled(hash) && self.locals.sample(thread, hash, found.weight())
+                    {
+                        self.consult(thread);
+                    }
                 }
+                return Some(taken);
             }
-            return Some(value);
-        }
-        if found.is_some() {
+        } else if found.is_some() {
             self.bury(hash, key);
         }
         if counted && self.locals.miss(thread) {
@@ -432,7 +440,24 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let hash = hash_of(&self.hasher, key);
-        self.look_up(&epoch::pin(), hash, key, counted)
+        self.look_up(&epoch::pin(), hash, key, counted, |found| Some(found.value().clone()))
+    }
+
+    fn read<Q>(
+        &self,
+        key: &Q,
+        counted: bool,
+        wanted: impl Fn(Millis) -> bool,
+    ) -> Option<(V, Millis)>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        let hash = hash_of(&self.hasher, key);
+        let take = |found: &Found<'_, K, V>| {
+            let deadline = found.deadline();
+            wanted(deadline).then(|| (found.value().clone(), deadline))
+        };
+        self.look_up(&epoch::pin(), hash, key, counted, take)
     }
 
     fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
@@ -445,7 +470,9 @@ where
                 self.shard(*hash).prefetch(*hash as u32);
             }
             for (key, hash) in keys.iter().zip(hashes) {
-                values.push(self.look_up(&guard, hash, key, true));
+                values.push(
+                    self.look_up(&guard, hash, key, true, |found| Some(found.value().clone())),
+                );
             }
         }
         values

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, Millis};
 use crate::flights::{Booking, Flight, Flights, Landing};
+use crate::freshness::Freshness;
 use crate::lower::Write;
 use crate::policy::Policy;
 use crate::policy::curve::MissRatioCurve;
@@ -202,6 +203,7 @@ pub(crate) struct MemoryOptions<K, V, S> {
     pub(crate) estimated_entries: usize,
     pub(crate) weigher: Option<Weigher<K, V>>,
     pub(crate) time_to_idle: Option<Millis>,
+    pub(crate) freshness: Freshness,
     pub(crate) clock: Clock,
     pub(crate) demote: Option<Demote<K, V>>,
     pub(crate) listener: Option<Listener<K, V>>,
@@ -233,6 +235,16 @@ trait MemoryEngine<K, V> {
 
     /// The value, if it is here and alive. One that is dead is taken out.
     fn get<Q>(&self, key: &Q, counted: bool) -> Option<V>
+    where
+        Q: Hash + Equivalent<K> + ?Sized;
+
+    /// As `get`, with the deadline of the entry; one whose deadline is not wanted is a miss, and stays.
+    fn read<Q>(
+        &self,
+        key: &Q,
+        counted: bool,
+        wanted: impl Fn(Millis) -> bool,
+    ) -> Option<(V, Millis)>
     where
         Q: Hash + Equivalent<K> + ?Sized;
 
@@ -279,6 +291,8 @@ pub(crate) struct MemoryTier<K, V, S> {
     engine: Choice<K, V, S>,
     weigher: Option<Weigher<K, V>>,
     listener: Option<Listener<K, V>>,
+    /// Where there is no grace, nothing is here: what is alive is fresh.
+    freshness: Option<(Freshness, Clock)>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "there is one per cache, behind its Arc")]
@@ -337,7 +351,9 @@ where
     S: BuildHasher + Clone + 'static,
 {
     pub(crate) fn new(options: MemoryOptions<K, V, S>) -> Self {
-        let MemoryOptions { engine, policy, curve, hasher, weigher, listener, .. } = options;
+        let MemoryOptions { engine, policy, curve, hasher, weigher, listener, freshness, .. } =
+            options;
+        let freshness = (freshness.grace() > 0).then(|| (freshness, options.clock.clone()));
         let engine_options = EngineOptions {
             hasher,
             capacity: options.capacity,
@@ -354,28 +370,60 @@ where
             Engine::Switchable => Choice::Switchable(Switchable::new(engine_options)),
             Engine::ClockPro => Choice::ClockPro(ClockPro::new(engine_options)),
         };
-        Self { engine, weigher, listener }
+        Self { engine, weigher, listener, freshness }
     }
 
-    /// The value, if it is here and alive; counts a hit or a miss.
+    /// The value, if it is here and fresh; counts a hit or a miss.
     #[inline]
     pub(crate) fn get<Q>(&self, key: &Q) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
+        if self.freshness.is_some() {
+            return self.get_fresh(key, true);
+        }
         with_engine!(&self.engine, engine => engine.get(key, true))
     }
 
-    /// The value, if it is here and alive, uncounted: for a second look inside one operation.
-    pub(crate) fn peek_alive<Q>(&self, key: &Q) -> Option<V>
+    /// The value, if it is here and fresh, uncounted: for a second look inside one operation.
+    pub(crate) fn peek_fresh<Q>(&self, key: &Q) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        with_engine!(&self.engine, engine => engine.get(key, false))
+        self.get_fresh(key, false)
+    }
+
+    #[inline(never)]
+    fn get_fresh<Q>(&self, key: &Q, counted: bool) -> Option<V>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        let wanted = |deadline| self.is_fresh(deadline);
+        let read = with_engine!(&self.engine, engine => engine.read(key, counted, wanted));
+        read.map(|(value, _)| value)
+    }
+
+    /// Whether what has this deadline is fresh now.
+    pub(crate) fn is_fresh(&self, deadline: Millis) -> bool {
+        let Some((freshness, clock)) = &self.freshness else { return true };
+        freshness.is_fresh(deadline, clock.now())
+    }
+
+    /// The value, fresh or not, with its deadline; counts a hit or a miss.
+    pub(crate) fn read(&self, key: &K) -> Option<(V, Millis)> {
+        with_engine!(&self.engine, engine => engine.read(key, true, |_| true))
+    }
+
+    /// As [`read`](Self::read), uncounted.
+    pub(crate) fn peek(&self, key: &K) -> Option<(V, Millis)> {
+        with_engine!(&self.engine, engine => engine.read(key, false, |_| true))
     }
 
     /// The values of several keys, in their order; counted like so many look-ups.
     pub(crate) fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
+        if self.freshness.is_some() {
+            return keys.iter().map(|key| self.get_fresh(key, true)).collect();
+        }
         with_engine!(&self.engine, engine => engine.get_many(keys))
     }
 

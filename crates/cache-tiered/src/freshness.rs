@@ -1,0 +1,139 @@
+//! How long a value is fresh, and what it may still be good for afterwards.
+//!
+//! A value is *fresh* for its time to live. Beyond that it may be kept for a *grace*: to be served while
+//! a newer one is loaded in the background, or because the loader fails. So an entry's deadline, in
+//! every tier, is the end of its time to live and the grace; when it stops being fresh follows from the
+//! two, and nothing more has to be kept.
+//!
+//! Shortly before that, a value may be loaded anew although it is fresh: when less than a fixed time is
+//! left, or by chance, with a probability that grows towards the end and with the time that a load
+//! takes. The latter is XFetch (Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache
+//! Stampede Prevention", PVLDB 2015): of many machines that hold the value, one or two refresh it early,
+//! and the others never find it missing.
+
+use crate::clock::{Millis, NEVER};
+
+/// The windows of a cache, in milliseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Freshness {
+    pub(crate) while_revalidate: Millis,
+    pub(crate) if_error: Millis,
+    pub(crate) ahead: Millis,
+    /// XFetch's beta; 0 for none.
+    pub(crate) early: f64,
+}
+
+/// What a value is good for at some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Fresh,
+    /// Fresh, and about time to load it anew.
+    Due,
+    /// Good enough while a newer one is loaded.
+    Stale,
+    /// Good enough only if no newer one can be had.
+    Old,
+}
+
+impl Freshness {
+    /// How long a value is kept beyond its time to live.
+    pub(crate) fn grace(&self) -> Millis {
+        self.while_revalidate.max(self.if_error)
+    }
+
+    fn fresh_until(&self, deadline: Millis) -> Millis {
+        if deadline == NEVER { NEVER } else { deadline.saturating_sub(self.grace()) }
+    }
+
+    pub(crate) fn is_fresh(&self, deadline: Millis, now: Millis) -> bool {
+        now < self.fresh_until(deadline)
+    }
+
+    /// Whether a value may be served because its loader has failed.
+    pub(crate) fn serves_on_error(&self, deadline: Millis, now: Millis) -> bool {
+        now < self.fresh_until(deadline).saturating_add(self.if_error)
+    }
+
+    /// Judges a value by its deadline. `chance` is drawn evenly from 0 to 1, 0 excluded; `load_millis` is
+    /// what a load takes.
+    pub(crate) fn judge(
+        &self,
+        deadline: Millis,
+        now: Millis,
+        load_millis: f64,
+        chance: impl FnOnce() -> f64,
+    ) -> State {
+        let fresh_until = self.fresh_until(deadline);
+        if fresh_until == NEVER {
+            return State::Fresh;
+        }
+        if now >= fresh_until {
+            let servable = now < fresh_until.saturating_add(self.while_revalidate);
+            return if servable { State::Stale } else { State::Old };
+        }
+        let left = fresh_until - now;
+        if left <= self.ahead {
+            return State::Due;
+        }
+        if self.early > 0.0 && left as f64 <= self.early * load_millis * -chance().ln() {
+            return State::Due;
+        }
+        State::Fresh
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRESHNESS: Freshness =
+        Freshness { while_revalidate: 30, if_error: 100, ahead: 10, early: 0.0 };
+
+    fn at(now: Millis) -> State {
+        // Fresh until 1,000.
+        FRESHNESS.judge(1_100, now, 0.0, || unreachable!("nothing is left to chance"))
+    }
+
+    #[test]
+    fn a_value_goes_from_fresh_to_due_to_stale_to_old() {
+        let states = [0, 989, 990, 999, 1_000, 1_029, 1_030, 1_099].map(at);
+        use State::{Due, Fresh, Old, Stale};
+        assert_eq!(states, [Fresh, Fresh, Due, Due, Stale, Stale, Old, Old]);
+        assert!(FRESHNESS.is_fresh(1_100, 999) && !FRESHNESS.is_fresh(1_100, 1_000));
+        assert!(
+            FRESHNESS.serves_on_error(1_100, 1_099) && !FRESHNESS.serves_on_error(1_100, 1_100)
+        );
+    }
+
+    #[test]
+    fn what_lives_for_ever_is_always_fresh() {
+        assert_eq!(FRESHNESS.judge(NEVER, NEVER - 1, 1e9, || 1e-9), State::Fresh);
+        assert!(FRESHNESS.is_fresh(NEVER, NEVER - 1));
+    }
+
+    #[test]
+    fn without_windows_a_value_is_fresh_until_its_deadline() {
+        let none = Freshness::default();
+        assert_eq!(none.judge(50, 49, 1e9, || 1e-9), State::Fresh);
+        assert_eq!((none.grace(), none.is_fresh(50, 50)), (0, false));
+        assert!(!none.serves_on_error(50, 50));
+    }
+
+    #[test]
+    fn early_refreshes_become_likelier_towards_the_end_and_with_slower_loads() {
+        let early = Freshness { early: 1.0, ..Freshness::default() };
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut due = |left: Millis, load_millis: f64| {
+            let draws = 10_000;
+            let one = |rng: &mut fastrand::Rng| {
+                early.judge(1_000, 1_000 - left, load_millis, || 1.0 - rng.f64()) == State::Due
+            };
+            (0..draws).filter(|_| one(&mut rng)).count() as f64 / f64::from(draws)
+        };
+        // P(load * -ln u >= left) = e^(-left / load).
+        for (left, load_millis) in [(10, 10.0), (100, 50.0), (300, 100.0), (500, 1.0)] {
+            let expected = (-(left as f64) / load_millis).exp();
+            assert!((due(left, load_millis) - expected).abs() < 0.02, "{left} {load_millis}");
+        }
+    }
+}
