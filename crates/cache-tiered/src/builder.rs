@@ -9,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use tokio::sync::Semaphore;
 
-use crate::cache::{Cache, Counters, Inner, LowerTiers, WritePolicy};
+use crate::cache::{Cache, Counters, Inner, LowerTiers, TtlBy, WritePolicy};
 use crate::clock::{Clock, millis};
 #[cfg(feature = "__lower")]
 use crate::codec::{Bincode, Codec};
@@ -65,6 +65,7 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     bytes: Option<(u64, Weigher<K, V>)>,
     ttl: Option<Duration>,
     ttl_jitter: u8,
+    ttl_by: Option<TtlBy<K, V>>,
     freshness: Freshness,
     time_to_idle: Option<Duration>,
     expiry_sweep: Duration,
@@ -136,6 +137,7 @@ where
             bytes: None,
             ttl: None,
             ttl_jitter: 0,
+            ttl_by: None,
             freshness: Freshness::default(),
             time_to_idle: None,
             expiry_sweep: Duration::from_secs(60),
@@ -212,6 +214,7 @@ where
             bytes: self.bytes,
             ttl: self.ttl,
             ttl_jitter: self.ttl_jitter,
+            ttl_by: self.ttl_by,
             freshness: self.freshness,
             time_to_idle: self.time_to_idle,
             expiry_sweep: self.expiry_sweep,
@@ -249,6 +252,17 @@ where
     /// Sets the time to live of entries that name none; without it they live until pushed out.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// Lets each value say how long it lives; `None` is the cache's own time to live.
+    ///
+    /// An insert that names a time to live goes before it. Zero removes the key.
+    pub fn ttl_by(
+        mut self,
+        ttl: impl Fn(&K, &V) -> Option<Duration> + Send + Sync + 'static,
+    ) -> Self {
+        self.ttl_by = Some(Arc::new(ttl));
         self
     }
 
@@ -445,6 +459,7 @@ where
             clock: self.clock,
             ttl: self.ttl.map(millis),
             ttl_jitter: self.ttl_jitter,
+            ttl_by: self.ttl_by,
             freshness: self.freshness,
             refreshes: Arc::new(Semaphore::new(REFRESHES)),
             write_policy: self.write_policy,
@@ -456,6 +471,36 @@ where
         sweeper::register(&inner, self.expiry_sweep)
             .map_err(|source| BuildError::Thread { cache: inner.name.clone(), source })?;
         Ok(Cache::from_inner(inner))
+    }
+}
+
+impl<K, T, S> CacheBuilder<K, Option<T>, S>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    T: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
+{
+    /// Keeps `None`, the knowledge that there is nothing, for a time of its own.
+    ///
+    /// What is asked for in vain is then not looked up again and again, and what comes into being is found
+    /// before long. Takes the place of [`ttl_by`](Self::ttl_by).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use cache_tiered::Cache;
+    ///
+    /// let users = Cache::<u64, Option<String>>::builder("users")
+    ///     .ttl(Duration::from_secs(600))
+    ///     .negative_ttl(Duration::from_secs(5))
+    ///     .build()?;
+    /// users.insert(7, None);
+    /// assert_eq!(users.get_in_memory(&7), Some(None));
+    /// # Ok::<_, cache_tiered::BuildError>(())
+    /// ```
+    pub fn negative_ttl(self, ttl: Duration) -> Self {
+        self.ttl_by(move |_, value| value.is_none().then_some(ttl))
     }
 }
 

@@ -197,6 +197,9 @@ struct Prepared<V> {
     write: Option<Write<V>>,
 }
 
+/// The time to live of an entry, by itself.
+pub(crate) type TtlBy<K, V> = Arc<dyn Fn(&K, &V) -> Option<Duration> + Send + Sync>;
+
 pub(crate) struct Inner<K, V, S> {
     pub(crate) name: String,
     pub(crate) memory: Arc<MemoryTier<K, V, S>>,
@@ -205,6 +208,7 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) ttl: Option<Millis>,
     /// In percent of the time to live.
     pub(crate) ttl_jitter: u8,
+    pub(crate) ttl_by: Option<TtlBy<K, V>>,
     pub(crate) freshness: Freshness,
     /// Permits for loads in the background.
     pub(crate) refreshes: Arc<Semaphore>,
@@ -380,7 +384,7 @@ where
     /// A time to live of less than a millisecond counts as zero and removes the key.
     pub fn insert_with(&self, key: K, value: V, options: InsertOptions) {
         let inner = &*self.inner;
-        let Some(expires_at) = inner.deadline(options) else {
+        let Some(expires_at) = inner.deadline(&key, &value, options) else {
             self.remove_now(&key);
             return;
         };
@@ -405,7 +409,8 @@ where
         let inner = &*self.inner;
         let mut warmed = 0;
         for (key, value) in entries {
-            let Some(expires_at) = inner.deadline(InsertOptions::default()) else { continue };
+            let options = InsertOptions::default();
+            let Some(expires_at) = inner.deadline(&key, &value, options) else { continue };
             warmed += u64::from(inner.warm(key, value, expires_at));
         }
         warmed
@@ -800,8 +805,9 @@ where
     S: BuildHasher + Clone + Send + Sync + 'static,
 {
     /// The deadline of an entry that comes now; `None` when it would be dead at once.
-    fn deadline(&self, options: InsertOptions) -> Option<Millis> {
-        match options.ttl.map(millis).or(self.ttl) {
+    fn deadline(&self, key: &K, value: &V, options: InsertOptions) -> Option<Millis> {
+        let own = || self.ttl_by.as_ref().and_then(|ttl| ttl(key, value));
+        match options.ttl.or_else(own).map(millis).or(self.ttl) {
             Some(0) => None,
             Some(ttl) => {
                 let percent = options.ttl_jitter.unwrap_or(self.ttl_jitter);
@@ -868,7 +874,7 @@ where
         value: V,
         options: InsertOptions,
     ) -> bool {
-        let Some(expires_at) = self.deadline(options) else { return false };
+        let Some(expires_at) = self.deadline(ticket.key(), &value, options) else { return false };
         let mut out = Outgoing::default();
         let key = ticket.key().clone();
         let Prepared { entry, write } = self.prepare(&key, value, expires_at);

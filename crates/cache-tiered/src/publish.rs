@@ -22,6 +22,8 @@ pub struct Publisher<K, V, S = DefaultHashBuilder> {
     load_seconds: Gauge,
     coalesced: Counter,
     superseded: Counter,
+    refreshes: Counter,
+    stale: [Counter; 2],
     in_flight: Gauge,
 }
 
@@ -110,6 +112,11 @@ where
             load_seconds: gauge!("cache_load_seconds", &labels),
             coalesced: counter!("cache_coalesced_total", &labels),
             superseded: counter!("cache_superseded_total", &labels),
+            refreshes: counter!("cache_refreshes_total", &labels),
+            stale: ["revalidating", "error"].map(|reason| {
+                let [cache] = labels.clone();
+                counter!("cache_stale_total", &[cache, ("reason", reason.to_owned())])
+            }),
             in_flight: gauge!("cache_in_flight", &labels),
             cache,
         }
@@ -133,6 +140,10 @@ where
         self.load_seconds.set(stats.load_time.as_secs_f64());
         self.coalesced.absolute(stats.coalesced);
         self.superseded.absolute(stats.superseded);
+        self.refreshes.absolute(stats.refreshes);
+        for (counter, count) in self.stale.iter().zip([stats.stale_hits, stats.stale_on_error]) {
+            counter.absolute(count);
+        }
         self.in_flight.set(stats.in_flight as f64);
     }
 }
@@ -148,6 +159,8 @@ fn describe() {
     describe_counter!("cache_loads_total", "Loaders that ran, by status.");
     describe_counter!("cache_coalesced_total", "Calls that shared somebody else's load.");
     describe_counter!("cache_superseded_total", "Slow values not kept: their key was written.");
+    describe_counter!("cache_refreshes_total", "Loads in the background that have ended.");
+    describe_counter!("cache_stale_total", "Values served past their time to live, by reason.");
     describe_gauge!("cache_load_seconds", Unit::Seconds, "Time spent in loaders since the start.");
     describe_gauge!("cache_in_flight", "Keys that are being loaded or looked up below memory.");
     describe_gauge!("cache_entries", "Entries that a tier holds.");

@@ -57,6 +57,41 @@ fn jitter_spreads_the_ends_of_lives_and_prolongs_none() {
     assert!(error.to_string().contains("ttl_jitter = \"101\": must be at most 100"), "{error}");
 }
 
+#[tokio::test]
+async fn nothing_is_known_for_a_time_of_its_own() {
+    let clock = Clock::manual();
+    let cache = Cache::<u32, Option<u32>>::builder("test").ttl(seconds(100)).clock(clock.clone());
+    let cache = cache.negative_ttl(seconds(5)).build().unwrap();
+    let load = async |value| {
+        cache.get_or_load(&1, || async move { Ok::<_, std::io::Error>(value) }).await.unwrap()
+    };
+    cache.insert(2, Some(2));
+    cache.insert_with(3, None, InsertOptions::ttl(seconds(50)));
+    assert_eq!((load(None).await, load(Some(1)).await), (None, None));
+    clock.advance(seconds(5));
+    assert_eq!((load(Some(1)).await, load(None).await), (Some(1), Some(1)));
+    assert_eq!([2, 3].map(|key| cache.get_in_memory(&key)), [Some(Some(2)), Some(None)]);
+    clock.advance(seconds(45));
+    assert_eq!([1, 2, 3].map(|key| cache.get_in_memory(&key).is_some()), [true, true, false]);
+}
+
+#[test]
+fn a_value_says_how_long_it_lives() {
+    let clock = Clock::manual();
+    let builder = builder().ttl(seconds(10)).clock(clock.clone());
+    let by = |_: &u32, value: &u32| (*value < 100).then(|| seconds(u64::from(*value)));
+    let cache = builder.ttl_by(by).build().unwrap();
+    for (key, value) in [(1, 20), (2, 100), (3, 1), (3, 0)] {
+        cache.insert(key, value);
+    }
+    let alive = || [1, 2, 3].map(|key| cache.get_in_memory(&key).is_some());
+    assert_eq!(alive(), [true, true, false], "zero removes");
+    clock.advance(seconds(10));
+    assert_eq!(alive(), [true, false, false]);
+    clock.advance(seconds(10));
+    assert_eq!(alive(), [false, false, false]);
+}
+
 #[test]
 fn warming_adds_what_is_missing_and_nothing_else() {
     let clock = Clock::manual();

@@ -66,9 +66,14 @@ fn expected(stats: &CacheStats) -> BTreeMap<String, f64> {
         ("cache_load_seconds", stats.load_time.as_secs_f64()),
         ("cache_coalesced_total", stats.coalesced as f64),
         ("cache_superseded_total", stats.superseded as f64),
+        ("cache_refreshes_total", stats.refreshes as f64),
         ("cache_in_flight", stats.in_flight as f64),
     ] {
         all.insert(format!("{metric}{{cache=\"pages\"}}"), value);
+    }
+    for (reason, count) in [("revalidating", stats.stale_hits), ("error", stats.stale_on_error)] {
+        let metric = format!("cache_stale_total{{cache=\"pages\",reason=\"{reason}\"}}");
+        all.insert(metric, count as f64);
     }
     all
 }
