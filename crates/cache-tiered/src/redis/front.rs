@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::{Lookup, RedisConfig, RedisTier, RemoteWrite};
 use crate::error::Problem;
 use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
-use crate::stats::{Counter, TierStats};
+use crate::stats::{CompressionStats, Counter, TierStats};
 use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
 /// Writes that go to Redis together.
@@ -233,6 +233,10 @@ where
             ..TierStats::default()
         }
     }
+
+    fn compression(&self) -> CompressionStats {
+        self.sealer.compression()
+    }
 }
 
 struct Writer<K, V> {
@@ -284,7 +288,7 @@ fn open<K: 'static, V: 'static>(
     let Lookup::Hit(sealed) = lookup else { return None };
     match sealer.open(key, sealed) {
         Opening::Value(found) => Some(found),
-        Opening::Miss => None,
+        Opening::Miss | Opening::NoDictionary(_) => None,
         Opening::Corrupt => {
             counters.errors.increment();
             None
