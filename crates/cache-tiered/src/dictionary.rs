@@ -264,7 +264,7 @@ impl Dictionaries {
 }
 
 fn is_held_out(index: usize) -> bool {
-    index % HELD_OUT == 0
+    index.is_multiple_of(HELD_OUT)
 }
 
 fn train(samples: &[Vec<u8>]) -> Option<Dictionary> {
