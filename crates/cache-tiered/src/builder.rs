@@ -15,7 +15,7 @@ use crate::codec::{Bincode, Codec};
 use crate::compression::{Compressing, Compression, Floor};
 #[cfg(feature = "disk")]
 use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
-#[cfg(feature = "encryption")]
+#[cfg(all(feature = "encryption", feature = "__lower"))]
 use crate::encryption::{Encryption, EncryptionKeys};
 #[cfg(feature = "__lower")]
 use crate::envelope::Envelopes;

@@ -47,7 +47,7 @@ mod compression;
 mod dictionary;
 #[cfg(feature = "disk")]
 pub mod disk;
-#[cfg(feature = "encryption")]
+#[cfg(all(feature = "encryption", feature = "__lower"))]
 mod encryption;
 #[cfg(feature = "__lower")]
 mod envelope;
@@ -72,15 +72,15 @@ mod write_behind;
 pub use builder::CacheBuilder;
 pub use cache::{Cache, InsertOptions, Loaded, Reservation, WritePolicy};
 pub use clock::Clock;
-#[cfg(feature = "messagepack")]
+#[cfg(all(feature = "messagepack", feature = "__lower"))]
 pub use codec::MessagePack;
-#[cfg(feature = "wincode")]
+#[cfg(all(feature = "wincode", feature = "__lower"))]
 pub use codec::Wincode;
 #[cfg(feature = "__lower")]
 pub use codec::{Bincode, Codec, CodecError};
 #[cfg(feature = "__lower")]
 pub use compression::Compression;
-#[cfg(feature = "encryption")]
+#[cfg(all(feature = "encryption", feature = "__lower"))]
 pub use encryption::EncryptionKeys;
 #[cfg(feature = "__lower")]
 pub use envelope::MAX_VALUE_BYTES;

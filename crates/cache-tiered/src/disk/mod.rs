@@ -541,8 +541,9 @@ impl<K: 'static, V: 'static> Reader<K, V> {
         match self.engine.get(key, self.sealer.clock.unix_now()) {
             Ok(Some(sealed)) => match self.sealer.open(key, &sealed) {
                 Opening::Value(found) => return Some(found),
-                // All dictionaries of the directory are known; this one was given up.
-                Opening::Miss | Opening::NoDictionary(_) => {}
+                Opening::Miss => {}
+                // Those of the directory are known, so this one has been given up.
+                Opening::NoDictionary(id) => tracing::debug!(id, "a value's dictionary is gone"),
                 Opening::Corrupt => self.counters.errors.increment(),
             },
             Ok(None) => {}

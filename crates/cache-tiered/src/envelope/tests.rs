@@ -294,11 +294,30 @@ fn envelopes_of_every_version_are_read() {
     }
 }
 
+/// The file of a dictionary is an envelope too.
+fn golden_dictionary() -> (PathBuf, Format) {
+    let id = dictionary().id();
+    (golden(&format!("dictionary-{id:08x}")), Format { codec: 0, schema: id })
+}
+
+#[test]
+fn dictionaries_of_every_version_are_read() {
+    let (path, format) = golden_dictionary();
+    let whole = std::fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+    let opened = zstd().open(format, b"dictionary", &whole).unwrap();
+    assert_eq!(opened.value, dictionary().bytes());
+}
+
 /// Writes the golden files of forms that have none yet; run once for each new form.
 #[test]
 #[ignore = "writes into the source tree"]
 fn write_golden_files_that_are_missing() {
     std::fs::create_dir_all(golden("")).unwrap();
+    let (path, format) = golden_dictionary();
+    if !path.exists() {
+        let sealed = zstd().seal_raw(format, b"dictionary", dictionary().bytes());
+        std::fs::write(path, sealed.unwrap()).unwrap();
+    }
     for (name, envelopes) in forms() {
         for value in [&b"short"[..], &text(400)] {
             let path = golden(&format!("{name}-{}", value.len()));
