@@ -267,6 +267,36 @@ mod encryption {
         }
     }
 
+    /// What encryption costs beside an envelope without it.
+    ///
+    /// `cargo test --release -p cache-tiered --features encryption --lib -- --ignored --nocapture
+    /// measure_encryption`
+    #[test]
+    #[ignore = "a measurement, for a release build"]
+    fn measure_encryption() {
+        let (clear, protected) = (envelopes(Compression::None), encrypted(Compression::None));
+        for len in [250, 2_000, 16_000] {
+            let value = text(len);
+            for (name, envelopes) in [("clear", &clear), ("encrypted", &protected)] {
+                let whole = envelopes.seal(FORMAT, KEY, &value, 42).unwrap();
+                let nanos = |work: &dyn Fn()| {
+                    let mut times: Vec<u128> = (0..15)
+                        .map(|_| {
+                            let start = std::time::Instant::now();
+                            (0..2_000).for_each(|_| work());
+                            start.elapsed().as_nanos() / 2_000
+                        })
+                        .collect();
+                    times.sort_unstable();
+                    times[7]
+                };
+                let seal = nanos(&|| drop(envelopes.seal(FORMAT, KEY, &value, 42)));
+                let open = nanos(&|| drop(envelopes.open(FORMAT, KEY, &whole)));
+                println!("{len} bytes {name}: seal {seal} ns, open {open} ns");
+            }
+        }
+    }
+
     #[test]
     fn keys_are_not_printed_and_bad_ones_are_refused() {
         let keys = EncryptionKeys::new(3, &[9; 32]).with_old(1, &[8; 32]);
