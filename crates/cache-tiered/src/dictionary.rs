@@ -5,8 +5,8 @@
 //! they are written, at most 4,000 or 4 MiB of them; then a thread of its own, which ends afterwards,
 //! trains a dictionary from seven of eight and tries it on the rest. It comes into use if it makes
 //! those a tenth smaller than they would be without it, or than the dictionary before makes them.
-//! That is looked into again when the ratio has become a quarter worse than it was at the beginning
-//! of the dictionary's use, and never within an hour of the last time.
+//! That is looked into again when the ratio has become a quarter worse than it was when this process
+//! began to use the dictionary, and never within an hour of the last time.
 //!
 //! A dictionary is named by a hash of its bytes, never zero, which stands in every envelope that
 //! needs it. Up to 16 are known at once, to be read with; one more and the oldest goes, and what was

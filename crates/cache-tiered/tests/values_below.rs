@@ -232,17 +232,20 @@ mod redis {
         cache
     }
 
-    #[tokio::test]
-    async fn another_machine_reads_and_takes_over_a_dictionary() {
-        let server = RedisServer::start();
-        let one = open(on(&server).compression(Compression::ZstdDictionary)).await;
+    /// One machine learns, one only reads, and one that would learn takes over what there is.
+    async fn share(
+        server: &RedisServer,
+        protect: impl Fn(CacheBuilder<u32, String>) -> CacheBuilder<u32, String>,
+    ) {
+        let learning = || protect(on(server).compression(Compression::ZstdDictionary));
+        let one = open(learning()).await;
         let id = learn(&one).await;
         assert_eq!(readable(&one).await, 100);
 
-        let reader = open(on(&server)).await;
+        let reader = open(protect(on(server))).await;
         until("the reader has the dictionary", async || readable(&reader).await == 100).await;
         assert_eq!(reader.stats().compression.dictionary, 0);
-        let other = open(on(&server).compression(Compression::ZstdDictionary)).await;
+        let other = open(learning()).await;
         until("the other has the dictionary", async || readable(&other).await == 100).await;
         let stats = other.stats().compression;
         assert_eq!((stats.dictionary, stats.dictionaries_trained), (id, 0));
@@ -250,6 +253,18 @@ mod redis {
         for cache in [one, reader, other] {
             cache.close().await;
         }
+    }
+
+    #[tokio::test]
+    async fn another_machine_reads_and_takes_over_a_dictionary() {
+        share(&RedisServer::start(), |builder| builder).await;
+    }
+
+    #[cfg(feature = "encryption")]
+    #[tokio::test]
+    async fn another_machine_takes_over_an_encrypted_dictionary() {
+        let keys = cache_tiered::EncryptionKeys::new(1, &[1; 32]);
+        share(&RedisServer::start(), |builder| builder.encryption(keys.clone())).await;
     }
 
     #[cfg(feature = "encryption")]

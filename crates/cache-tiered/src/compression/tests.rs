@@ -1,3 +1,5 @@
+//! What compression does with values that shrink, that do not, and that lie about their length.
+
 use super::*;
 use crate::dictionary::tests::record;
 

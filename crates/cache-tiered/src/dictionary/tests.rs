@@ -1,3 +1,5 @@
+//! Dictionaries that are learned, tried, given up and kept within their bounds.
+
 use std::time::Instant;
 
 use super::*;

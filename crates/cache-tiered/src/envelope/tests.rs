@@ -1,3 +1,5 @@
+//! Every form of an envelope: what comes out again, what is noticed, and what earlier versions wrote.
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
