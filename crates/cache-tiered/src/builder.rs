@@ -13,8 +13,14 @@ use crate::cache::{Cache, Counters, Inner, LowerTiers, TtlBy, WritePolicy};
 use crate::clock::{Clock, millis};
 #[cfg(feature = "__lower")]
 use crate::codec::{Bincode, Codec};
+#[cfg(feature = "__lower")]
+use crate::compression::{Compressing, Compression, Floor};
 #[cfg(feature = "disk")]
 use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
+#[cfg(all(feature = "encryption", feature = "__lower"))]
+use crate::encryption::{Encryption, EncryptionKeys};
+#[cfg(feature = "__lower")]
+use crate::envelope::Envelopes;
 use crate::error::{BuildError, Problem};
 use crate::freshness::Freshness;
 use crate::hasher::DefaultHashBuilder;
@@ -81,7 +87,10 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
 struct LowerSettings<K, V> {
     codec: Option<Arc<dyn Codec<K, V>>>,
     schema_version: u32,
-    compress_above: Option<usize>,
+    compression: Compression,
+    compress_above: Floor,
+    #[cfg(feature = "encryption")]
+    encryption: Option<EncryptionKeys>,
     queue_entries: usize,
     queue_bytes: u64,
     #[cfg(feature = "disk")]
@@ -96,7 +105,10 @@ impl<K, V> Default for LowerSettings<K, V> {
         Self {
             codec: None,
             schema_version: 0,
-            compress_above: Some(2 << 10),
+            compression: Compression::default(),
+            compress_above: Floor::default(),
+            #[cfg(feature = "encryption")]
+            encryption: None,
             queue_entries: 16_384,
             queue_bytes: 64 << 20,
             #[cfg(feature = "disk")]
@@ -560,11 +572,29 @@ where
         self
     }
 
-    /// Compresses values of this many encoded bytes or more, `None` for none; 2 KiB by default.
+    /// Chooses how values are compressed in the tiers below memory: zstd unless told otherwise.
     ///
-    /// A value that would not shrink by a tenth is stored as it is.
+    /// A value that would not shrink by a tenth is stored as it is. What was written under another
+    /// choice is still read.
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.lower.compression = compression;
+        self
+    }
+
+    /// Compresses values of this many encoded bytes or more, `None` for none.
+    ///
+    /// By default the kind of [`Compression`] decides: 2 KiB for zstd, 128 bytes with dictionaries.
     pub fn compress_above(mut self, bytes: impl Into<Option<usize>>) -> Self {
-        self.lower.compress_above = bytes.into();
+        self.lower.compress_above = Floor::Set(bytes.into());
+        self
+    }
+
+    /// Encrypts what the tiers below memory keep; what is not encrypted there is a miss from then on.
+    ///
+    /// The names of keys stay visible: in Redis as names, on the disk in the engine's records.
+    #[cfg(feature = "encryption")]
+    pub fn encryption(mut self, keys: EncryptionKeys) -> Self {
+        self.lower.encryption = Some(keys);
         self
     }
 
@@ -604,17 +634,24 @@ where
         // Tiers close when they are dropped, so an error or a dropped future leaves none behind.
         let mut tiers: Vec<Box<dyn LowerTier<K, V>>> = Vec::new();
         if let Some(codec) = self.lower.codec.clone() {
-            let sealer = Arc::new(Sealer {
-                codec,
-                schema: self.lower.schema_version,
-                compress_above: self.lower.compress_above,
-                clock: self.clock.clone(),
-            });
+            let sealer = Arc::new(self.sealer(codec));
             for tier in &self.order {
                 tiers.extend(self.open_tier(*tier, &sealer).await?);
             }
         }
         self.finish(tiers)
+    }
+
+    fn sealer(&self, codec: Arc<dyn Codec<K, V>>) -> Sealer<K, V> {
+        let lower = &self.lower;
+        let clock = self.clock.clone();
+        let compressing = Compressing::new(lower.compression, lower.compress_above, clock.clone());
+        let envelopes = Envelopes {
+            compressing,
+            #[cfg(feature = "encryption")]
+            encryption: lower.encryption.clone().map(|keys| Encryption::new(keys, &self.name)),
+        };
+        Sealer { codec, schema: lower.schema_version, envelopes, clock }
     }
 
     async fn open_tier(
@@ -676,8 +713,14 @@ where
         if self.lower.queue_entries == 0 {
             problems.push(Problem::new("write_queue.entries", 0, "must be at least 1"));
         }
+        problems.extend(self.lower.compression.problem());
+        #[cfg(feature = "encryption")]
+        problems.extend(self.lower.encryption.iter().flat_map(EncryptionKeys::problems));
         #[cfg(feature = "disk")]
-        problems.extend(self.lower.disk.iter().flat_map(DiskConfig::problems));
+        {
+            let learns = self.lower.compression == Compression::ZstdDictionary;
+            problems.extend(self.lower.disk.iter().flat_map(|disk| disk.problems(learns)));
+        }
         #[cfg(feature = "redis")]
         problems.extend(self.lower.redis.iter().flat_map(RedisConfig::validate));
     }

@@ -745,6 +745,8 @@ where
             ..CacheStats::default()
         };
         for tier in &inner.lower.tiers {
+            // The tiers share what seals their values, so any of them tells all.
+            stats.compression = tier.compression();
             match tier.tier() {
                 Tier::Redis => stats.redis = Some(tier.stats()),
                 Tier::Disk => stats.disk = Some(tier.stats()),

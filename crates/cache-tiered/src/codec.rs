@@ -4,6 +4,10 @@
 //! writes the format of bincode 1: fixed-width little-endian integers, lengths as `u64`. It is compact
 //! and positional, which means that bytes of an older shape of a type can decode to nonsense without
 //! an error; the schema version of the cache stands in front of every value for that reason.
+//!
+//! `Wincode` (feature `wincode`) writes the same bytes for types with wincode's derives, several times
+//! faster where there are many numbers. `MessagePack` (feature `messagepack`) writes the names of
+//! fields, so that a type may gain and lose some without a new schema version.
 
 use std::error::Error;
 
@@ -90,6 +94,70 @@ where
     }
 }
 
+/// The format of bincode 1 through wincode, for types that derive its `SchemaWrite` and `SchemaRead`.
+///
+/// The bytes are those of [`Bincode`] as long as no serde attribute changes them, but the two do not
+/// read each other's values: nothing checks that. Sequences above 4 MiB are not written.
+#[cfg(feature = "wincode")]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wincode;
+
+#[cfg(feature = "wincode")]
+impl<K, V> Codec<K, V> for Wincode
+where
+    K: wincode::Serialize<Src = K>,
+    V: wincode::Serialize<Src = V> + wincode::DeserializeOwned<Dst = V>,
+{
+    fn id(&self) -> u8 {
+        2
+    }
+
+    fn encode_key(&self, key: &K, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        Ok(wincode::serialize_into(out, key)?)
+    }
+
+    fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        Ok(wincode::serialize_into(out, value)?)
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<V, CodecError> {
+        Ok(wincode::deserialize_exact(bytes)?)
+    }
+}
+
+/// Serde through MessagePack, with the names of fields: it takes types that have changed a little.
+///
+/// A field that is not in the bytes needs `#[serde(default)]`, one that is no longer in the type is
+/// skipped. Keys are written as [`Bincode`] does.
+#[cfg(feature = "messagepack")]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MessagePack;
+
+#[cfg(feature = "messagepack")]
+impl<K, V> Codec<K, V> for MessagePack
+where
+    K: Serialize,
+    V: Serialize + DeserializeOwned,
+{
+    fn id(&self) -> u8 {
+        3
+    }
+
+    fn encode_key(&self, key: &K, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        Ok(bincode().serialize_into(out, key)?)
+    }
+
+    fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        Ok(rmp_serde::encode::write_named(out, value)?)
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<V, CodecError> {
+        let mut rest = bytes;
+        let value = rmp_serde::from_read(&mut rest)?;
+        if rest.is_empty() { Ok(value) } else { Err("bytes are left over".into()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,5 +184,56 @@ mod tests {
         assert!(decode(&bytes).is_err());
         bytes[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(decode(&bytes).is_err());
+    }
+
+    #[cfg(feature = "wincode")]
+    #[test]
+    fn wincode_writes_and_reads_the_bytes_of_bincode_1() {
+        let value: Value = (7, "seven".to_owned(), Some(vec![0.5, 1.5]));
+        let mut bytes = Vec::new();
+        Codec::<u8, Value>::encode(&Wincode, &value, &mut bytes).unwrap();
+        assert_eq!(bytes, bincode::serialize(&value).unwrap());
+        let decode = |bytes: &[u8]| Codec::<u8, Value>::decode(&Wincode, bytes);
+        assert_eq!(decode(&bytes).unwrap(), value);
+        bytes.push(0);
+        assert!(decode(&bytes).is_err());
+        bytes[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(decode(&bytes).is_err());
+    }
+
+    #[cfg(feature = "wincode")]
+    #[test]
+    fn wincode_names_keys_as_bincode_does() {
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        let key = "alice".to_owned();
+        Codec::<String, u64>::encode_key(&Wincode, &key, &mut one).unwrap();
+        Codec::<String, u64>::encode_key(&Bincode, &key, &mut other).unwrap();
+        assert_eq!(one, other);
+    }
+
+    #[cfg(feature = "messagepack")]
+    #[test]
+    fn messagepack_takes_types_that_have_gained_and_lost_a_field() {
+        #[derive(Serialize, serde::Deserialize)]
+        struct Old {
+            id: u32,
+            nick: String,
+        }
+        #[derive(Debug, PartialEq, Serialize, serde::Deserialize)]
+        struct New {
+            #[serde(default)]
+            age: Option<u8>,
+            id: u32,
+        }
+        let mut bytes = Vec::new();
+        let old = Old { id: 7, nick: "seven".to_owned() };
+        Codec::<u8, Old>::encode(&MessagePack, &old, &mut bytes).unwrap();
+        let new = |bytes: &[u8]| Codec::<u8, New>::decode(&MessagePack, bytes);
+        assert_eq!(new(&bytes).unwrap(), New { age: None, id: 7 });
+        bytes.push(0);
+        assert!(new(&bytes).is_err());
+        // An array that claims four thousand million elements, and a nesting without an end.
+        assert!(Codec::<u8, Vec<u8>>::decode(&MessagePack, &[0xDD, 255, 255, 255, 255]).is_err());
+        assert!(new(&[0x91; 100_000]).is_err());
     }
 }

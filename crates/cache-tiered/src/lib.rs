@@ -30,6 +30,8 @@
 //!
 //! - `disk` (default): the disk tier with its segment log; `sled` adds sled as an engine.
 //! - `redis`: the Redis tier.
+//! - `encryption`: encrypts what the tiers below memory keep.
+//! - `lz4`: LZ4 as another compression; `wincode` and `messagepack`: other codecs.
 //! - `metrics`: publishes the statistics through the `metrics` facade.
 //! - `simulate`: tells from a record of requests what other sizes and policies would have answered.
 #![deny(unsafe_code)]
@@ -39,8 +41,14 @@ mod cache;
 mod clock;
 #[cfg(feature = "__lower")]
 mod codec;
+#[cfg(feature = "__lower")]
+mod compression;
+#[cfg(feature = "__lower")]
+mod dictionary;
 #[cfg(feature = "disk")]
 pub mod disk;
+#[cfg(all(feature = "encryption", feature = "__lower"))]
+mod encryption;
 #[cfg(feature = "__lower")]
 mod envelope;
 mod error;
@@ -69,8 +77,16 @@ mod write_behind;
 pub use builder::CacheBuilder;
 pub use cache::{Cache, InsertOptions, Loaded, Reservation, WritePolicy};
 pub use clock::Clock;
+#[cfg(all(feature = "messagepack", feature = "__lower"))]
+pub use codec::MessagePack;
+#[cfg(all(feature = "wincode", feature = "__lower"))]
+pub use codec::Wincode;
 #[cfg(feature = "__lower")]
 pub use codec::{Bincode, Codec, CodecError};
+#[cfg(feature = "__lower")]
+pub use compression::Compression;
+#[cfg(all(feature = "encryption", feature = "__lower"))]
+pub use encryption::EncryptionKeys;
 #[cfg(feature = "__lower")]
 pub use envelope::MAX_VALUE_BYTES;
 pub use error::{BuildError, LoadError, Problem};
@@ -90,7 +106,7 @@ pub use similarity::{
 };
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
-pub use stats::{CacheStats, Evictions, TierStats};
+pub use stats::{CacheStats, CompressionStats, Evictions, TierStats};
 
 #[cfg(all(doctest, feature = "disk"))]
 #[doc = include_str!("../README.md")]

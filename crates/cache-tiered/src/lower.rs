@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::clock::Millis;
-use crate::stats::TierStats;
+use crate::stats::{CompressionStats, TierStats};
 
 /// A tier, as calls and statistics name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -150,6 +150,9 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
     fn close(&self) -> BoxFuture<'_, ()>;
 
     fn stats(&self) -> TierStats;
+
+    /// What compression has done for this tier and the others of its cache.
+    fn compression(&self) -> CompressionStats;
 }
 
 #[cfg(feature = "__lower")]
@@ -165,13 +168,19 @@ mod sealing {
     use super::{Found, Item};
     use crate::clock::Clock;
     use crate::codec::Codec;
-    use crate::envelope::{self, Format, Rejected};
+    use crate::dictionary::Dictionary;
+    use crate::envelope::{Envelopes, Format, Rejected};
+    use crate::stats::CompressionStats;
+
+    /// The codec of a dictionary, which none of a cache's values has.
+    const DICTIONARY_CODEC: u8 = 0;
+    const DICTIONARY_KEY: &[u8] = b"dictionary";
 
     /// A cache's way between values and envelopes. Panics of a user's codec end here, as failures.
     pub(crate) struct Sealer<K, V> {
         pub(crate) codec: Arc<dyn Codec<K, V>>,
         pub(crate) schema: u32,
-        pub(crate) compress_above: Option<usize>,
+        pub(crate) envelopes: Envelopes,
         pub(crate) clock: Clock,
     }
 
@@ -180,6 +189,8 @@ mod sealing {
         Value(Found<V>),
         /// Whole, but not for us, or expired.
         Miss,
+        /// Whole, but compressed with a dictionary that is not known here.
+        NoDictionary(u32),
         /// Broken, or not decodable.
         Corrupt,
     }
@@ -203,15 +214,15 @@ mod sealing {
                     }
                     let format = self.format();
                     let expiry = item.expires_unix_ms;
-                    envelope::seal(format, key, &value, expiry, self.compress_above)
-                        .map(Bytes::from)
+                    self.envelopes.seal(format, key, &value, expiry).map(Bytes::from)
                 })
                 .clone()
         }
 
         pub(crate) fn open(&self, key: &[u8], sealed: &[u8]) -> Opening<V> {
-            let opened = match envelope::open(self.format(), key, sealed) {
+            let opened = match self.envelopes.open(self.format(), key, sealed) {
                 Ok(opened) => opened,
+                Err(Rejected::NoDictionary(id)) => return Opening::NoDictionary(id),
                 Err(Rejected::Foreign) => return Opening::Miss,
                 Err(Rejected::Corrupt) => return Opening::Corrupt,
             };
@@ -230,7 +241,31 @@ mod sealing {
         /// How many bytes opening an envelope has to go through.
         #[cfg(feature = "redis")]
         pub(crate) fn opening_bytes(&self, sealed: &[u8]) -> usize {
-            sealed.len().max(envelope::raw_len(sealed))
+            sealed.len().max(crate::envelope::raw_len(sealed))
+        }
+
+        /// Puts a dictionary into an envelope of its own: with encryption, it is encrypted like the
+        /// values that its pieces are from.
+        pub(crate) fn seal_dictionary(&self, dictionary: &Dictionary) -> Option<Vec<u8>> {
+            let format = Format { codec: DICTIONARY_CODEC, schema: dictionary.id() };
+            self.envelopes.seal_raw(format, DICTIONARY_KEY, dictionary.bytes())
+        }
+
+        /// Takes the dictionary of this number out of its envelope; `None` if that is not what it is.
+        pub(crate) fn open_dictionary(&self, id: u32, sealed: &[u8]) -> Option<Dictionary> {
+            let format = Format { codec: DICTIONARY_CODEC, schema: id };
+            let opened = self.envelopes.open(format, DICTIONARY_KEY, sealed).ok()?;
+            Dictionary::new(opened.value.into_owned()).filter(|it| it.id() == id)
+        }
+
+        /// Whether an envelope would be protected the same way if it were made today.
+        #[cfg(feature = "disk")]
+        pub(crate) fn is_current(&self, sealed: &[u8]) -> bool {
+            self.envelopes.is_current(sealed)
+        }
+
+        pub(crate) fn compression(&self) -> CompressionStats {
+            self.envelopes.compressing.stats()
         }
 
         fn format(&self) -> Format {

@@ -335,7 +335,8 @@ where
     ///
     /// The file is written aside and renamed, so that at any moment `path` is the older snapshot or
     /// this one, whole. Entries that come or go meanwhile may be in it or not. `progress` is called
-    /// after each block, on another thread.
+    /// after each block, on another thread. The file is compressed and not encrypted, whatever the tiers
+    /// below are: give it a directory that others cannot read.
     ///
     /// # Errors
     ///

@@ -122,6 +122,47 @@ pub struct CacheStats {
     pub stale_on_error: u64,
     /// Keys that are being loaded, reserved or looked up below memory at this moment.
     pub in_flight: u64,
+    /// Compression of the values that go to the tiers below memory; zeros without such a tier.
+    pub compression: CompressionStats,
+}
+
+/// What compression has saved and cost, all lower tiers together.
+///
+/// A value that goes to two tiers is compressed once. Times are those of every sixteenth call, times
+/// sixteen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompressionStats {
+    /// Values that compression was tried on.
+    pub tried: u64,
+    /// Those of them that became at least a tenth smaller and are stored so.
+    pub compressed: u64,
+    /// Values that were long enough and not tried, because it had not paid for the ones before.
+    pub skipped: u64,
+    /// Bytes of the values tried.
+    pub bytes_in: u64,
+    /// Bytes that these values are stored in.
+    pub bytes_out: u64,
+    /// Values that were decompressed.
+    pub decompressed: u64,
+    /// Time spent on compressing.
+    pub encode_time: Duration,
+    /// Time spent on decompressing.
+    pub decode_time: Duration,
+    /// The dictionary that values are compressed with now, zero for none.
+    pub dictionary: u32,
+    /// Dictionaries that values can be read with.
+    pub dictionaries: u64,
+    /// Dictionaries that were trained and taken into use.
+    pub dictionaries_trained: u64,
+}
+
+impl CompressionStats {
+    /// Returns how many times smaller the values tried have become, 1 before the first.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        if self.bytes_out == 0 { 1.0 } else { self.bytes_in as f64 / self.bytes_out as f64 }
+    }
 }
 
 impl CacheStats {

@@ -172,12 +172,12 @@ fn replace(directory: &Path, text: &str) -> io::Result<()> {
 }
 
 #[cfg(unix)]
-fn sync_dir(path: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
 /// Elsewhere a directory cannot be opened for syncing; its entries are journalled.
 #[cfg(not(unix))]
-fn sync_dir(_path: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(_path: &Path) -> io::Result<()> {
     Ok(())
 }

@@ -6,12 +6,14 @@
 //! and nobody waits. Closing lets the writer finish its queue; then all threads end and the
 //! directory's lock is released.
 
+mod dictionaries;
 mod directory;
 mod engine;
 mod segment_log;
 #[cfg(feature = "sled")]
 mod sled;
 
+use std::cell::RefCell;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -23,13 +25,15 @@ use futures_util::future::{BoxFuture, join_all};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+use self::dictionaries::{DictionaryFiles, Loaded};
 pub use self::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
 pub use self::segment_log::{SegmentLog, SegmentLogOptions};
 #[cfg(feature = "sled")]
 pub use self::sled::{SledEngine, SledOptions};
+use crate::envelope;
 use crate::error::Problem;
 use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
-use crate::stats::{Counter, Evictions, TierStats};
+use crate::stats::{CompressionStats, Counter, Evictions, TierStats};
 use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
 /// The engines that can keep the disk tier.
@@ -103,7 +107,7 @@ impl DiskConfig {
         self
     }
 
-    pub(crate) fn problems(&self) -> Vec<Problem> {
+    pub(crate) fn problems(&self, uses_dictionaries: bool) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.path.as_os_str().is_empty() {
             problems.push(Problem::new("disk.path", "", "must name a directory"));
@@ -115,6 +119,10 @@ impl DiskConfig {
         if !(1..=64).contains(&self.read_threads) {
             let expected = "must be between 1 and 64";
             problems.push(Problem::new("disk.read_threads", self.read_threads, expected));
+        }
+        if uses_dictionaries && self.capacity_bytes < dictionaries::MIN_CAPACITY_BYTES {
+            let expected = "must be at least 16777216 (16 MiB) with dictionaries";
+            problems.push(Problem::new("disk.capacity_bytes", self.capacity_bytes, expected));
         }
         if self.read_queue == 0 {
             problems.push(Problem::new("disk.read_queue", 0, "must be at least 1"));
@@ -223,7 +231,8 @@ where
         sealer: Arc<Sealer<K, V>>,
         queue: WriteBehind<K, V>,
     ) -> Result<Self, DiskOpenError> {
-        let engine = config.open_engine().map_err(DiskOpenError::Open)?;
+        let (engine, dictionaries) =
+            open_directory(config, &sealer).map_err(DiskOpenError::Open)?;
         let queue = Arc::new(queue);
         let counters = Arc::new(Counters::default());
         let (reads, jobs) = crossbeam_channel::bounded(config.read_queue);
@@ -250,6 +259,7 @@ where
                 sealer: Arc::clone(&sealer),
                 counters: Arc::clone(&counters),
                 queue: Worker::of(&queue),
+                dictionaries: dictionaries.map(RefCell::new),
             };
             thread("disk-write").spawn(move || {
                 writer.run();
@@ -329,6 +339,40 @@ where
             }
         }
     }
+}
+
+/// Opens the engine and reads the dictionaries beside it.
+fn open_directory<K: 'static, V: 'static>(
+    config: &DiskConfig,
+    sealer: &Sealer<K, V>,
+) -> Result<(Arc<dyn DiskTier>, Option<DictionaryFiles>), OpenError> {
+    let compressing = &sealer.envelopes.compressing;
+    let has_room = config.capacity_bytes >= dictionaries::MIN_CAPACITY_BYTES;
+    let exist = DictionaryFiles::exist(&config.path);
+    if !has_room || !(exist || compressing.uses_dictionaries()) {
+        let engine = config.open_engine()?;
+        // Only now, because it is only now that the directory is known to be ours.
+        if exist {
+            DictionaryFiles::delete(&config.path);
+        }
+        return Ok((engine, None));
+    }
+    let capacity_bytes = config.capacity_bytes - dictionaries::RESERVED_BYTES;
+    let engine = DiskConfig { capacity_bytes, ..config.clone() }.open_engine()?;
+    let (files, loaded) = DictionaryFiles::open(&config.path, |id, sealed| {
+        let dictionary = sealer.open_dictionary(id, sealed)?;
+        Some(Loaded { dictionary, is_current: sealer.is_current(sealed) })
+    });
+    let known = compressing.dictionaries();
+    let mut last = None;
+    for dictionary in loaded.into_iter().map(Arc::new) {
+        known.learn(Arc::clone(&dictionary));
+        last = Some(dictionary);
+    }
+    if let (Some(last), true) = (last, compressing.uses_dictionaries()) {
+        known.activate(last);
+    }
+    Ok((engine, Some(files)))
 }
 
 /// Why a disk tier did not start.
@@ -469,6 +513,10 @@ where
             queue_bytes: weight,
         }
     }
+
+    fn compression(&self) -> CompressionStats {
+        self.sealer.compression()
+    }
 }
 
 struct Reader<K, V> {
@@ -494,6 +542,8 @@ impl<K: 'static, V: 'static> Reader<K, V> {
             Ok(Some(sealed)) => match self.sealer.open(key, &sealed) {
                 Opening::Value(found) => return Some(found),
                 Opening::Miss => {}
+                // Those of the directory are known, so this one has been given up.
+                Opening::NoDictionary(id) => tracing::debug!(id, "a value's dictionary is gone"),
                 Opening::Corrupt => self.counters.errors.increment(),
             },
             Ok(None) => {}
@@ -511,6 +561,7 @@ struct Writer<K, V> {
     sealer: Arc<Sealer<K, V>>,
     counters: Arc<Counters>,
     queue: Worker<K, V>,
+    dictionaries: Option<RefCell<DictionaryFiles>>,
 }
 
 impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
@@ -547,6 +598,7 @@ impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
             Write::Remove => self.engine.remove(&key).map(drop),
             Write::Put(item) => match self.sealer.seal(&key, item) {
                 Some(sealed) => {
+                    self.keep_dictionary(envelope::dictionary(&sealed));
                     self.counters.writes.increment();
                     self.engine.put(&key, &sealed, item.expires_unix_ms)
                 }
@@ -563,6 +615,22 @@ impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
                 self.counters.errors.increment();
                 tracing::debug!(%error, "a write to the disk tier failed");
             }
+        }
+    }
+
+    /// Sees to it that a dictionary is on the disk before the first value that needs it.
+    ///
+    /// Where that fails, the value is written all the same: it can be read until a restart.
+    fn keep_dictionary(&self, id: u32) {
+        let Some(files) = &self.dictionaries else { return };
+        if id == 0 || files.borrow().has(id) {
+            return;
+        }
+        let dictionary = self.sealer.envelopes.compressing.dictionaries().get(id);
+        let sealed = dictionary.and_then(|dictionary| self.sealer.seal_dictionary(&dictionary));
+        let now = self.sealer.clock.now();
+        if !sealed.is_some_and(|sealed| files.borrow_mut().keep(id, &sealed, now)) {
+            self.counters.errors.increment();
         }
     }
 

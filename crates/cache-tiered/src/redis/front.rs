@@ -3,7 +3,12 @@
 //!
 //! Values are sealed on a blocking thread, a batch at a time. Envelopes that came back are opened
 //! where they arrived, unless there is so much in them that decoding it would hold up an async worker.
+//!
+//! A compression dictionary is a key of its own, written before the first value that needs it and
+//! again every few minutes, so that it outlives them all. A value whose dictionary is not known here is
+//! a miss; a task of its own then fetches the dictionary, so that no call takes longer for it.
 
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,12 +16,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
-use super::{Lookup, RedisConfig, RedisTier, RemoteWrite};
+use super::{DICTIONARY_SPARE, Lookup, RedisConfig, RedisTier, RemoteWrite};
+use crate::envelope;
 use crate::error::Problem;
 use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
-use crate::stats::{Counter, TierStats};
+use crate::stats::{CompressionStats, Counter, TierStats};
 use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
 /// Writes that go to Redis together.
@@ -26,12 +34,23 @@ const BATCH: usize = 128;
 /// thread.
 const OPEN_INLINE_BYTES: usize = 64 << 10;
 
+/// Dictionaries that wait to be fetched; more are asked for again by the next value that needs them.
+const WANTED: usize = 16;
+
+/// Dictionaries whose last storing or fetching is remembered.
+const REMEMBERED: usize = 64;
+
+/// How long a dictionary that Redis did not have is not looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
 pub(crate) struct RedisFront<K, V> {
     tier: RedisTier,
     queue: Arc<WriteBehind<K, V>>,
     sealer: Arc<Sealer<K, V>>,
     counters: Arc<Counters>,
-    /// Closed when the writer has ended.
+    /// Numbers of dictionaries that look-ups have missed; none after the tier was closed.
+    wanted: Mutex<Option<mpsc::Sender<u32>>>,
+    /// Closed when the writer and the fetcher of dictionaries have ended.
     ended: watch::Receiver<()>,
 }
 
@@ -65,17 +84,27 @@ where
         let queue = Arc::new(queue);
         let counters = Arc::new(Counters::default());
         let (end, ended) = watch::channel(());
+        let end = Arc::new(end);
         let writer = Writer {
             tier: tier.clone(),
             queue: Worker::of(&queue),
             sealer: Arc::clone(&sealer),
             counters: Arc::clone(&counters),
+            stored: HashMap::new(),
         };
+        let (wanted, requests) = mpsc::channel(WANTED);
+        let fetcher = fetch_dictionaries(tier.clone(), Arc::clone(&sealer), requests);
+        let fetcher_end = Arc::clone(&end);
+        tokio::spawn(async move {
+            fetcher.await;
+            drop(fetcher_end);
+        });
         tokio::spawn(async move {
             writer.run().await;
             drop(end);
         });
-        Ok(Self { tier, queue, sealer, counters, ended })
+        let wanted = Mutex::new(Some(wanted));
+        Ok(Self { tier, queue, sealer, counters, wanted, ended })
     }
 
     /// What the queue says of a key: a value, its absence, or nothing.
@@ -96,7 +125,11 @@ where
         });
         let (count, unpacked) = (answers.len(), unpacked.sum::<usize>());
         let (sealer, counters) = (Arc::clone(&self.sealer), Arc::clone(&self.counters));
-        let open = move || answers.iter().map(|it| open(&sealer, &counters, it)).collect();
+        let wanted = self.wanted.lock().clone();
+        let open = move || {
+            let open = |it| open(&sealer, &counters, wanted.as_ref(), it);
+            answers.iter().map(open).collect()
+        };
         if unpacked < OPEN_INLINE_BYTES {
             return open();
         }
@@ -211,6 +244,7 @@ where
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.queue.close();
+            self.wanted.lock().take();
             let mut ended = self.ended.clone();
             // The channel carries nothing: it only closes, with the writer.
             while ended.changed().await.is_ok() {}
@@ -233,6 +267,10 @@ where
             ..TierStats::default()
         }
     }
+
+    fn compression(&self) -> CompressionStats {
+        self.sealer.compression()
+    }
 }
 
 struct Writer<K, V> {
@@ -240,6 +278,8 @@ struct Writer<K, V> {
     queue: Worker<K, V>,
     sealer: Arc<Sealer<K, V>>,
     counters: Arc<Counters>,
+    /// When Redis was last given a dictionary.
+    stored: HashMap<u32, Instant>,
 }
 
 impl<K, V> Writer<K, V>
@@ -247,7 +287,7 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    async fn run(self) {
+    async fn run(mut self) {
         loop {
             match self.queue.take(BATCH) {
                 Work::Batch(batch) => self.write(batch).await,
@@ -258,7 +298,7 @@ where
         }
     }
 
-    async fn write(&self, batch: Vec<Taken<K, V>>) {
+    async fn write(&mut self, batch: Vec<Taken<K, V>>) {
         let (sealer, counters) = (Arc::clone(&self.sealer), Arc::clone(&self.counters));
         let sealed = tokio::task::spawn_blocking(move || {
             let writes: Vec<_> =
@@ -267,6 +307,7 @@ where
         });
         // It fails only when the runtime shuts down, and then nothing is written any more.
         if let Ok((batch, writes)) = sealed.await {
+            self.store_dictionaries(&writes).await;
             self.tier.write(writes).await;
             // It drops values, and a user's `Drop` may panic.
             if catch_unwind(AssertUnwindSafe(|| self.queue.done(batch))).is_err() {
@@ -276,15 +317,85 @@ where
     }
 }
 
+impl<K: 'static, V: 'static> Writer<K, V> {
+    /// Gives Redis the dictionaries of these values, unless it was given them a short while ago.
+    ///
+    /// Where that fails, the values are written all the same: whoever has the dictionary reads them,
+    /// for others they are misses, and the next batch tries again.
+    async fn store_dictionaries(&mut self, writes: &[RemoteWrite]) {
+        for write in writes {
+            let RemoteWrite::Put { value, .. } = write else { continue };
+            let id = envelope::dictionary(value);
+            let now = Instant::now();
+            let is_stored = |at: &Instant| now.duration_since(*at) < DICTIONARY_SPARE / 2;
+            if id == 0 || self.stored.get(&id).is_some_and(is_stored) {
+                continue;
+            }
+            let dictionary = self.sealer.envelopes.compressing.dictionaries().get(id);
+            let sealed = dictionary.and_then(|dictionary| self.sealer.seal_dictionary(&dictionary));
+            let Some(sealed) = sealed else { continue };
+            if !self.tier.store_dictionary(id, Bytes::from(sealed)).await {
+                return;
+            }
+            if self.stored.len() >= REMEMBERED {
+                self.stored.clear();
+            }
+            self.stored.insert(id, now);
+        }
+    }
+}
+
+/// Fetches dictionaries that look-ups have missed, one after the other, until the tier is closed.
+///
+/// A cache that learns dictionaries and has none yet takes the first one into use: so machines that
+/// share a Redis mostly share a dictionary.
+async fn fetch_dictionaries<K: 'static, V: 'static>(
+    tier: RedisTier,
+    sealer: Arc<Sealer<K, V>>,
+    mut requests: mpsc::Receiver<u32>,
+) {
+    let compressing = &sealer.envelopes.compressing;
+    let known = compressing.dictionaries();
+    let mut missing: HashMap<u32, Instant> = HashMap::new();
+    while let Some(id) = requests.recv().await {
+        let now = Instant::now();
+        let is_missing = |at: &Instant| now.duration_since(*at) < LOOK_AGAIN;
+        if known.get(id).is_some() || missing.get(&id).is_some_and(is_missing) {
+            continue;
+        }
+        let sealed = tier.fetch_dictionary(id).await;
+        match sealed.and_then(|sealed| sealer.open_dictionary(id, &sealed)).map(Arc::new) {
+            Some(found) if compressing.uses_dictionaries() && known.active().is_none() => {
+                known.activate(found);
+            }
+            Some(found) => known.learn(found),
+            None => {
+                if missing.len() >= REMEMBERED {
+                    missing.clear();
+                }
+                missing.insert(id, now);
+            }
+        }
+    }
+}
+
 fn open<K: 'static, V: 'static>(
     sealer: &Sealer<K, V>,
     counters: &Counters,
+    wanted: Option<&mpsc::Sender<u32>>,
     (key, lookup): &(Bytes, Lookup),
 ) -> Option<Found<V>> {
     let Lookup::Hit(sealed) = lookup else { return None };
     match sealer.open(key, sealed) {
         Opening::Value(found) => Some(found),
         Opening::Miss => None,
+        Opening::NoDictionary(id) => {
+            if let Some(wanted) = wanted {
+                // One that does not fit is asked for again by the next value that needs it.
+                let _ = wanted.try_send(id);
+            }
+            None
+        }
         Opening::Corrupt => {
             counters.errors.increment();
             None

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ultra-perf:users:0:version                          the namespace's version
+//! ultra-perf:users:0:dictionary:1f2e3d4c              a compression dictionary
 //! ultra-perf:users:0:1795219200123456789:t:alice      an entry
 //!          │     │ │                   │
 //!     prefix     │ schema version      version of the namespace
@@ -48,6 +49,11 @@ impl Names {
     /// The key that holds the namespace's version.
     pub(super) fn version(&self) -> Bytes {
         Bytes::from(format!("{}version", self.stem))
+    }
+
+    /// The key that holds a compression dictionary, which all versions of the namespace share.
+    pub(super) fn dictionary(&self, id: u32) -> Bytes {
+        Bytes::from(format!("{}dictionary:{id:08x}", self.stem))
     }
 
     /// The key that holds an entry of one version of the namespace.

@@ -54,6 +54,10 @@ use self::keys::Names;
 use crate::error::Problem;
 use crate::stats::Counter;
 
+/// How much longer than an entry a compression dictionary lives. Its users store it again after half
+/// of that.
+const DICTIONARY_SPARE: Duration = Duration::from_secs(600);
+
 /// What a look-up found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
@@ -516,6 +520,39 @@ impl RedisTier {
                 let most = shared.config.ttl_max;
                 Command::Set { key, value, ttl: Some(ttl.map_or(most, |ttl| ttl.min(most))) }
             }
+        }
+    }
+
+    /// Stores a compression dictionary for longer than any entry that is written with it in the next
+    /// minutes, and tells whether Redis has it.
+    async fn store_dictionary(&self, id: u32, sealed: Bytes) -> bool {
+        let shared = &*self.handle.shared;
+        let (Some(_), Some(permit)) = (shared.version(), shared.permit()) else { return false };
+        let ttl = Some(shared.config.ttl_max.saturating_add(DICTIONARY_SPARE));
+        let set = Command::Set { key: shared.names.dictionary(id), value: sealed, ttl };
+        let answer = timeout(shared.config.timeout, shared.client.run(vec![set])).await;
+        let error = match answer {
+            Err(_) => Some(RemoteError::Timeout),
+            Ok(results) => results.into_iter().find_map(Result::err),
+        };
+        permit.complete_at(shared.outcome(error.as_ref()), Instant::now().into_std());
+        error.is_none()
+    }
+
+    /// Looks a compression dictionary up.
+    async fn fetch_dictionary(&self, id: u32) -> Option<Bytes> {
+        let shared = &*self.handle.shared;
+        let (_, permit) = (shared.version()?, shared.permit()?);
+        let keys = vec![shared.names.dictionary(id)];
+        let answer = timeout(shared.config.timeout, shared.client.get_many(0, keys)).await;
+        let outcome = match &answer {
+            Ok(fetched) if fetched.is_answer() => Outcome::Success,
+            _ => Outcome::Failure,
+        };
+        permit.complete_at(outcome, Instant::now().into_std());
+        match answer.ok()?.values.pop()? {
+            Lookup::Hit(sealed) => Some(sealed),
+            Lookup::Miss | Lookup::Unavailable => None,
         }
     }
 
