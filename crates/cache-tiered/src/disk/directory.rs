@@ -47,20 +47,7 @@ impl Directory {
         if !path.is_dir() || is_foreign(path).map_err(|e| OpenError::io("list", path, e))? {
             return Err(OpenError::NotACache { path: path.to_owned() });
         }
-        let lock_path = path.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(|e| OpenError::io("open", &lock_path, e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(OpenError::Locked { path: path.to_owned() });
-            }
-            Err(TryLockError::Error(e)) => return Err(OpenError::io("lock", &lock_path, e)),
-        }
+        let lock = lock(path)?;
         let format_path = path.join(FORMAT);
         let seed = match fs::read(&format_path) {
             Ok(bytes) => {
@@ -84,6 +71,24 @@ impl Directory {
         Ok(Self { path: path.to_owned(), seed, lock })
     }
 
+    /// Locks a directory that exists already, and changes nothing in it.
+    pub(super) fn existing(
+        path: &Path,
+        engine: &'static str,
+        version: u32,
+    ) -> Result<Self, OpenError> {
+        let format_path = path.join(FORMAT);
+        let text = match fs::read(&format_path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(OpenError::NotACache { path: path.to_owned() });
+            }
+            Err(e) => return Err(OpenError::io("read", &format_path, e)),
+        };
+        let (_, seed) = parse(path, &String::from_utf8_lossy(&text), engine, version)?;
+        Ok(Self { path: path.to_owned(), seed, lock: lock(path)? })
+    }
+
     /// Returns where the directory is.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -105,6 +110,21 @@ impl Drop for Directory {
     /// descriptor until it runs its own program, and the lock would live as long.
     fn drop(&mut self) {
         let _ = self.lock.unlock();
+    }
+}
+
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock_path = path.join(LOCK);
+    let lock = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(&lock_path)
+        .map_err(|e| OpenError::io("open", &lock_path, e))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: path.to_owned() }),
+        Err(TryLockError::Error(e)) => Err(OpenError::io("lock", &lock_path, e)),
     }
 }
 

@@ -24,7 +24,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
 pub use self::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
-pub use self::segment_log::{SegmentLog, SegmentLogOptions};
+pub use self::segment_log::{
+    BrokenRecord, CheckpointState, CompactError, CompactReport, Damage, SegmentLog,
+    SegmentLogOptions, SegmentReport, Verdict, VerifyReport, compact, verify,
+};
 #[cfg(feature = "sled")]
 pub use self::sled::{SledEngine, SledOptions};
 use crate::error::Problem;

@@ -49,6 +49,7 @@
 mod checkpoint;
 mod forward;
 mod index;
+mod offline;
 mod record;
 mod recovery;
 mod segment;
@@ -69,6 +70,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use self::checkpoint::Digest;
 use self::forward::Progress;
 use self::index::{Index, MAX_RECORD, Slot};
+pub use self::offline::{
+    BrokenRecord, CheckpointState, CompactError, CompactReport, Damage, SegmentReport, Verdict,
+    VerifyReport, compact, verify,
+};
 use self::record::{HEADER_LEN, Header, Kind, Place};
 use self::segment::{AppendError, Segment};
 use super::directory::Directory;

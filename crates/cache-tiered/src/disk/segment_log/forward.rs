@@ -20,7 +20,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::record::HEADER_LEN;
 use super::segment::Segment;
 use super::{Found, OVERHEAD, SegmentLog, Slot, count};
-use crate::disk::engine::DiskError;
 
 /// How far the copying has come.
 #[derive(Debug, Default)]
@@ -31,6 +30,17 @@ pub(super) struct Progress {
     next: usize,
     /// Bytes copied out of it.
     copied: u64,
+}
+
+/// What became of an entry that was to be appended again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// It is in the log a second time, and the index points there.
+    Done,
+    /// Its time has come.
+    Expired,
+    /// It was changed meanwhile, or cannot be read.
+    Gone,
 }
 
 impl SegmentLog {
@@ -54,8 +64,8 @@ impl SegmentLog {
             if !fits || slot.segment != oldest.id as u32 || slot.expired(now_ms) {
                 continue;
             }
-            // An unreadable entry goes with its segment.
-            if let Ok(true) = self.append_copy(&slot, now_ms) {
+            // What cannot be read goes with its segment.
+            if self.append_copy(&slot, now_ms) == Copied::Done {
                 progress.copied += u64::from(slot.len);
                 count(&self.counters.copied, 1);
                 count(&self.counters.copied_bytes, slot.len.into());
@@ -75,12 +85,12 @@ impl SegmentLog {
         (nearly_full && oldest.id != newest).then_some(oldest)
     }
 
-    /// Appends an entry again and tells whether it was still current, whole and unexpired.
-    pub(super) fn append_copy(&self, slot: &Slot, now_ms: u64) -> Result<bool, DiskError> {
-        let Found::Bytes(segment, bytes) = self.read(slot)? else { return Ok(false) };
-        let Some(header) = self.verify(slot, segment, &bytes) else { return Ok(false) };
+    /// Appends an entry again, if it is still current, whole and unexpired.
+    pub(super) fn append_copy(&self, slot: &Slot, now_ms: u64) -> Copied {
+        let Ok(Found::Bytes(segment, bytes)) = self.read(slot) else { return Copied::Gone };
+        let Some(header) = self.verify(slot, segment, &bytes) else { return Copied::Gone };
         if header.expires_at_ms != 0 && header.expires_at_ms <= now_ms {
-            return Ok(false);
+            return Copied::Expired;
         }
         let (key, value) = bytes[HEADER_LEN..].split_at(header.key_len as usize);
         let (mut tail, owes_write) = self.tail_with_room(slot.len);
@@ -96,6 +106,6 @@ impl SegmentLog {
         if owes_write {
             self.write_pending();
         }
-        Ok(is_current)
+        if is_current { Copied::Done } else { Copied::Gone }
     }
 }

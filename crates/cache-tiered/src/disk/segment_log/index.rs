@@ -221,6 +221,13 @@ impl Index {
         removed
     }
 
+    /// Calls `visit` for every slot, one shard at a time.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(Slot)) {
+        for shard in &self.shards {
+            shard.read().table.iter().for_each(|stored| visit(stored.slot()));
+        }
+    }
+
     /// Forgets everything, memory included, and returns how many slots it was.
     pub(super) fn clear(&self) -> usize {
         self.shards.iter().map(|shard| std::mem::take(&mut *shard.write()).table.len()).sum()
