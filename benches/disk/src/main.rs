@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cache_tiered::Cache;
-use cache_tiered::disk::DiskConfig;
+use cache_tiered::disk::{DiskConfig, DiskTier, SegmentLog, SegmentLogOptions};
 use tempfile::TempDir;
 use ultra_perf_bench::{Clock, Stopwatch, Suite, Target};
 
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
     let workload = Arc::new(Workload::new(ENTRIES, 1));
     loads(&mut suite, &workload);
     gets(&mut suite, &workload);
+    churn(&mut suite, &workload);
     asynchronous(&mut suite, &workload);
     suite.finish()
 }
@@ -138,9 +139,10 @@ fn gets(suite: &mut Suite, workload: &Workload) {
     const RATES: [&str; 2] = ["warm get, four threads", "warm get, one thread"];
     const P99: &str = "warm get, four threads, p99";
     const OPEN: &str = "open after a restart, per GiB";
+    const OPEN_CRASHED: &str = "open after a crash, per GiB";
     // The databases take a while to fill, so only for a case that will run.
     let beside = |case: &&str| suite.wants(&format!("{case} vs sled"));
-    if !RATES.iter().chain(&[P99]).any(beside) && !suite.wants(OPEN) {
+    if !RATES.iter().chain(&[P99]).any(beside) && !suite.wants(OPEN) && !suite.wants(OPEN_CRASHED) {
         return;
     }
     let four: Vec<_> = (0..4).map(|thread| workload.zipf(GETS / 4, 10 + thread)).collect();
@@ -166,6 +168,9 @@ fn gets(suite: &mut Suite, workload: &Workload) {
         sled.map(|sled| || get_p99(sled, workload, &four)),
     );
 
+    // What a killed process leaves: all that was flushed, and nothing that closing writes.
+    let crashed = tempfile::tempdir().expect("the temporary directory is writable");
+    copy_files(directory.path(), crashed.path());
     drop(ours);
     let gib = workload.bytes() as f64 / (1_u64 << 30) as f64;
     suite.reported(OPEN, "s").rounds(9).measure(|| {
@@ -175,6 +180,64 @@ fn gets(suite: &mut Suite, workload: &Workload) {
         assert_eq!(engine.get(workload.key(0)), VALUE_BYTES);
         seconds / gib
     });
+    suite.reported(OPEN_CRASHED, "s").rounds(5).measure(|| {
+        let image = tempfile::tempdir().expect("the temporary directory is writable");
+        copy_files(crashed.path(), image.path());
+        let watch = Stopwatch::start(Clock::Wall);
+        let engine = segment_log(image.path());
+        let seconds = watch.elapsed().as_secs_f64();
+        assert_eq!(engine.get(workload.key(0)), VALUE_BYTES);
+        seconds / gib
+    });
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("the directory can be listed") {
+        let entry = entry.expect("the directory can be listed");
+        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("the file can be copied");
+    }
+}
+
+/// A log of half the entries' size, filled through its misses: each get that finds nothing is a put.
+fn churn(suite: &mut Suite, workload: &Workload) {
+    const RATE: &str = "churn, one thread";
+    const HIT_RATIO: &str = "churn, hit ratio";
+    const AMPLIFICATION: &str = "churn, write amplification";
+    if ![RATE, HIT_RATIO, AMPLIFICATION].iter().any(|case| suite.wants(case)) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("the temporary directory is writable");
+    let options = SegmentLogOptions::new(directory.path(), workload.bytes() / 2);
+    let log = SegmentLog::open(options).expect("the segment log opens its own directory");
+    let mut seed = 40;
+    let (mut hits, mut gets, mut put_bytes) = (0_u64, 0_u64, 0_u64);
+    let mut round = || {
+        seed += 1;
+        let reads = workload.zipf(GETS * 2, seed);
+        let watch = Stopwatch::start(Clock::Wall);
+        for entry in &reads {
+            let key = workload.key(*entry);
+            gets += 1;
+            if DiskTier::get(&log, key, 0).expect("the disk can be read").is_some() {
+                hits += 1;
+            } else {
+                let value = workload.value(*entry).as_bytes();
+                DiskTier::put(&log, key, value, 0).expect("there is room");
+                put_bytes += (key.len() + value.len()) as u64;
+            }
+        }
+        watch.per_second(reads.len() as u64)
+    };
+    for _ in 0..4 {
+        round();
+    }
+    suite.reported(RATE, "op/s").rounds(9).measure(&mut round);
+    DiskTier::flush(&log).expect("there is room");
+    let stats = log.stats();
+    assert!(stats.evicted_capacity > 0, "{stats:?}");
+    suite.reported(HIT_RATIO, "").observed(hits as f64 / gets as f64);
+    let amplification = stats.bytes_written as f64 / put_bytes as f64;
+    suite.reported(AMPLIFICATION, "x").at_most(2.0).observed(amplification);
 }
 
 fn get_rate(engine: &dyn Engine, workload: &Workload, reads: &[Vec<u32>]) -> f64 {

@@ -66,6 +66,12 @@ pub struct TierStats {
     pub writes: u64,
     /// Writes that were not made: queue full, disk full, server away, value too large.
     pub dropped_writes: u64,
+    /// Values that the disk tier did not write because their keys were new to it.
+    pub refused_admission: u64,
+    /// Values that the disk tier did not write because its write budget was used up.
+    pub refused_budget: u64,
+    /// Entries that the disk tier wrote again, instead of evicting them, because they had been read.
+    pub copied_forward: u64,
     /// Writes and reads waiting for this tier.
     pub queue_depth: u64,
     /// Bytes of values waiting to be written to this tier.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use cache_tiered::disk::{DiskConfig, OpenError};
+use cache_tiered::disk::{Admission, DiskConfig, OpenError};
 use cache_tiered::{
     BuildError, Cache, CacheBuilder, Clock, Codec, CodecError, InsertOptions, Tier, WritePolicy,
 };
@@ -436,4 +436,70 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(agrees_with_a_map(steps, policy))?;
     }
+}
+
+#[tokio::test]
+async fn by_second_sight_a_value_is_written_when_its_key_comes_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = DiskConfig::new(directory.path()).capacity_bytes(CAPACITY);
+    let config = config.admission(Admission::SecondSight);
+    let cache: Cache<u32, String> =
+        Cache::builder("test").entries(10).disk(config).open().await.unwrap();
+    let disk = |cache: &Cache<u32, String>| cache.stats().disk.unwrap();
+    (0..300).for_each(|key| cache.insert(key, value(key)));
+    cache.flush().await;
+    assert_eq!((disk(&cache).writes, disk(&cache).refused_admission), (0, 300));
+    (0..100).for_each(|key| cache.insert(key, value(key)));
+    cache.flush().await;
+    assert_eq!((disk(&cache).writes, disk(&cache).entries), (100, 100));
+    // What is there is replaced at once, whatever the filters remember.
+    for key in 0..100 {
+        cache.insert(key, format!("newer {key}"));
+    }
+    cache.flush().await;
+    assert_eq!((disk(&cache).writes, disk(&cache).refused_admission), (200, 300));
+    cache.close().await;
+    let cache = open(directory.path()).await;
+    for key in 0..300 {
+        let expected = (key < 100).then(|| format!("newer {key}"));
+        assert_eq!(cache.get(&key).await, expected, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_write_budget_refuses_is_counted_and_leaves_no_older_value() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = || DiskConfig::new(directory.path()).capacity_bytes(CAPACITY);
+    let tight = config().write_budget_bytes_per_second(10_000);
+    let cache: Cache<u32, String> =
+        Cache::builder("test").entries(10).disk(tight).open().await.unwrap();
+    cache.insert(0, "old".to_owned());
+    cache.flush().await;
+    (1..200).for_each(|key| cache.insert(key, random_text(key, 1_000)));
+    cache.insert(0, random_text(0, 1_000));
+    cache.flush().await;
+    let disk = cache.stats().disk.unwrap();
+    assert_eq!(disk.writes + disk.refused_budget, 201);
+    assert!((150..200).contains(&disk.refused_budget), "{disk:?}");
+    cache.close().await;
+    let cache = open(directory.path()).await;
+    for key in 0..200 {
+        let found = cache.get(&key).await;
+        assert!(found.is_none_or(|found| found == random_text(key, 1_000)), "{key}");
+    }
+
+    let none = config().write_budget_bytes_per_second(0);
+    let error = Cache::<u32, String>::builder("test").entries(1).disk(none).open().await;
+    let error = error.expect_err("nothing could ever be written");
+    assert!(error.to_string().contains("write_budget_bytes_per_second"), "{error}");
+}
+
+/// Text that does not compress much, so that a budget counts about its length.
+fn random_text(seed: u32, len: usize) -> String {
+    let mut state = u64::from(seed) + 1;
+    let letter = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b' ' + (state >> 33) as u8 % 95)
+    };
+    (0..len).map(letter).collect()
 }

@@ -1,9 +1,11 @@
-//! `ultra-perf cache simulate`: what a cache of another size or policy would have answered.
+//! `ultra-perf cache`: questions about caches, and the care of a disk tier that nobody has open.
 //!
-//! It reads a record of requests, lets every policy serve them at every size, in parallel, and prints the
+//! `verify` and `compact` are in [`offline`]. `simulate` tells what a cache of another size or policy would
+//! have answered. It reads a record of requests, lets every policy serve them at every size, in parallel, and prints the
 //! hit ratios as a table, or as JSON. Nothing is measured live and nothing is configured: the [`report`]
 //! ends in what the numbers advise.
 
+mod offline;
 mod report;
 
 use std::error::Error;
@@ -33,6 +35,8 @@ pub(crate) struct CacheArgs {
 #[derive(Debug, Subcommand)]
 enum CacheCommand {
     Simulate(SimulateArgs),
+    Verify(offline::VerifyArgs),
+    Compact(offline::CompactArgs),
 }
 
 /// Tells from a record of requests what a cache would have answered, by size and policy.
@@ -163,7 +167,11 @@ enum SimulateError {
 }
 
 pub(crate) fn run(args: &CacheArgs) -> ExitCode {
-    let CacheCommand::Simulate(args) = &args.command;
+    let args = match &args.command {
+        CacheCommand::Simulate(args) => args,
+        CacheCommand::Verify(args) => return offline::verify(args),
+        CacheCommand::Compact(args) => return offline::compact(args),
+    };
     match simulate(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

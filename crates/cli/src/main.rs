@@ -40,7 +40,7 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Makes a running accelerator forget a URL.
     Purge(purge::PurgeArgs),
-    /// Answers questions about caches.
+    /// Answers questions about caches, and checks and compacts disk tiers.
     Cache(cache::CacheArgs),
 }
 

@@ -1,4 +1,4 @@
-//! `ultra-perf cache simulate` as a user runs it: the real binary over files of each kind.
+//! `ultra-perf cache` as a user runs it: the real binary over files and directories of each kind.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -128,4 +128,82 @@ fn a_trace_that_cannot_be_read_exits_with_1_and_says_where() {
     let output = simulate(&absent, &[]);
     check_error(&output, 1, "error: cannot open ");
     assert!(String::from_utf8_lossy(&output.stderr).contains("\n  because: "), "{output:?}");
+}
+
+/// Runs `ultra-perf cache verify` or `compact`.
+fn offline(command: &str, directory: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ultra-perf"))
+        .args(["cache", command])
+        .arg(directory)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// A closed disk tier of one segment: 40 entries, each written twice.
+fn disk_tier(directory: &Path) {
+    use ultra_perf::cache_tiered::disk::{DiskTier, SegmentLog, SegmentLogOptions};
+    let log = SegmentLog::open(SegmentLogOptions::new(directory, 8 << 20)).unwrap();
+    for i in 0..80_u32 {
+        log.put(&(i % 40).to_le_bytes(), &[i as u8; 1_000], 0).unwrap();
+    }
+}
+
+#[test]
+fn a_sound_disk_tier_is_verified_and_a_damaged_one_exits_with_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("cache");
+    disk_tier(&directory);
+    let text = stdout(&offline("verify", &directory, &[]));
+    let sound = text.lines().last().unwrap();
+    assert!(sound.starts_with("sound: 40 entries of 41600B in 1 segments"), "{text}");
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&offline("verify", &directory, &["--json"]))).unwrap();
+    assert_eq!(json["verdict"], "sound");
+    assert_eq!(json["segments"][0]["records"], 80);
+    assert_eq!(json["segments"][0]["live_records"], 40);
+
+    let segment = directory.join("segment-0000000000000000.log");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[3 * 1_040 + 100] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let output = offline("verify", &directory, &[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("byte 3120: key or value differ from their checksum"), "{text}");
+    let json = offline("verify", &directory, &["--json"]);
+    assert_eq!(json.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["segments"][0]["broken"][0]["offset"], 3_120);
+}
+
+#[test]
+fn compacting_gives_the_space_of_the_dead_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("cache");
+    disk_tier(&directory);
+    let text = stdout(&offline("compact", &directory, &[]));
+    assert!(text.starts_with("kept 40 entries, dropped 0 expired and 0 broken ones\n"), "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&offline("compact", &directory, &["--json"]))).unwrap();
+    assert_eq!((&json["entries"], &json["bytes_after"]), (&40.into(), &45_056.into()));
+    assert!(stdout(&offline("verify", &directory, &[])).contains("sound: 40 entries"));
+}
+
+#[test]
+fn what_is_no_disk_tier_or_in_use_exits_with_1_and_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["verify", "compact"] {
+        check_error(&offline(command, folder.path(), &[]), 1, "is not empty and not a cache");
+        let absent = folder.path().join("absent");
+        check_error(&offline(command, &absent, &[]), 1, "not a cache directory");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let directory = folder.path().join("cache");
+    let options = ultra_perf::cache_tiered::disk::SegmentLogOptions::new(&directory, 8 << 20);
+    let _open = ultra_perf::cache_tiered::disk::SegmentLog::open(options).unwrap();
+    check_error(&offline("verify", &directory, &[]), 1, "is in use by another cache");
+    check_error(&offline("compact", &directory, &[]), 1, "is in use by another cache");
 }

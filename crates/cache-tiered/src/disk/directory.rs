@@ -11,7 +11,8 @@
 //! seed = 5f3a09c2b41e77d8
 //! ```
 //!
-//! The seed is drawn once per directory. Engines hash keys and salt checksums with it, so nobody who
+//! A directory of an older version is read, and becomes one of this version when it is opened; a newer
+//! one is refused. The seed is drawn once per directory. Engines hash keys and salt checksums with it, so nobody who
 //! chooses keys or values can aim at the index or forge a record. A directory without `FORMAT` is
 //! taken only if it is empty: files of somebody else are never touched.
 
@@ -46,34 +47,46 @@ impl Directory {
         if !path.is_dir() || is_foreign(path).map_err(|e| OpenError::io("list", path, e))? {
             return Err(OpenError::NotACache { path: path.to_owned() });
         }
-        let lock_path = path.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(|e| OpenError::io("open", &lock_path, e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(OpenError::Locked { path: path.to_owned() });
-            }
-            Err(TryLockError::Error(e)) => return Err(OpenError::io("lock", &lock_path, e)),
-        }
+        let lock = lock(path)?;
         let format_path = path.join(FORMAT);
         let seed = match fs::read(&format_path) {
-            Ok(bytes) => parse(path, &String::from_utf8_lossy(&bytes), engine, version)?,
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                let (found, seed) = parse(path, &text, engine, version)?;
+                if found < version {
+                    // Before anything is written that the older version would not understand.
+                    write_format(path, engine, version, seed)
+                        .map_err(|e| OpenError::io("write", &format_path, e))?;
+                }
+                seed
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let seed = RandomState::new().hash_one(path);
-                let text = format!(
-                    "{TITLE}\nengine = {engine}\nversion = {version}\nseed = {seed:016x}\n"
-                );
-                replace(path, &text).map_err(|e| OpenError::io("write", &format_path, e))?;
+                write_format(path, engine, version, seed)
+                    .map_err(|e| OpenError::io("write", &format_path, e))?;
                 seed
             }
             Err(e) => return Err(OpenError::io("read", &format_path, e)),
         };
         Ok(Self { path: path.to_owned(), seed, lock })
+    }
+
+    /// Locks a directory that exists already, and changes nothing in it.
+    pub(super) fn existing(
+        path: &Path,
+        engine: &'static str,
+        version: u32,
+    ) -> Result<Self, OpenError> {
+        let format_path = path.join(FORMAT);
+        let text = match fs::read(&format_path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(OpenError::NotACache { path: path.to_owned() });
+            }
+            Err(e) => return Err(OpenError::io("read", &format_path, e)),
+        };
+        let (_, seed) = parse(path, &String::from_utf8_lossy(&text), engine, version)?;
+        Ok(Self { path: path.to_owned(), seed, lock: lock(path)? })
     }
 
     /// Returns where the directory is.
@@ -100,6 +113,21 @@ impl Drop for Directory {
     }
 }
 
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock_path = path.join(LOCK);
+    let lock = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(&lock_path)
+        .map_err(|e| OpenError::io("open", &lock_path, e))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: path.to_owned() }),
+        Err(TryLockError::Error(e)) => Err(OpenError::io("lock", &lock_path, e)),
+    }
+}
+
 /// Cached answers may be private, so only the owner may look.
 fn create(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
@@ -121,13 +149,13 @@ fn is_foreign(path: &Path) -> io::Result<bool> {
     Ok(strange)
 }
 
-/// Returns the seed if the text describes a directory that this engine can use.
+/// Returns version and seed if the text describes a directory that this engine can use.
 fn parse(
     directory: &Path,
     text: &str,
     engine: &'static str,
     version: u32,
-) -> Result<u64, OpenError> {
+) -> Result<(u32, u64), OpenError> {
     let mut lines = text.lines();
     if lines.next().map(str::trim) != Some(TITLE) {
         return Err(OpenError::NotACache { path: directory.to_owned() });
@@ -159,10 +187,12 @@ fn parse(
         });
     }
     let seed = field("seed").map_err(damaged)?;
-    u64::from_str_radix(seed, 16).map_err(|_| damaged("seed"))
+    let seed = u64::from_str_radix(seed, 16).map_err(|_| damaged("seed"))?;
+    Ok((found, seed))
 }
 
-fn replace(directory: &Path, text: &str) -> io::Result<()> {
+fn write_format(directory: &Path, engine: &str, version: u32, seed: u64) -> io::Result<()> {
+    let text = format!("{TITLE}\nengine = {engine}\nversion = {version}\nseed = {seed:016x}\n");
     let aside = directory.join(FORMAT_NEW);
     let mut file = File::create(&aside)?;
     file.write_all(text.as_bytes())?;

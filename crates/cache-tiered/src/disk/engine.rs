@@ -132,6 +132,16 @@ pub struct DiskEngineStats {
     pub bytes_written: u64,
     /// Syncs to the medium.
     pub syncs: u64,
+    /// Entries of the oldest segment that were written again because they had been read.
+    pub copied_forward: u64,
+    /// Bytes of these; `bytes_written` has them too.
+    pub copied_forward_bytes: u64,
+    /// Checkpoints written, by which the next opening is fast.
+    pub checkpoints: u64,
+    /// Bytes that had to be scanned at opening, because no checkpoint covered them.
+    pub scanned_at_open_bytes: u64,
+    /// Bytes written since the last checkpoint: what an opening would scan after a kill now.
+    pub uncovered_bytes: u64,
     /// Times the whole store was thrown away because it had outgrown its bound or was beyond repair.
     pub rebuilds: u64,
 }

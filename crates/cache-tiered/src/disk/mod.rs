@@ -6,6 +6,7 @@
 //! and nobody waits. Closing lets the writer finish its queue; then all threads end and the
 //! directory's lock is released.
 
+mod admission;
 mod dictionaries;
 mod directory;
 mod engine;
@@ -25,9 +26,14 @@ use futures_util::future::{BoxFuture, join_all};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+pub use self::admission::Admission;
+use self::admission::{Doorkeeper, WriteBudget};
 use self::dictionaries::{DictionaryFiles, Loaded};
 pub use self::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
-pub use self::segment_log::{SegmentLog, SegmentLogOptions};
+pub use self::segment_log::{
+    BrokenRecord, CheckpointState, CompactError, CompactReport, Damage, SegmentLog,
+    SegmentLogOptions, SegmentReport, Verdict, VerifyReport, compact, verify,
+};
 #[cfg(feature = "sled")]
 pub use self::sled::{SledEngine, SledOptions};
 use crate::envelope;
@@ -64,10 +70,15 @@ pub struct DiskConfig {
     pub read_threads: usize,
     /// Look-ups that may wait for a reader; more are misses.
     pub read_queue: usize,
+    /// Which values are written.
+    pub admission: Admission,
+    /// The most bytes that are written in a second, on average; values beyond are not written.
+    pub write_budget_bytes_per_second: Option<u64>,
 }
 
 impl DiskConfig {
-    /// Describes a disk tier in `path`: 1 GiB, the segment log, no fsync, four readers.
+    /// Describes a disk tier in `path`: 1 GiB, the segment log, no fsync, four readers, no
+    /// restriction on writes.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -76,6 +87,8 @@ impl DiskConfig {
             fsync: Fsync::Never,
             read_threads: 4,
             read_queue: 4_096,
+            admission: Admission::default(),
+            write_budget_bytes_per_second: None,
         }
     }
 
@@ -107,6 +120,23 @@ impl DiskConfig {
         self
     }
 
+    /// Chooses which values are written.
+    #[must_use]
+    pub fn admission(mut self, admission: Admission) -> Self {
+        self.admission = admission;
+        self
+    }
+
+    /// Sets the most bytes that are written in a second, on average, to spare the medium.
+    ///
+    /// Values that come when the budget is used up are not written, and nobody waits for it. Removals are
+    /// always written; they count, and so do the engine's own copies.
+    #[must_use]
+    pub fn write_budget_bytes_per_second(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.write_budget_bytes_per_second = bytes.into();
+        self
+    }
+
     pub(crate) fn problems(&self, uses_dictionaries: bool) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.path.as_os_str().is_empty() {
@@ -126,6 +156,10 @@ impl DiskConfig {
         }
         if self.read_queue == 0 {
             problems.push(Problem::new("disk.read_queue", 0, "must be at least 1"));
+        }
+        if self.write_budget_bytes_per_second == Some(0) {
+            let name = "disk.write_budget_bytes_per_second";
+            problems.push(Problem::new(name, 0, "must be at least 1"));
         }
         problems
     }
@@ -184,6 +218,8 @@ struct Counters {
     errors: Counter,
     writes: Counter,
     dropped_writes: Counter,
+    refused_admission: Counter,
+    refused_budget: Counter,
     /// What the engine held when it was let go.
     last: Mutex<DiskEngineStats>,
 }
@@ -260,6 +296,7 @@ where
                 counters: Arc::clone(&counters),
                 queue: Worker::of(&queue),
                 dictionaries: dictionaries.map(RefCell::new),
+                gate: RefCell::new(Gate::new(config)),
             };
             thread("disk-write").spawn(move || {
                 writer.run();
@@ -509,6 +546,9 @@ where
             errors: self.counters.errors.get(),
             writes: self.counters.writes.get(),
             dropped_writes: self.counters.dropped_writes.get() + engine.dropped_writes,
+            refused_admission: self.counters.refused_admission.get(),
+            refused_budget: self.counters.refused_budget.get(),
+            copied_forward: engine.copied_forward,
             queue_depth: depth + reads,
             queue_bytes: weight,
         }
@@ -562,6 +602,53 @@ struct Writer<K, V> {
     counters: Arc<Counters>,
     queue: Worker<K, V>,
     dictionaries: Option<RefCell<DictionaryFiles>>,
+    /// Borrowed for a moment at a time, by this thread alone.
+    gate: RefCell<Gate>,
+}
+
+/// What decides whether a value is written.
+struct Gate {
+    doorkeeper: Option<Doorkeeper>,
+    budget: Option<WriteBudget>,
+    /// The engine's copies that the budget knows of, in bytes.
+    copied: u64,
+}
+
+impl Gate {
+    fn new(config: &DiskConfig) -> Self {
+        let doorkeeper = match config.admission {
+            Admission::Everything => None,
+            Admission::SecondSight => Some(Doorkeeper::for_capacity(config.capacity_bytes)),
+        };
+        let budget = config.write_budget_bytes_per_second;
+        let budget = budget.map(|bytes| WriteBudget::new(bytes, Instant::now()));
+        Self { doorkeeper, budget, copied: 0 }
+    }
+
+    fn knows(&mut self, key: &[u8]) -> bool {
+        self.doorkeeper.as_mut().is_none_or(|doorkeeper| doorkeeper.see(key))
+    }
+
+    fn affords(&mut self, bytes: usize) -> bool {
+        let now = Instant::now();
+        self.budget.as_mut().is_none_or(|budget| budget.take(bytes as u64, now))
+    }
+
+    /// Takes the bytes of a removal out of the budget.
+    fn charge_removal(&mut self, key: &[u8]) {
+        if let Some(budget) = &mut self.budget {
+            budget.charge(key.len() as u64);
+        }
+    }
+
+    /// Takes the bytes of copies that the engine made by itself out of the budget.
+    fn charge_copies(&mut self, engine: &dyn DiskTier) {
+        if let Some(budget) = &mut self.budget {
+            let copied = engine.stats().copied_forward_bytes;
+            budget.charge(copied.saturating_sub(self.copied));
+            self.copied = copied;
+        }
+    }
 }
 
 impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
@@ -572,6 +659,7 @@ impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
                 Work::Batch(batch) => {
                     batch.iter().for_each(|taken| self.counters.survive(|| self.write(taken)));
                     self.counters.survive(|| self.queue.done(batch));
+                    self.gate.borrow_mut().charge_copies(&*self.engine);
                     let since = *unflushed_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= FLUSH_EVERY {
                         self.flush();
@@ -594,17 +682,29 @@ impl<K: Hash + Eq + Clone + 'static, V: 'static> Writer<K, V> {
         let Some(key) = self.sealer.key(&taken.key) else {
             return self.counters.dropped_writes.increment();
         };
+        let remove = || {
+            self.gate.borrow_mut().charge_removal(&key);
+            self.engine.remove(&key).map(drop)
+        };
         let result = match &taken.write {
-            Write::Remove => self.engine.remove(&key).map(drop),
+            Write::Remove => remove(),
+            // A key that the disk has is offered again: its old value has to go in any case.
+            Write::Put(_) if !self.gate.borrow_mut().knows(&key) && !self.engine.contains(&key) => {
+                return self.counters.refused_admission.increment();
+            }
             Write::Put(item) => match self.sealer.seal(&key, item) {
-                Some(sealed) => {
+                Some(sealed) if self.gate.borrow_mut().affords(key.len() + sealed.len()) => {
                     self.keep_dictionary(envelope::dictionary(&sealed));
                     self.counters.writes.increment();
                     self.engine.put(&key, &sealed, item.expires_unix_ms)
                 }
+                Some(_) => {
+                    self.counters.refused_budget.increment();
+                    remove()
+                }
                 None => {
                     self.counters.dropped_writes.increment();
-                    self.engine.remove(&key).map(drop)
+                    remove()
                 }
             },
         };

@@ -11,7 +11,7 @@
 //! thread that met the full buffer writes the block, outside the append lock. Only if the second
 //! buffer fills up as well does a put wait for the disk; that is the back-pressure.
 //!
-//! Locks, in the order in which they are taken:
+//! Locks, in the order in which they are taken; `forward`, which is only ever tried, comes before them:
 //!
 //! 1. `io`: one thread at a time writes, deletes and syncs files.
 //! 2. `tail`: the append lock, over the two buffers. Log order and index order agree because both
@@ -30,7 +30,7 @@
 //! The oldest segment is deleted as a whole when the next block would not fit. Deletion is strictly in
 //! order of age, so a tombstone, which is younger than its victim, never goes before it; the same holds
 //! for a value and the older value it replaced. Space of replaced and removed entries comes back with
-//! their segment.
+//! their segment. What was read lately is appended again before that: see [`forward`].
 //!
 //! # When a write fails
 //!
@@ -43,9 +43,13 @@
 //!
 //! # Opening
 //!
-//! See [`recovery`]: the log is read once, about a second per gigabyte.
+//! See [`recovery`] and [`checkpoint`]: of a full segment, and of the newest after a close, only a
+//! checkpoint is read, 16 bytes for each record; the rest is scanned, about a second per gigabyte.
 
+mod checkpoint;
+mod forward;
 mod index;
+mod offline;
 mod record;
 mod recovery;
 mod segment;
@@ -63,18 +67,26 @@ use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use self::index::{Index, Slot};
+use self::checkpoint::Digest;
+use self::forward::Progress;
+use self::index::{Index, MAX_RECORD, Slot};
+pub use self::offline::{
+    BrokenRecord, CheckpointState, CompactError, CompactReport, Damage, SegmentReport, Verdict,
+    VerifyReport, compact, verify,
+};
 use self::record::{HEADER_LEN, Header, Kind, Place};
 use self::segment::{AppendError, Segment};
 use super::directory::Directory;
 use super::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
 
 const ENGINE: &str = "segment-log";
-const FORMAT_VERSION: u32 = 1;
+/// 1 had no checkpoints: whoever does not know them may leave one behind that is wrong by then.
+const FORMAT_VERSION: u32 = 2;
 
 const MIN_CAPACITY: u64 = 1 << 20;
 const MIN_SEGMENT: u64 = 16 << 10;
-const MAX_SEGMENT: u64 = 2 << 30;
+/// So that a record always fits a slot of the index.
+const MAX_SEGMENT: u64 = MAX_RECORD - 4096;
 /// What the directory and its `FORMAT` take on disk beside the segments.
 const OVERHEAD: u64 = 8 << 10;
 
@@ -98,6 +110,11 @@ pub struct SegmentLogOptions {
     /// By default one for each 128 bytes of capacity. It is enforced when a block is written, so a
     /// buffer's worth of entries may come on top.
     pub max_entries: Option<u64>,
+    /// Segments of fewer bytes get no checkpoint and are scanned at opening; 1 MiB by default.
+    pub checkpoint_min_bytes: u32,
+    /// The most of a segment, in percent of its bytes, that is copied to the end of the log before it
+    /// is evicted, because it was read; 25 by default, 50 at most, 0 for none.
+    pub forward_percent: u8,
     /// When written entries are forced onto the medium.
     pub fsync: Fsync,
 }
@@ -111,6 +128,8 @@ impl SegmentLogOptions {
             segment_bytes: None,
             buffer_bytes: 256 << 10,
             max_entries: None,
+            checkpoint_min_bytes: 1 << 20,
+            forward_percent: 25,
             fsync: Fsync::Never,
         }
     }
@@ -129,12 +148,17 @@ pub struct SegmentLog {
     segment_bytes: u32,
     buffer_bytes: usize,
     max_entries: u64,
+    checkpoint_min: u32,
+    forward_percent: u8,
     fsync: Fsync,
     index: Index,
     /// Oldest first; the ids follow each other without a gap.
     segments: RwLock<VecDeque<Arc<Segment>>>,
     tail: CachePadded<Mutex<Tail>>,
     io: CachePadded<Mutex<Io>>,
+    forward: Mutex<Progress>,
+    /// The latest time that a caller told.
+    latest_now_ms: CachePadded<AtomicU64>,
     counters: Counters,
 }
 
@@ -188,10 +212,20 @@ struct Io {
     settled: u64,
     unsynced: Vec<Arc<Segment>>,
     unsynced_names: bool,
+    /// What the segment that blocks go to has in its file; `None` where a part of it is not known.
+    growing: Option<Growing>,
     last_sync: Instant,
     /// Failures that a `flush` has reported.
     reported: u64,
     last_failure: Option<Failure>,
+}
+
+/// The segment that blocks go to, for its checkpoint.
+struct Growing {
+    id: u64,
+    digest: Digest,
+    /// How much of it the checkpoint that it has covers.
+    checkpointed: u32,
 }
 
 struct Failure {
@@ -224,6 +258,12 @@ struct Counters {
     too_large: AtomicU64,
     bytes_written: AtomicU64,
     syncs: AtomicU64,
+    copied: AtomicU64,
+    copied_bytes: AtomicU64,
+    checkpoints: AtomicU64,
+    scanned_at_open: AtomicU64,
+    /// Bytes of the newest segment that no checkpoint covers.
+    uncovered_bytes: AtomicU64,
     /// Failed writes and syncs; changes under `io`.
     failures: AtomicU64,
 }
@@ -241,7 +281,8 @@ impl SegmentLog {
     ///
     /// # Cost
     ///
-    /// Reads all segments once.
+    /// Reads the checkpoints, 16 bytes for each record, and the segments that have none: the newest
+    /// after a killed process, all of them in a directory of an earlier version.
     pub fn open(options: SegmentLogOptions) -> Result<Self, OpenError> {
         let capacity = options.capacity_bytes;
         if capacity < MIN_CAPACITY {
@@ -264,7 +305,7 @@ impl SegmentLog {
 
         let directory = Directory::open(&options.path, ENGINE, FORMAT_VERSION)?;
         let index = Index::new();
-        let recovered = recovery::recover(&directory, &index)?;
+        let recovered = recovery::recover(&directory, &index, options.checkpoint_min_bytes)?;
         let mut segments = recovered.segments;
         let newest = match segments.back() {
             Some(newest) => Arc::clone(newest),
@@ -277,11 +318,19 @@ impl SegmentLog {
         let counters = Counters::default();
         count(&counters.corrupt, recovered.corrupt);
         count(&counters.dropped_at_open, recovered.dropped);
+        count(&counters.scanned_at_open, recovered.scanned);
+        count(&counters.checkpoints, recovered.checkpoints);
+        let growing = recovered.newest.map(|(digest, checkpointed)| {
+            count(&counters.uncovered_bytes, u64::from(digest.covered - checkpointed));
+            Growing { id: newest.id, digest, checkpointed }
+        });
         let log = Self {
             capacity,
             segment_bytes: segment_bytes as u32,
             buffer_bytes: options.buffer_bytes.clamp(1, segment_bytes as usize),
             max_entries: options.max_entries.unwrap_or(capacity / 128).max(1),
+            checkpoint_min: options.checkpoint_min_bytes,
+            forward_percent: options.forward_percent.min(50),
             fsync: options.fsync,
             index,
             segments: RwLock::new(segments),
@@ -298,10 +347,13 @@ impl SegmentLog {
                 settled: 0,
                 unsynced: Vec::new(),
                 unsynced_names: false,
+                growing,
                 last_sync: Instant::now(),
                 reported: 0,
                 last_failure: None,
             })),
+            forward: Mutex::default(),
+            latest_now_ms: CachePadded::default(),
             counters,
             directory,
         };
@@ -408,6 +460,7 @@ impl SegmentLog {
     fn settle(&self, owes_write: bool, seq: u64, failures_before: u64) -> Result<(), DiskError> {
         if owes_write {
             self.write_pending();
+            self.forward();
         }
         if self.fsync != Fsync::Always {
             return Ok(());
@@ -460,6 +513,10 @@ impl SegmentLog {
     /// Writes the block that was handed over, if there is one.
     fn write_block(&self, io: &mut Io) {
         let Some(block) = self.tail.lock().writing.clone() else { return };
+        if io.growing.as_ref().is_some_and(|growing| growing.id != block.segment.id) {
+            self.checkpoint(io);
+            io.growing = None;
+        }
         self.make_room(block.bytes.len() as u64, block.segment.id);
         let is_new = block.start == 0;
         if let Err(error) = block.segment.append(&block.bytes) {
@@ -467,6 +524,7 @@ impl SegmentLog {
             return;
         }
         count(&self.counters.bytes_written, block.bytes.len() as u64);
+        self.follow(io, &block);
         if self.fsync != Fsync::Never {
             io.unsynced_names |= is_new;
             if io.unsynced.last().is_none_or(|last| last.id != block.segment.id) {
@@ -482,6 +540,60 @@ impl SegmentLog {
         {
             tail.spare = block.bytes;
             tail.spare.clear();
+        }
+    }
+
+    /// Remembers what a block did, for the checkpoint of its segment.
+    fn follow(&self, io: &mut Io, block: &Block) {
+        count(&self.counters.uncovered_bytes, block.bytes.len() as u64);
+        if block.start == 0 {
+            let digest = Digest::default();
+            io.growing = Some(Growing { id: block.segment.id, digest, checkpointed: 0 });
+        }
+        let place = self.place(&block.segment, block.start);
+        match &mut io.growing {
+            Some(growing)
+                if growing.id == place.segment && growing.digest.covered == place.offset =>
+            {
+                growing.digest.extend(place, &block.bytes);
+            }
+            // Some of its records are not known; it will be scanned.
+            growing => *growing = None,
+        }
+    }
+
+    /// Writes the checkpoint of the growing segment, unless it is too short or gone or has one.
+    ///
+    /// A failure is counted and costs nothing but a scan of that segment at the next opening.
+    fn checkpoint(&self, io: &mut Io) {
+        let Some(Growing { id, digest, checkpointed }) = &mut io.growing else { return };
+        let segment = self.segment(*id as u32).filter(|segment| segment.id == *id);
+        let Some(segment) = segment.filter(|segment| {
+            digest.covered == segment.flushed()
+                && digest.covered >= self.checkpoint_min.max(1)
+                && digest.covered > *checkpointed
+                && !segment.is_touched()
+        }) else {
+            return;
+        };
+        let sync = self.fsync != Fsync::Never;
+        let written = segment
+            .drop_checkpoint()
+            .map(|()| self.make_room(digest.file_len(), segment.id))
+            .and_then(|()| digest.write(self.directory.seed(), segment.id, &segment.path, sync))
+            .and_then(|()| segment.has_checkpoint(digest.file_len()));
+        match written {
+            Ok(stands) => {
+                io.unsynced_names |= sync;
+                count(&self.counters.bytes_written, digest.file_len());
+                count(&self.counters.checkpoints, u64::from(stands));
+                self.counters.uncovered_bytes.store(0, Relaxed);
+                *checkpointed = digest.covered;
+            }
+            Err(error) => {
+                tracing::debug!(path = %segment.path.display(), %error, "no checkpoint was written");
+                count(&self.counters.io_errors, 1);
+            }
         }
     }
 
@@ -678,6 +790,26 @@ impl SegmentLog {
         Ok(copy(block.start, &block.bytes).unwrap_or(Found::Moved))
     }
 
+    /// Returns the header of a record that was read, if it is the one that the slot means and whole.
+    fn verify(&self, slot: &Slot, segment: u64, bytes: &[u8]) -> Option<Header> {
+        let place = Place { seed: self.directory.seed(), segment, offset: slot.offset };
+        Header::decode(bytes, place).filter(|header| {
+            header.live
+                && header.kind == Kind::Put
+                && header.hash == slot.hash
+                && header.record_len() == bytes.len() as u64
+                && header.matches(&bytes[HEADER_LEN..])
+        })
+    }
+
+    /// Remembers the time that callers have reached, for what has expired not to be copied.
+    fn learn_time(&self, now_ms: u64) {
+        // Relaxed: an earlier time copies an entry that expires on its own.
+        if self.latest_now_ms.load(Relaxed) < now_ms {
+            self.latest_now_ms.fetch_max(now_ms, Relaxed);
+        }
+    }
+
     /// Takes out an entry that is damaged, on disk as well, and tells whether it was still current.
     fn discard_damaged(&self, slot: &Slot, in_file: bool) -> bool {
         if self.index.remove_if(slot.hash, |current| current == slot).is_none() {
@@ -727,10 +859,11 @@ impl DiskTier for SegmentLog {
     }
 
     fn get(&self, key: &[u8], now_ms: u64) -> Result<Option<Bytes>, DiskError> {
+        self.learn_time(now_ms);
         let hash = self.hash(key);
         let mut previous = None;
         loop {
-            let Some(slot) = self.index.get(hash) else { return Ok(None) };
+            let Some(slot) = self.index.get_to_read(hash) else { return Ok(None) };
             let expire = || {
                 let removed = self.index.remove_if(hash, |current| *current == slot);
                 count(&self.counters.evicted_expired, u64::from(removed.is_some()));
@@ -751,15 +884,7 @@ impl DiskTier for SegmentLog {
                     continue;
                 }
             };
-            let place = Place { seed: self.directory.seed(), segment, offset: slot.offset };
-            let header = Header::decode(&bytes, place).filter(|header| {
-                header.live
-                    && header.kind == Kind::Put
-                    && header.hash == hash
-                    && header.record_len() == bytes.len() as u64
-                    && header.matches(&bytes[HEADER_LEN..])
-            });
-            let Some(header) = header else {
+            let Some(header) = self.verify(&slot, segment, &bytes) else {
                 if self.discard_damaged(&slot, !bytes.is_empty()) {
                     return Ok(None);
                 }
@@ -802,6 +927,7 @@ impl DiskTier for SegmentLog {
     }
 
     fn remove_expired(&self, now_ms: u64) -> Result<usize, DiskError> {
+        self.learn_time(now_ms);
         let removed = self.index.remove_expired(now_ms);
         count(&self.counters.evicted_expired, removed as u64);
         let _io = self.io.lock();
@@ -829,6 +955,8 @@ impl DiskTier for SegmentLog {
         drop(tail);
 
         io.unsynced.clear();
+        io.growing = None;
+        self.counters.uncovered_bytes.store(0, Relaxed);
         let mut failed = None;
         for segment in old {
             if let Err(source) = segment.unlink() {
@@ -864,10 +992,11 @@ impl DiskTier for SegmentLog {
     fn stats(&self) -> DiskEngineStats {
         let (entries, live_bytes) = self.index.size();
         let c = &self.counters;
+        let segments = self.segments.read().iter().map(|s| s.disk_bytes()).sum::<u64>();
         DiskEngineStats {
             entries,
             live_bytes,
-            disk_bytes: OVERHEAD + self.segments.read().iter().map(|s| s.disk_bytes()).sum::<u64>(),
+            disk_bytes: OVERHEAD + segments,
             capacity_bytes: self.capacity,
             evicted_capacity: c.evicted_capacity.load(Relaxed),
             evicted_expired: c.evicted_expired.load(Relaxed),
@@ -881,17 +1010,25 @@ impl DiskTier for SegmentLog {
             too_large: c.too_large.load(Relaxed),
             bytes_written: c.bytes_written.load(Relaxed),
             syncs: c.syncs.load(Relaxed),
+            copied_forward: c.copied.load(Relaxed),
+            copied_forward_bytes: c.copied_bytes.load(Relaxed),
+            checkpoints: c.checkpoints.load(Relaxed),
+            scanned_at_open_bytes: c.scanned_at_open.load(Relaxed),
+            // What was never covered, because segments are short, leaves with its segment.
+            uncovered_bytes: c.uncovered_bytes.load(Relaxed).min(segments),
             rebuilds: 0,
         }
     }
 }
 
 impl Drop for SegmentLog {
-    /// Flushes, so that closing in good order loses nothing; a failure has nobody left to tell.
+    /// Flushes, so that closing in good order loses nothing, and writes the newest segment's
+    /// checkpoint; a failure has nobody left to tell.
     fn drop(&mut self) {
         let mut io = self.io.lock();
         let target = self.tail.lock().appended;
         self.write_through(&mut io, target);
+        self.checkpoint(&mut io);
         if self.fsync != Fsync::Never {
             self.sync(&mut io);
         }

@@ -508,6 +508,7 @@ impl DiskTier for SledEngine {
             bytes_written: c.bytes_written.load(Relaxed),
             syncs: c.syncs.load(Relaxed),
             rebuilds: c.rebuilds.load(Relaxed),
+            ..DiskEngineStats::default()
         }
     }
 }

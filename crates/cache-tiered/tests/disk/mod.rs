@@ -40,6 +40,7 @@ pub(crate) const SMALL_SEGMENTS: Engine = Engine {
         let mut options = SegmentLogOptions::new(path, capacity);
         options.segment_bytes = Some(16 << 10);
         options.buffer_bytes = 700;
+        options.checkpoint_min_bytes = 0;
         Ok(Box::new(SegmentLog::open(options)?))
     },
     is_a_log: true,

@@ -4,6 +4,11 @@
 //! the key that is stored with the record. The table is cut into shards by bits of the hash which
 //! `hashbrown` uses neither for the bucket (the low ones) nor for the tag (the high ones). Many
 //! shards keep two things short: waiting for a writer, and the pause when a table doubles.
+//!
+//! Each entry has one bit that a read sets and that nothing but a new record clears. It is what second
+//! chance (CLOCK) knows of an entry: used since it was written, or not.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 use hashbrown::HashTable;
@@ -38,10 +43,65 @@ impl Slot {
     }
 }
 
+/// Records are shorter than this, so that the highest bit of a length is free.
+pub(super) const MAX_RECORD: u64 = 1 << 31;
+/// The bit of [`Stored::len`] that says that the entry was read.
+const USED: u32 = 1 << 31;
+
+/// A slot as the table has it, with the bit that readers set while others read.
+struct Stored {
+    hash: u64,
+    segment: u32,
+    offset: u32,
+    /// The length of the record, and [`USED`].
+    len: AtomicU32,
+    expires_s: u32,
+}
+
+impl Stored {
+    fn new(slot: Slot) -> Self {
+        let Slot { hash, segment, offset, len, expires_s } = slot;
+        Self { hash, segment, offset, len: AtomicU32::new(len), expires_s }
+    }
+
+    fn slot(&self) -> Slot {
+        let Self { hash, segment, offset, expires_s, .. } = *self;
+        // Relaxed: the length never changes, and the bit is a hint.
+        Slot { hash, segment, offset, len: self.len.load(Relaxed) & !USED, expires_s }
+    }
+}
+
 #[derive(Default)]
 struct Shard {
-    table: HashTable<Slot>,
+    table: HashTable<Stored>,
     live_bytes: u64,
+}
+
+impl Shard {
+    fn insert(&mut self, slot: Slot) -> Option<Slot> {
+        self.live_bytes += u64::from(slot.len);
+        let replaced = match self.table.entry(slot.hash, |s| s.hash == slot.hash, |s| s.hash) {
+            Entry::Occupied(mut entry) => {
+                Some(std::mem::replace(entry.get_mut(), Stored::new(slot)).slot())
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Stored::new(slot));
+                None
+            }
+        };
+        self.live_bytes -= replaced.map_or(0, |old| u64::from(old.len));
+        replaced
+    }
+
+    fn remove_if(&mut self, hash: u64, condition: impl FnOnce(&Slot) -> bool) -> Option<Slot> {
+        let Ok(entry) = self.table.find_entry(hash, |slot| slot.hash == hash) else { return None };
+        if !condition(&entry.get().slot()) {
+            return None;
+        }
+        let slot = entry.remove().0.slot();
+        self.live_bytes -= u64::from(slot.len);
+        Some(slot)
+    }
 }
 
 /// All slots, by hash.
@@ -55,26 +115,51 @@ impl Index {
     }
 
     fn shard(&self, hash: u64) -> &RwLock<Shard> {
-        &self.shards[(hash >> SHARD_SHIFT) as usize % SHARDS]
+        &self.shards[Self::shard_of(hash)]
+    }
+
+    fn shard_of(hash: u64) -> usize {
+        (hash >> SHARD_SHIFT) as usize % SHARDS
     }
 
     pub(super) fn get(&self, hash: u64) -> Option<Slot> {
-        self.shard(hash).read().table.find(hash, |slot| slot.hash == hash).copied()
+        self.shard(hash).read().table.find(hash, |slot| slot.hash == hash).map(Stored::slot)
+    }
+
+    /// Returns the slot of a key that is being read, and remembers that it was.
+    pub(super) fn get_to_read(&self, hash: u64) -> Option<Slot> {
+        let shard = self.shard(hash).read();
+        let stored = shard.table.find(hash, |slot| slot.hash == hash)?;
+        // Relaxed: a hint. It is written once only, or every read would fight over the line.
+        if stored.len.load(Relaxed) & USED == 0 {
+            stored.len.fetch_or(USED, Relaxed);
+        }
+        Some(stored.slot())
+    }
+
+    /// Returns the slot of a key if it was read since its record was written.
+    pub(super) fn get_used(&self, hash: u64) -> Option<Slot> {
+        let shard = self.shard(hash).read();
+        let stored = shard.table.find(hash, |slot| slot.hash == hash)?;
+        (stored.len.load(Relaxed) & USED != 0).then(|| stored.slot())
     }
 
     /// Stores a slot and returns the one it replaces.
     pub(super) fn insert(&self, slot: Slot) -> Option<Slot> {
-        let mut shard = self.shard(slot.hash).write();
-        shard.live_bytes += u64::from(slot.len);
-        let replaced = match shard.table.entry(slot.hash, |s| s.hash == slot.hash, |s| s.hash) {
-            Entry::Occupied(mut entry) => Some(std::mem::replace(entry.get_mut(), slot)),
-            Entry::Vacant(entry) => {
-                entry.insert(slot);
-                None
+        self.shard(slot.hash).write().insert(slot)
+    }
+
+    /// Moves an entry to another place if the index still has it at the old one.
+    pub(super) fn replace(&self, old: &Slot, new: Slot) -> bool {
+        let mut shard = self.shard(old.hash).write();
+        let found = shard.table.find_mut(old.hash, |slot| slot.hash == old.hash);
+        match found.filter(|stored| stored.slot() == *old) {
+            Some(stored) => {
+                *stored = Stored::new(new);
+                true
             }
-        };
-        shard.live_bytes -= replaced.map_or(0, |old| u64::from(old.len));
-        replaced
+            None => false,
+        }
     }
 
     /// Removes the slot of a key if it satisfies `condition`.
@@ -83,14 +168,38 @@ impl Index {
         hash: u64,
         condition: impl FnOnce(&Slot) -> bool,
     ) -> Option<Slot> {
-        let mut shard = self.shard(hash).write();
-        let Ok(entry) = shard.table.find_entry(hash, |slot| slot.hash == hash) else { return None };
-        if !condition(entry.get()) {
-            return None;
+        self.shard(hash).write().remove_if(hash, condition)
+    }
+
+    /// Applies what records say, in their order. A slot of length 0 stands for a removal.
+    ///
+    /// The changes are first sorted by shard, which keeps the table that is being filled in the
+    /// processor's cache.
+    pub(super) fn replay(&self, changes: &[Slot]) {
+        let mut ends = [0_usize; SHARDS];
+        changes.iter().for_each(|change| ends[Self::shard_of(change.hash)] += 1);
+        let mut sum = 0;
+        for end in &mut ends {
+            (sum, *end) = (sum + *end, sum);
         }
-        let (slot, _) = entry.remove();
-        shard.live_bytes -= u64::from(slot.len);
-        Some(slot)
+        let mut sorted = changes.to_vec();
+        for change in changes {
+            let next = &mut ends[Self::shard_of(change.hash)];
+            sorted[*next] = *change;
+            *next += 1;
+        }
+        let mut start = 0;
+        for (shard, end) in self.shards.iter().zip(ends) {
+            let mut shard = shard.write();
+            for change in &sorted[start..end] {
+                if change.len == 0 {
+                    shard.remove_if(change.hash, |_| true);
+                } else {
+                    shard.insert(*change);
+                }
+            }
+            start = end;
+        }
     }
 
     /// Removes what has expired, one shard at a time, and returns how many it was.
@@ -100,7 +209,8 @@ impl Index {
             let mut shard = shard.write();
             let mut bytes = 0;
             let before = shard.table.len();
-            shard.table.retain(|slot| {
+            shard.table.retain(|stored| {
+                let slot = stored.slot();
                 let stays = !slot.expired(now_ms);
                 bytes += if stays { 0 } else { u64::from(slot.len) };
                 stays
@@ -109,6 +219,13 @@ impl Index {
             removed += before - shard.table.len();
         }
         removed
+    }
+
+    /// Calls `visit` for every slot, one shard at a time.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(Slot)) {
+        for shard in &self.shards {
+            shard.read().table.iter().for_each(|stored| visit(stored.slot()));
+        }
     }
 
     /// Forgets everything, memory included, and returns how many slots it was.

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -17,6 +17,7 @@ use super::record::{DEAD, HEADER_LEN, STATE_OFFSET};
 
 const PREFIX: &str = "segment-";
 const SUFFIX: &str = ".log";
+const CHECKPOINT_SUFFIX: &str = ".index";
 
 /// A segment that readers, the writer and the index share.
 #[derive(Debug)]
@@ -25,6 +26,10 @@ pub(super) struct Segment {
     pub(super) path: PathBuf,
     file: OnceLock<File>,
     flushed: AtomicU32,
+    /// Bytes of the checkpoint beside the segment, 0 while there is none.
+    checkpoint_bytes: AtomicU64,
+    /// Whether a record was withdrawn in place since the segment was opened.
+    touched: AtomicBool,
     /// Hashes that were put here, for the index to be purged when the segment goes. At most one per
     /// record: a bound of 8 bytes for each [`HEADER_LEN`] bytes of the segment.
     hashes: Mutex<Vec<u64>>,
@@ -38,6 +43,8 @@ impl Segment {
             path: directory.join(format!("{PREFIX}{id:016x}{SUFFIX}")),
             file: OnceLock::new(),
             flushed: AtomicU32::new(0),
+            checkpoint_bytes: AtomicU64::new(0),
+            touched: AtomicBool::new(false),
             hashes: Mutex::default(),
         }
     }
@@ -49,14 +56,51 @@ impl Segment {
             path,
             file: OnceLock::from(file),
             flushed: AtomicU32::new(len),
+            checkpoint_bytes: AtomicU64::new(0),
+            touched: AtomicBool::new(false),
             hashes: Mutex::default(),
         }
     }
 
     /// Returns the id if a file name is that of a segment.
     pub(super) fn id_of(name: &str) -> Option<u64> {
-        let digits = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
-        if digits.len() != 16 { None } else { u64::from_str_radix(digits, 16).ok() }
+        id_before(name, SUFFIX)
+    }
+
+    /// Returns the id if a file name is that of a segment's checkpoint.
+    pub(super) fn id_of_checkpoint(name: &str) -> Option<u64> {
+        id_before(name, CHECKPOINT_SUFFIX)
+    }
+
+    /// Returns where the checkpoint of this segment is, if it has one.
+    pub(super) fn checkpoint_path(&self) -> PathBuf {
+        checkpoint_path(&self.path)
+    }
+
+    /// Takes note of a checkpoint that was written or found, and of its length.
+    ///
+    /// Returns `false`, and deletes it again, if a record was withdrawn meanwhile.
+    pub(super) fn has_checkpoint(&self, bytes: u64) -> io::Result<bool> {
+        self.checkpoint_bytes.store(bytes, Ordering::Relaxed);
+        // SeqCst here and in `mark_dead`: either this sees the mark, or the marker, who deletes
+        // after setting it, deletes the file that is in place by now.
+        if !self.touched.load(Ordering::SeqCst) {
+            return Ok(true);
+        }
+        self.drop_checkpoint()?;
+        Ok(false)
+    }
+
+    /// Tells whether a record was withdrawn in place, so that no checkpoint may be written.
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::SeqCst)
+    }
+
+    /// Deletes the checkpoint, if there is one.
+    pub(super) fn drop_checkpoint(&self) -> io::Result<()> {
+        remove_if_there(&self.checkpoint_path())?;
+        self.checkpoint_bytes.store(0, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Returns how many bytes of the file can be read.
@@ -65,9 +109,10 @@ impl Segment {
         self.flushed.load(Ordering::Acquire)
     }
 
-    /// Returns the space that the file takes, in whole blocks of the file system.
+    /// Returns the space that segment and checkpoint take, in whole blocks of the file system.
     pub(super) fn disk_bytes(&self) -> u64 {
         u64::from(self.flushed()).next_multiple_of(4096)
+            + self.checkpoint_bytes.load(Ordering::Relaxed).next_multiple_of(4096)
     }
 
     /// Reads exactly `buffer.len()` bytes of the flushed part.
@@ -109,6 +154,9 @@ impl Segment {
         if u64::from(offset) + HEADER_LEN as u64 > u64::from(self.flushed()) {
             return Ok(());
         }
+        // A checkpoint does not know of it, so it goes first; see `has_checkpoint`.
+        self.touched.store(true, Ordering::SeqCst);
+        self.drop_checkpoint()?;
         write_all_at(file, &[DEAD], u64::from(offset) + STATE_OFFSET)
     }
 
@@ -117,12 +165,10 @@ impl Segment {
         self.file.get().map_or(Ok(()), File::sync_data)
     }
 
-    /// Deletes the file. Readers that are in it may finish.
+    /// Deletes the file and its checkpoint. Readers that are in it may finish.
     pub(super) fn unlink(&self) -> io::Result<()> {
-        match std::fs::remove_file(&self.path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        remove_if_there(&self.path)?;
+        self.drop_checkpoint()
     }
 
     /// Notes a hash that has its record here.
@@ -140,9 +186,37 @@ impl Segment {
         self.hashes.lock().iter().rev().copied().any(condition)
     }
 
+    /// Returns how many hashes were noted.
+    pub(super) fn hash_count(&self) -> usize {
+        self.hashes.lock().len()
+    }
+
+    /// Returns at most `count` of the noted hashes, in the order of their records.
+    pub(super) fn some_hashes(&self, from: usize, count: usize) -> Vec<u64> {
+        self.hashes.lock().iter().skip(from).take(count).copied().collect()
+    }
+
     /// Takes the hashes that were noted.
     pub(super) fn take_hashes(&self) -> Vec<u64> {
         std::mem::take(&mut *self.hashes.lock())
+    }
+}
+
+fn id_before(name: &str, suffix: &str) -> Option<u64> {
+    let digits = name.strip_prefix(PREFIX)?.strip_suffix(suffix)?;
+    if digits.len() != 16 { None } else { u64::from_str_radix(digits, 16).ok() }
+}
+
+/// Returns where the checkpoint of a segment is.
+pub(super) fn checkpoint_path(segment: &Path) -> PathBuf {
+    segment.with_extension(&CHECKPOINT_SUFFIX[1..])
+}
+
+/// Deletes a file unless it is gone already.
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
