@@ -238,19 +238,20 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn a_checkpoint_with_any_bit_flipped_or_any_byte_missing_is_not_believed() {
     let mut digest = Digest::default();
-    let place = Place { seed: 3, segment: 5, offset: 0 };
     let mut block = Vec::new();
     for i in 0..6_u64 {
         let header =
             if i == 4 { Header::tombstone(2) } else { Header::put(i, b"key", &value(i), i * 1000) };
-        let place = Place { offset: block.len() as u32, ..place };
+        let place = Place { seed: 3, segment: 5, offset: block.len() as u32 };
         block.extend_from_slice(&header.encode(place));
+        let mut next = Digest::default();
+        next.push(&header, &block[place.offset as usize..], i != 4);
+        digest.extend(&next);
         if i != 4 {
             block.extend_from_slice(b"key");
             block.extend_from_slice(&value(i));
         }
     }
-    digest.extend(place, &block);
     assert_eq!((digest.records(), digest.covered as usize), (6, block.len()));
     let directory = tempfile::tempdir().expect("a temporary directory");
     let segment = directory.path().join("segment-0000000000000005.log");
