@@ -491,3 +491,38 @@ fn a_copy_never_undoes_a_put_or_a_removal() {
     let stats = log.stats();
     assert!(stats.copied_forward > 0 && stats.corrupt == 0, "{stats:?}");
 }
+
+proptest::proptest! {
+    #[test]
+    fn a_replay_does_what_the_changes_do_one_after_the_other(
+        changes in proptest::collection::vec((0..40_u64, 0..4_u32, 0..3_u32), 0..400),
+    ) {
+        let index = Index::new();
+        let mut model = std::collections::HashMap::new();
+        let slot = |(key, len, segment): (u64, u32, u32), offset: usize| Slot {
+            hash: key.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            segment,
+            offset: offset as u32,
+            len,
+            expires_s: 0,
+        };
+        let changes: Vec<_> =
+            changes.into_iter().enumerate().map(|(at, change)| slot(change, at)).collect();
+        for change in &changes {
+            if change.len == 0 {
+                model.remove(&change.hash);
+            } else {
+                model.insert(change.hash, *change);
+            }
+        }
+        let mut sorted = Vec::new();
+        for part in changes.chunks(150) {
+            index.replay(part, &mut sorted);
+        }
+        for change in &changes {
+            proptest::prop_assert_eq!(index.get(change.hash), model.get(&change.hash).copied());
+        }
+        let bytes = model.values().map(|slot| u64::from(slot.len)).sum::<u64>();
+        proptest::prop_assert_eq!(index.size(), (model.len() as u64, bytes));
+    }
+}
