@@ -180,7 +180,7 @@ fn gets(suite: &mut Suite, workload: &Workload) {
         assert_eq!(engine.get(workload.key(0)), VALUE_BYTES);
         seconds / gib
     });
-    suite.reported(OPEN_CRASHED, "s").rounds(5).measure(|| {
+    suite.reported(OPEN_CRASHED, "s").rounds(9).measure(|| {
         let image = tempfile::tempdir().expect("the temporary directory is writable");
         copy_files(crashed.path(), image.path());
         let watch = Stopwatch::start(Clock::Wall);

@@ -181,3 +181,56 @@ fn a_killed_process_leaves_what_it_flushed() {
         assert!(rounds_with_losses * 2 <= rounds, "{} loses too much", engine.name);
     }
 }
+
+/// The log that is compacted: segments as small as they can be, each with a checkpoint.
+fn compacted(path: &Path) -> cache_tiered::disk::SegmentLog {
+    let mut options = cache_tiered::disk::SegmentLogOptions::new(path, 8 << 20);
+    options.segment_bytes = Some(16 << 10);
+    options.checkpoint_min_bytes = 0;
+    cache_tiered::disk::SegmentLog::open(options).expect("it can be opened")
+}
+
+#[test]
+#[ignore = "the child of compaction_that_is_killed_loses_nothing"]
+fn compacts_until_killed() {
+    let Ok(path) = std::env::var(DIRECTORY) else { return };
+    println!("begins");
+    loop {
+        cache_tiered::disk::compact(&path, |_, _| {}).expect("it can be compacted");
+    }
+}
+
+#[test]
+fn compaction_that_is_killed_loses_nothing() {
+    let directory = directory();
+    let path = directory.path().join("cache");
+    let value = |key: u32| key.to_le_bytes().repeat(64);
+    let log = compacted(&path);
+    for key in (0..600_u32).chain(0..300) {
+        log.put(&key.to_le_bytes(), &value(key), 0).expect("accepted");
+    }
+    drop(log);
+    for round in 0..15_u64 {
+        let mut child = Killed(
+            Command::new(std::env::current_exe().expect("this program has a path"))
+                .args(["--exact", "compacts_until_killed", "--ignored", "--nocapture"])
+                .env(DIRECTORY, &path)
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("the child starts"),
+        );
+        let out = BufReader::new(child.0.stdout.take().expect("it is piped"));
+        let mut lines = out.lines().map(|line| line.expect("the pipe can be read"));
+        assert!(lines.any(|line| line.contains("begins")), "the child ended early");
+        std::thread::sleep(std::time::Duration::from_millis(round * 7 % 60));
+        child.0.kill().expect("it can be killed");
+        drop(child);
+        let report = cache_tiered::disk::verify(&path, |_, _| {}).expect("it can be read");
+        assert_ne!(report.verdict(), cache_tiered::disk::Verdict::Damaged, "{round}: {report:?}");
+        let log = compacted(&path);
+        for key in 0..600_u32 {
+            let found = log.get(&key.to_le_bytes(), 0).expect("the disk can be read");
+            assert_eq!(found.as_deref(), Some(&value(key)[..]), "round {round}, key {key}");
+        }
+    }
+}

@@ -169,6 +169,8 @@ struct Tail {
     /// Where the active buffer will stand in it.
     start: u32,
     buffer: Vec<u8>,
+    /// The records of the active buffer.
+    digest: Digest,
     superseded: Vec<Superseded>,
     /// The block being written, in front of the active buffer.
     writing: Option<Arc<Block>>,
@@ -195,6 +197,7 @@ struct Block {
     segment: Arc<Segment>,
     start: u32,
     bytes: Vec<u8>,
+    digest: Digest,
     superseded: Vec<Superseded>,
     /// [`Tail::appended`] when it was handed over.
     upto: u64,
@@ -338,6 +341,7 @@ impl SegmentLog {
                 start: newest.flushed(),
                 segment: newest,
                 buffer: Vec::new(),
+                digest: Digest::default(),
                 superseded: Vec::new(),
                 writing: None,
                 spare: Vec::new(),
@@ -427,6 +431,7 @@ impl SegmentLog {
             segment: Arc::clone(&tail.segment),
             start,
             bytes,
+            digest: tail.digest.take(),
             superseded: std::mem::take(&mut tail.superseded),
             upto: tail.appended,
         }));
@@ -448,8 +453,9 @@ impl SegmentLog {
         if tail.buffer.capacity() == 0 {
             tail.buffer.reserve_exact(self.buffer_bytes);
         }
-        let header = header.encode(self.place(&tail.segment, offset));
-        tail.buffer.extend_from_slice(&header);
+        let bytes = header.encode(self.place(&tail.segment, offset));
+        tail.digest.push(header, &bytes, header.kind == Kind::Put);
+        tail.buffer.extend_from_slice(&bytes);
         tail.buffer.extend_from_slice(key);
         tail.buffer.extend_from_slice(value);
         tail.appended += 1;
@@ -550,12 +556,11 @@ impl SegmentLog {
             let digest = Digest::default();
             io.growing = Some(Growing { id: block.segment.id, digest, checkpointed: 0 });
         }
-        let place = self.place(&block.segment, block.start);
         match &mut io.growing {
             Some(growing)
-                if growing.id == place.segment && growing.digest.covered == place.offset =>
+                if growing.id == block.segment.id && growing.digest.covered == block.start =>
             {
-                growing.digest.extend(place, &block.bytes);
+                growing.digest.extend(&block.digest);
             }
             // Some of its records are not known; it will be scanned.
             growing => *growing = None,
@@ -685,6 +690,7 @@ impl SegmentLog {
         count(&self.counters.dropped_writes, dropped);
         tail.buffer = buffer;
         tail.buffer.clear();
+        tail.digest.clear();
 
         // The log ends again where the file does.
         {
@@ -944,6 +950,7 @@ impl DiskTier for SegmentLog {
         let mut tail = self.tail.lock();
         tail.writing = None;
         tail.buffer.clear();
+        tail.digest.clear();
         tail.superseded.clear();
         let next = Arc::new(Segment::new(self.directory.path(), tail.segment.id + 1));
         let old =

@@ -37,7 +37,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::index::{MAX_RECORD, Slot};
-use super::record::{HEADER_LEN, Header, Kind, Place};
+use super::record::{HEADER_LEN, Header};
 use super::segment::checkpoint_path;
 
 const MAGIC: [u8; 4] = *b"UPCP";
@@ -67,27 +67,37 @@ impl Digest {
         (self.entries.len() / ENTRY) as u32
     }
 
-    /// Adds the next record, whose header is at the beginning of `bytes`.
+    /// Adds the next record, which begins with the header `bytes`.
     pub(super) fn push(&mut self, header: &Header, bytes: &[u8], counts: bool) {
         let len = header.record_len() as u32;
         let absent = if counts && u64::from(len) < MAX_RECORD { 0 } else { ABSENT };
-        self.entries.extend_from_slice(&header.hash.to_le_bytes());
-        self.entries.extend_from_slice(&(len & !ABSENT | absent).to_le_bytes());
-        let expires_s = Slot::expiry(header.expires_at_ms);
-        self.entries.extend_from_slice(&expires_s.to_le_bytes());
-        self.chain = crc32c::crc32c_append(self.chain, &bytes[HEADER_LEN - 4..HEADER_LEN]);
+        let mut entry = [0; ENTRY];
+        entry[..8].copy_from_slice(&header.hash.to_le_bytes());
+        entry[8..12].copy_from_slice(&(len & !ABSENT | absent).to_le_bytes());
+        entry[12..].copy_from_slice(&Slot::expiry(header.expires_at_ms).to_le_bytes());
+        self.entries.extend_from_slice(&entry);
         self.covered += len;
+        self.chain = crc32c::crc32c_append(self.chain, &bytes[HEADER_LEN - 4..HEADER_LEN]);
     }
 
-    /// Adds the records of a block that was written behind the last one.
-    pub(super) fn extend(&mut self, place: Place, block: &[u8]) {
-        let mut at = 0;
-        while let Some(header) =
-            Header::decode(&block[at..], Place { offset: place.offset + at as u32, ..place })
-        {
-            self.push(&header, &block[at..], header.live && header.kind == Kind::Put);
-            at += header.record_len() as usize;
-        }
+    /// Adds the records that follow.
+    pub(super) fn extend(&mut self, next: &Self) {
+        let checksums = next.entries.len() / ENTRY * 4;
+        self.chain = crc32c::crc32c_combine(self.chain, next.chain, checksums);
+        self.entries.extend_from_slice(&next.entries);
+        self.covered += next.covered;
+    }
+
+    /// Returns what was followed so far, and begins anew with room for as much again.
+    pub(super) fn take(&mut self) -> Self {
+        let entries = Vec::with_capacity(self.entries.len());
+        std::mem::replace(self, Self { entries, ..Self::default() })
+    }
+
+    /// Forgets what was followed.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        (self.covered, self.chain) = (0, 0);
     }
 
     /// Returns what the records do to the index, in their order; a removal has the length 0.

@@ -6,7 +6,7 @@
 //! chance, or CLOCK: the copy begins without its mark and has to be read again to stay another round.
 //! The cleaner of a log-structured store moves all that is alive; here what is alive and unread may go.
 //!
-//! At most [`SegmentLogOptions::forward_percent`] of a segment's bytes are copied, so n percent make
+//! At most [`super::SegmentLogOptions::forward_percent`] of a segment's bytes are copied, so n percent make
 //! 100 / (100 - n) bytes of writes out of one; by default no more than 1.34. An entry keeps its expiry,
 //! and one that has expired is not copied. What is copied is verified first, and only if the index still
 //! points at it when its place in the log is taken: a put or a removal meanwhile wins.

@@ -174,15 +174,16 @@ impl Index {
     /// Applies what records say, in their order. A slot of length 0 stands for a removal.
     ///
     /// The changes are first sorted by shard, which keeps the table that is being filled in the
-    /// processor's cache.
-    pub(super) fn replay(&self, changes: &[Slot]) {
+    /// processor's cache. `sorted` is a place to do that, whatever it held.
+    pub(super) fn replay(&self, changes: &[Slot], sorted: &mut Vec<Slot>) {
         let mut ends = [0_usize; SHARDS];
         changes.iter().for_each(|change| ends[Self::shard_of(change.hash)] += 1);
         let mut sum = 0;
         for end in &mut ends {
             (sum, *end) = (sum + *end, sum);
         }
-        let mut sorted = changes.to_vec();
+        sorted.clear();
+        sorted.extend_from_slice(changes);
         for change in changes {
             let next = &mut ends[Self::shard_of(change.hash)];
             sorted[*next] = *change;

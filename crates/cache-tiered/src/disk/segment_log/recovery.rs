@@ -37,8 +37,8 @@ use crate::disk::directory::Directory;
 use crate::disk::engine::OpenError;
 
 const CHUNK: usize = 1 << 20;
-/// Changes that are collected before the index learns of them: 24 MiB.
-const BATCH: usize = 1 << 20;
+/// Changes that are collected before the index learns of them: 6 MiB.
+const BATCH: usize = 1 << 18;
 
 /// What the directory held.
 pub(super) struct Recovered {
@@ -57,6 +57,8 @@ pub(super) struct Recovered {
     pub(super) checkpoints: u64,
     /// Changes that the index has not learnt of yet.
     changes: Vec<Slot>,
+    /// Where the index sorts them.
+    sorted: Vec<Slot>,
 }
 
 /// Reads the segments of a directory into an empty index.
@@ -76,6 +78,7 @@ pub(super) fn recover(
         scanned: 0,
         checkpoints: 0,
         changes: Vec::new(),
+        sorted: Vec::new(),
     };
     let last = files.last().map(|(id, _)| *id);
     let mut expected = None;
@@ -94,6 +97,7 @@ pub(super) fn recover(
         found.read_segment(directory, index, (id, path, file), is_last, checkpoint_min)?;
     }
     found.apply(index);
+    (found.changes, found.sorted) = (Vec::new(), Vec::new());
     if found.corrupt > 0 {
         tracing::warn!(
             directory = %directory.path().display(),
@@ -142,7 +146,7 @@ enum End {
 
 impl Recovered {
     fn apply(&mut self, index: &Index) {
-        index.replay(&self.changes);
+        index.replay(&self.changes, &mut self.sorted);
         self.changes.clear();
     }
 
@@ -231,10 +235,7 @@ impl Recovered {
             }
         };
         let segment = Segment::existing(path, id, file, len);
-        for hash in hashes {
-            segment.note(hash);
-        }
-        segment.seal();
+        segment.set_hashes(hashes);
         // Nobody else knows the segment yet, so nothing in it is withdrawn meanwhile.
         let _ = segment.has_checkpoint(on_disk);
         if is_last {

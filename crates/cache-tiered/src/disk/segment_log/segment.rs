@@ -176,6 +176,12 @@ impl Segment {
         self.hashes.lock().push(hash);
     }
 
+    /// Notes all hashes of a segment that was read.
+    pub(super) fn set_hashes(&self, mut hashes: Vec<u64>) {
+        hashes.shrink_to_fit();
+        *self.hashes.lock() = hashes;
+    }
+
     /// Gives back memory that a full segment does not need.
     pub(super) fn seal(&self) {
         self.hashes.lock().shrink_to_fit();
