@@ -19,7 +19,7 @@ const TEST: &str = "threads::nothing_goes_wrong_when_everything_happens_at_once"
 /// What `cargo xtask soak` can be told.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How long the threads work; memory is compared from 60 seconds on
+    /// How long the threads work; memory is compared from 90 seconds on
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(10..))]
     seconds: u64,
     /// What the threads do, as an earlier run printed it

@@ -15,6 +15,7 @@
 mod adaptive;
 mod bytes;
 mod loads;
+mod similarity;
 mod upkeep;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     adaptive::rows(&mut suite);
     upkeep::rows(&mut suite);
     bytes::rows(&mut suite);
+    similarity::rows(&mut suite);
     suite.finish()
 }
 

@@ -65,6 +65,7 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     entries: Option<u64>,
     bytes: Option<(u64, Weigher<K, V>)>,
     ttl: Option<Duration>,
+    ttl_jitter: u8,
     time_to_idle: Option<Duration>,
     expiry_sweep: Duration,
     clock: Clock,
@@ -140,6 +141,7 @@ where
             entries: None,
             bytes: None,
             ttl: None,
+            ttl_jitter: 0,
             time_to_idle: None,
             expiry_sweep: Duration::from_secs(60),
             clock: Clock::default(),
@@ -201,7 +203,8 @@ where
     /// Hashes the keys in memory with another hasher.
     ///
     /// The default is seeded at random in each cache, so nobody can choose keys that collide. A hasher
-    /// that is not gives that up.
+    /// that is not gives that up. With [`Engine::ClockPro`] it has to mix all bits well; the crate's own
+    /// engine folds the hashes of others, so that it takes one that passes numbers through.
     pub fn hasher<H>(self, hasher: H) -> CacheBuilder<K, V, H> {
         CacheBuilder {
             name: self.name,
@@ -213,6 +216,7 @@ where
             entries: self.entries,
             bytes: self.bytes,
             ttl: self.ttl,
+            ttl_jitter: self.ttl_jitter,
             time_to_idle: self.time_to_idle,
             expiry_sweep: self.expiry_sweep,
             clock: self.clock,
@@ -249,6 +253,15 @@ where
     /// Sets the time to live of entries that name none; without it they live until pushed out.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
+        self
+    }
+
+    /// Shortens each time to live at random, by `percent` of it at most; by nothing unless told otherwise.
+    ///
+    /// Entries that came together then do not expire together, and are not all loaded again at once. A
+    /// time to live is never longer than was asked for.
+    pub fn ttl_jitter(mut self, percent: u8) -> Self {
+        self.ttl_jitter = percent;
         self
     }
 
@@ -335,6 +348,10 @@ where
                 problems.push(Problem::new(path, "0", "must be at least 1ms"));
             }
         }
+        if self.ttl_jitter > 100 {
+            let expected = "must be at most 100 percent";
+            problems.push(Problem::new("ttl_jitter", self.ttl_jitter, expected));
+        }
         for (at, tier) in self.order.iter().enumerate() {
             if *tier == Tier::Memory || self.order[..at].contains(tier) {
                 let expected = "must name tiers below memory, each once";
@@ -389,8 +406,11 @@ where
             lower,
             clock: self.clock,
             ttl: self.ttl.map(millis),
+            ttl_jitter: self.ttl_jitter,
             write_policy: self.write_policy,
             weighs_bytes,
+            #[cfg(feature = "__lower")]
+            schema: self.lower.schema_version,
             counters: Counters::default(),
         });
         sweeper::register(&inner, self.expiry_sweep)
@@ -474,7 +494,8 @@ where
 
     /// Encrypts what the tiers below memory keep; what is not encrypted there is a miss from then on.
     ///
-    /// The names of keys stay visible: in Redis as names, on the disk in the engine's records.
+    /// The names of keys stay visible: in Redis as names, on the disk in the engine's records. The
+    /// files of [`Cache::save`] are not encrypted.
     #[cfg(feature = "encryption")]
     pub fn encryption(mut self, keys: EncryptionKeys) -> Self {
         self.lower.encryption = Some(keys);

@@ -80,13 +80,22 @@ pub enum WritePolicy {
 pub struct InsertOptions {
     /// The time to live, instead of the cache's; `Duration::MAX` is for ever, zero removes the key.
     pub ttl: Option<Duration>,
+    /// By how many percent at most the time to live is shortened at random, instead of the cache's
+    /// [`ttl_jitter`](CacheBuilder::ttl_jitter).
+    pub ttl_jitter: Option<u8>,
 }
 
 impl InsertOptions {
     /// Makes options with a time to live.
     #[must_use]
     pub fn ttl(ttl: Duration) -> Self {
-        Self { ttl: Some(ttl) }
+        Self { ttl: Some(ttl), ..Self::default() }
+    }
+
+    /// Shortens the time to live at random, by `percent` of it at most; more than 100 counts as 100.
+    #[must_use]
+    pub fn ttl_jitter(self, percent: u8) -> Self {
+        Self { ttl_jitter: Some(percent), ..self }
     }
 }
 
@@ -192,8 +201,13 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) lower: Arc<LowerTiers<K, V>>,
     pub(crate) clock: Clock,
     pub(crate) ttl: Option<Millis>,
+    /// In percent of the time to live.
+    pub(crate) ttl_jitter: u8,
     pub(crate) write_policy: WritePolicy,
     pub(crate) weighs_bytes: bool,
+    /// The schema version of the values, for what is written down.
+    #[cfg(feature = "__lower")]
+    pub(crate) schema: u32,
     pub(crate) counters: Counters,
 }
 
@@ -237,6 +251,11 @@ where
 {
     pub(crate) fn from_inner(inner: Arc<Inner<K, V, S>>) -> Self {
         Self { inner }
+    }
+
+    #[cfg(feature = "__lower")]
+    pub(crate) fn inner(&self) -> Arc<Inner<K, V, S>> {
+        Arc::clone(&self.inner)
     }
 
     /// Returns the name that the cache was built with.
@@ -351,6 +370,26 @@ where
         let mut locked = inner.memory.overtake(&key, &mut out);
         inner.store(&mut locked, key, entry, write.as_ref(), &mut out);
         locked.release(&out);
+    }
+
+    /// Puts entries into memory whose keys are not there, under the cache's own time to live, and tells
+    /// how many.
+    ///
+    /// To begin warm: from a database, a list, or what another cache holds. The tiers below are neither
+    /// asked nor written, and a key that is written meanwhile keeps its newer value.
+    ///
+    /// # Cost
+    ///
+    /// Three short locks for each entry. It comes to its end on the calling thread, so a long one is
+    /// work for a thread that may block.
+    pub fn warm(&self, entries: impl IntoIterator<Item = (K, V)>) -> u64 {
+        let inner = &*self.inner;
+        let mut warmed = 0;
+        for (key, value) in entries {
+            let Some(expires_at) = inner.deadline(InsertOptions::default()) else { continue };
+            warmed += u64::from(inner.warm(key, value, expires_at));
+        }
+        warmed
     }
 
     /// Returns the value, and has `loader` make it if no tier has it.
@@ -678,7 +717,7 @@ pub struct Reservation<K, V, S = DefaultHashBuilder>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     inner: Arc<Inner<K, V, S>>,
     ticket: Ticket<K, V, S>,
@@ -688,7 +727,7 @@ impl<K, V, S> fmt::Debug for Reservation<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation").field("cache", &self.inner.name).finish_non_exhaustive()
@@ -726,7 +765,10 @@ where
     fn deadline(&self, options: InsertOptions) -> Option<Millis> {
         match options.ttl.map(millis).or(self.ttl) {
             Some(0) => None,
-            Some(ttl) => Some(self.clock.now().saturating_add(ttl)),
+            Some(ttl) => {
+                let percent = options.ttl_jitter.unwrap_or(self.ttl_jitter);
+                Some(self.clock.now().saturating_add(shortened(ttl, percent)))
+            }
             None => Some(NEVER),
         }
     }
@@ -818,6 +860,21 @@ where
         value
     }
 
+    /// Puts a value into memory alone, unless its key is there or is written meanwhile; tells whether
+    /// it did.
+    pub(crate) fn warm(&self, key: K, value: V, expires_at: Millis) -> bool {
+        let ticket = self.memory.ticket(&key);
+        let entry = self.memory.entry(&key, value, expires_at, true);
+        if self.memory.peek_alive(&key).is_some() {
+            return false;
+        }
+        let Some(mut locked) = ticket.redeem() else { return false };
+        let mut out = Outgoing::default();
+        locked.insert(key, entry, &mut out);
+        locked.release(&out);
+        true
+    }
+
     /// Queues everything in memory for the tiers below, waiting for room in their queues.
     async fn write_all_down(&self) {
         for (key, weight) in self.memory.snapshot(|key, entry| (key.clone(), entry.weight)) {
@@ -869,6 +926,17 @@ where
         self.store_unless_overtaken(ticket, value.clone(), options);
         Ok(value)
     }
+}
+
+/// A time to live that is shorter by up to `percent`, evenly at random, and a millisecond at least; one
+/// for ever stays so.
+fn shortened(ttl: Millis, percent: u8) -> Millis {
+    if percent == 0 || ttl >= millis(Duration::MAX) {
+        return ttl;
+    }
+    let most = u128::from(ttl) * u128::from(percent.min(100)) / 100;
+    let most = u64::try_from(most).unwrap_or(u64::MAX);
+    (ttl - fastrand::u64(..=most)).max(1)
 }
 
 impl<K, V, S> Sweep for Inner<K, V, S>

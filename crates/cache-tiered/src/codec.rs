@@ -62,6 +62,16 @@ fn bincode() -> impl bincode::Options {
         .with_limit(crate::envelope::MAX_VALUE_BYTES as u64)
 }
 
+/// Appends a value in the default format.
+pub(crate) fn to_bytes<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    Ok(bincode().serialize_into(out, value)?)
+}
+
+/// Reads a value in the default format.
+pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    Ok(bincode().deserialize(bytes)?)
+}
+
 impl<K, V> Codec<K, V> for Bincode
 where
     K: Serialize,

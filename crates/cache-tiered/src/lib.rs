@@ -61,8 +61,11 @@ mod policy;
 mod publish;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod similarity;
 #[cfg(feature = "simulate")]
 pub mod simulate;
+#[cfg(feature = "__lower")]
+mod snapshot;
 mod stats;
 mod sweeper;
 mod sync;
@@ -94,6 +97,12 @@ pub use policy::election::{CandidateReport, PolicyReport, PolicySwitch};
 #[cfg(feature = "metrics")]
 pub use publish::Publisher;
 pub use quick_cache::Equivalent;
+pub use similarity::{
+    EmbeddingError, Match, SimilarityBuildError, SimilarityCache, SimilarityCacheBuilder,
+    SimilarityStats,
+};
+#[cfg(feature = "__lower")]
+pub use snapshot::{SnapshotError, SnapshotProgress};
 pub use stats::{CacheStats, CompressionStats, Evictions, TierStats};
 
 #[cfg(all(doctest, feature = "disk"))]

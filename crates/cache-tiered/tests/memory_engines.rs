@@ -206,6 +206,38 @@ fn another_hasher_serves_as_well() {
     }
 }
 
+/// A number is its own hash.
+#[derive(Debug, Clone, Copy, Default)]
+struct Identity(u64);
+
+impl std::hash::Hasher for Identity {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash << 8 | u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+}
+
+#[test]
+fn numbers_that_are_their_own_hashes_fill_every_shard() {
+    for shift in [0, 8, 32, 48] {
+        let cache = Cache::<u64, u64>::builder("test")
+            .entries(10_000)
+            .hasher(BuildHasherDefault::<Identity>::default())
+            .build()
+            .unwrap();
+        (0..10_000).for_each(|key: u64| cache.insert(key << shift, key));
+        let held = cache.stats().memory.entries;
+        assert!(held > 9_000, "{held} of 10,000 at shift {shift}");
+    }
+}
+
 /// Every key has the same hash.
 #[derive(Debug, Clone, Copy, Default)]
 struct Constant;

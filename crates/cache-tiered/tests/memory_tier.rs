@@ -33,6 +33,44 @@ fn an_entry_lives_as_long_as_its_ttl() {
 }
 
 #[test]
+fn jitter_spreads_the_ends_of_lives_and_prolongs_none() {
+    let clock = Clock::manual();
+    let builder = builder().entries(10_000).ttl(seconds(100)).ttl_jitter(20);
+    let cache = builder.clock(clock.clone()).build().unwrap();
+    (0..1_000).for_each(|key| cache.insert(key, key));
+    cache.insert_with(1_000, 0, InsertOptions::default().ttl_jitter(0));
+    cache.insert_with(1_001, 0, InsertOptions::ttl(Duration::MAX));
+    cache.insert_with(1_002, 0, InsertOptions::ttl(Duration::from_millis(1)).ttl_jitter(255));
+    assert_eq!(cache.get_in_memory(&1_002), Some(0), "a millisecond is the least");
+    let alive = || (0..1_000).filter(|key| cache.get_in_memory(key).is_some()).count();
+    clock.advance(seconds(80) - Duration::from_millis(1));
+    assert_eq!(alive(), 1_000);
+    clock.advance(seconds(10));
+    assert!((400..600).contains(&alive()), "{}", alive());
+    clock.advance(seconds(10));
+    assert!(cache.get_in_memory(&1_000).is_some());
+    clock.advance(seconds(1));
+    assert_eq!((alive(), cache.get_in_memory(&1_000)), (0, None));
+    assert_eq!(cache.get_in_memory(&1_001), Some(0));
+
+    let error = Cache::<u32, u32>::builder("test").ttl_jitter(101).build().unwrap_err();
+    assert!(error.to_string().contains("ttl_jitter = \"101\": must be at most 100"), "{error}");
+}
+
+#[test]
+fn warming_adds_what_is_missing_and_nothing_else() {
+    let clock = Clock::manual();
+    let cache = builder().ttl(seconds(10)).clock(clock.clone()).build().unwrap();
+    cache.insert(1, 100);
+    assert_eq!(cache.warm((0..3).map(|key| (key, key))), 2);
+    assert_eq!([0, 1, 2].map(|key| cache.get_in_memory(&key)), [Some(0), Some(100), Some(2)]);
+    clock.advance(seconds(10));
+    assert_eq!(cache.warm([(1, 1)]), 1, "what is past its time is missing");
+    cache.warm((0..1_000).map(|key| (key, key)));
+    assert!(cache.stats().memory.entries <= 100);
+}
+
+#[test]
 fn a_ttl_of_zero_removes_the_key() {
     let cache = builder().build().unwrap();
     cache.insert(1, 1);

@@ -109,7 +109,7 @@ pub(super) struct Locked<'a, K, V, S> {
     flights: MutexGuard<'a, Flights<K, V>>,
 }
 
-impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> ClockPro<K, V, S> {
+impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> ClockPro<K, V, S> {
     pub(super) fn new(options: EngineOptions<K, V, S>) -> Self {
         let evicted = Arc::new(Counter::default());
         let quick = OptionsBuilder::new()
@@ -193,7 +193,7 @@ impl<K, V, S> MemoryEngine<K, V> for ClockPro<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     type Locked<'a>
         = Locked<'a, K, V, S>
@@ -321,7 +321,7 @@ impl<K, V, S> LockedShard<K, V> for Locked<'_, K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     fn flights(&mut self) -> &mut Flights<K, V> {
         &mut self.flights

@@ -42,6 +42,7 @@ use super::{
 };
 use crate::clock::{Clock, Millis, NEVER};
 use crate::flights::Flights;
+use crate::hasher::hash_of;
 use crate::policy::curve::MissRatioCurve;
 use crate::policy::election::PolicyReport;
 use crate::policy::{Kind, MARK_MAX, Node as _, Nodes as _, Policy, Queues};
@@ -140,7 +141,7 @@ pub(super) struct Locked<'a, K, V, S> {
     table: table::Locked<'a, K, V, Shard<K, V>>,
 }
 
-impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S> {
+impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchable<K, V, S> {
     pub(super) fn new(options: EngineOptions<K, V, S>) -> Self {
         let entries = options.estimated_entries.clamp(1, ENTRIES_MAX);
         let shards = shard_count(entries, options.capacity);
@@ -323,7 +324,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Switchable<K, V, S>
     }
 
     pub(super) fn set_pinned(&self, key: &K, pinned: bool) -> bool {
-        let hash = self.hasher.hash_one(key);
+        let hash = hash_of(&self.hasher, key);
         let mut locked = self.lock(hash);
         let Some(index) = locked.table.find(hash as u32, key) else { return false };
         let now = if self.expires.load(Ordering::Relaxed) { self.clock.now() } else { 0 };
@@ -413,7 +414,7 @@ impl<K, V, S> MemoryEngine<K, V> for Switchable<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     type Locked<'a>
         = Locked<'a, K, V, S>
@@ -422,7 +423,7 @@ where
 
     #[inline]
     fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64 {
-        self.hasher.hash_one(key)
+        hash_of(&self.hasher, key)
     }
 
     #[inline]
@@ -430,7 +431,7 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
+        let hash = hash_of(&self.hasher, key);
         self.look_up(&epoch::pin(), hash, key, counted)
     }
 
@@ -440,7 +441,7 @@ where
         for keys in keys.chunks(AHEAD) {
             let mut hashes = [0; AHEAD];
             for (key, hash) in keys.iter().zip(&mut hashes) {
-                *hash = self.hasher.hash_one(key);
+                *hash = hash_of(&self.hasher, key);
                 self.shard(*hash).prefetch(*hash as u32);
             }
             for (key, hash) in keys.iter().zip(hashes) {
@@ -580,7 +581,7 @@ fn entry_ref<'g, K, V>(found: &Found<'g, K, V>) -> EntryRef<'g, V> {
     }
 }
 
-impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone> Locked<'_, K, V, S> {
+impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_, K, V, S> {
     /// Whether an entry is past its deadline or idle for too long.
     fn is_dead(&self, index: u32, now: Millis) -> bool {
         self.table.get(index).is_some_and(|found| self.engine.is_dead(&found, now))
@@ -838,7 +839,7 @@ impl<K, V, S> LockedShard<K, V> for Locked<'_, K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     fn flights(&mut self) -> &mut Flights<K, V> {
         &mut self.table.state().flights

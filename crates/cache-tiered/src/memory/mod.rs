@@ -302,7 +302,7 @@ pub(crate) struct Locked<'a, K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     tier: &'a MemoryTier<K, V, S>,
     shard: LockedChoice<'a, K, V, S>,
@@ -315,7 +315,7 @@ enum LockedChoice<'a, K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     Switchable(engine::Locked<'a, K, V, S>),
     ClockPro(clock_pro::Locked<'a, K, V, S>),
@@ -334,7 +334,7 @@ impl<K, V, S> MemoryTier<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     pub(crate) fn new(options: MemoryOptions<K, V, S>) -> Self {
         let MemoryOptions { engine, policy, curve, hasher, weigher, listener, .. } = options;
@@ -558,7 +558,7 @@ impl<K, V, S> Locked<'_, K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     #[inline]
     fn flights(&mut self) -> &mut Flights<K, V> {
@@ -599,7 +599,7 @@ pub(crate) struct Ticket<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     memory: Arc<MemoryTier<K, V, S>>,
     key: K,
@@ -611,7 +611,7 @@ pub(crate) enum Role<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     /// Loads, and publishes through the sender.
     Leader(Ticket<K, V, S>, watch::Sender<Landing<V>>),
@@ -623,7 +623,7 @@ impl<K, V, S> Ticket<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     pub(crate) fn key(&self) -> &K {
         &self.key
@@ -640,7 +640,7 @@ impl<K, V, S> Drop for Ticket<K, V, S>
 where
     K: Hash + Eq + Clone,
     V: Clone,
-    S: BuildHasher + Clone,
+    S: BuildHasher + Clone + 'static,
 {
     fn drop(&mut self) {
         let mut locked = self.memory.lock_hashed(self.booking.hash());

@@ -1,3 +1,5 @@
+//! The wheel against a map of deadlines, and what it costs when nothing is due.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Ghosts against exact lists: who is remembered, for how long, and how often wrongly.
+
 use std::collections::VecDeque;
 
 use super::GhostList::{Main, Young};

@@ -1,3 +1,5 @@
+//! A mini cache against a naive clock, its index against its entries, and what each policy is good at.
+
 use std::collections::VecDeque;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! The rings under every operation and every policy, and the bounds of one eviction.
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 

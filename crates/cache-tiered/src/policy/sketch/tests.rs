@@ -1,3 +1,5 @@
+//! The sketch: estimates, ageing, and the memory it takes.
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;
