@@ -591,7 +591,8 @@ where
 
     /// Encrypts what the tiers below memory keep; what is not encrypted there is a miss from then on.
     ///
-    /// The names of keys stay visible: in Redis as names, on the disk in the engine's records.
+    /// The names of keys stay visible: in Redis as names, on the disk in the engine's records. The
+    /// files of [`Cache::save`] are not encrypted.
     #[cfg(feature = "encryption")]
     pub fn encryption(mut self, keys: EncryptionKeys) -> Self {
         self.lower.encryption = Some(keys);

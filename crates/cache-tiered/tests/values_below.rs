@@ -69,18 +69,6 @@ async fn readable(cache: &Cache<u32, String>) -> usize {
     found.iter().flatten().count()
 }
 
-/// Whether any file below a directory holds these bytes.
-#[cfg(feature = "encryption")]
-fn contains(directory: &Path, text: &[u8]) -> bool {
-    std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).any(|path| {
-        if path.is_dir() {
-            contains(&path, text)
-        } else {
-            std::fs::read(path).unwrap().windows(text.len()).any(|part| part == text)
-        }
-    })
-}
-
 #[tokio::test]
 async fn a_dictionary_survives_a_restart_and_reads_what_it_wrote() {
     let directory = tempfile::tempdir().unwrap();
@@ -120,6 +108,27 @@ async fn a_dictionary_survives_a_restart_and_reads_what_it_wrote() {
     }
 }
 
+#[cfg(feature = "sled")]
+#[tokio::test]
+async fn sled_and_dictionaries_share_a_directory_and_its_bound() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = || {
+        let disk = DiskConfig::new(directory.path()).capacity_bytes(CAPACITY);
+        let disk = disk.engine(cache_tiered::disk::DiskEngine::Sled);
+        let cache = Cache::<u32, String>::builder("records").entries(100).disk(disk);
+        cache.compression(Compression::ZstdDictionary).open()
+    };
+    let cache = open().await.unwrap();
+    let id = learn(&cache).await;
+    assert_eq!(readable(&cache).await, 100);
+    cache.close().await;
+    let cache = open().await.unwrap();
+    assert_eq!(cache.stats().compression.dictionary, id);
+    assert_eq!(readable(&cache).await, 100);
+    assert!(cache.stats().disk.unwrap().bytes <= CAPACITY);
+    cache.close().await;
+}
+
 #[tokio::test]
 async fn a_tier_too_small_for_dictionaries_is_refused_and_a_wrong_level_too() {
     let directory = tempfile::tempdir().unwrap();
@@ -144,6 +153,17 @@ mod encryption {
     use super::*;
 
     const SECRET: &str = "the secret of seven, in clear";
+
+    /// Whether any file below a directory holds these bytes.
+    fn contains(directory: &Path, text: &[u8]) -> bool {
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).any(|path| {
+            if path.is_dir() {
+                contains(&path, text)
+            } else {
+                std::fs::read(path).unwrap().windows(text.len()).any(|part| part == text)
+            }
+        })
+    }
 
     async fn get(builder: CacheBuilder<u32, String>) -> (Option<String>, u64) {
         let cache = builder.open().await.unwrap();

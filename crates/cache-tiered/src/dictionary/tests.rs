@@ -127,3 +127,42 @@ fn what_is_collected_and_what_is_known_have_bounds() {
     assert!(Dictionary::new(Vec::new()).is_none());
     assert!(Dictionary::new(vec![1; DICTIONARY_BYTES_MAX + 1]).is_none());
 }
+
+/// Whoever can write to a tier without encryption can put any dictionary there under its right number.
+#[test]
+fn a_forged_dictionary_gives_wrong_bytes_or_none_and_never_a_panic() {
+    let samples: Vec<_> = (0..1_000).map(record).collect();
+    let trained = train(&samples).expect("records share much");
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut taken = 0;
+    for round in 0..300 {
+        let mut bytes = trained.bytes().to_vec();
+        // The tables stand in the first bytes, and a mistake there is the worst.
+        let range = if round % 2 == 0 { 1_024 } else { bytes.len() };
+        for _ in 0..random.usize(1..4) {
+            bytes[random.usize(..range)] = random.u8(..);
+        }
+        if round % 3 == 0 {
+            bytes.truncate(random.usize(1..bytes.len()));
+        }
+        let Some(forged) = Dictionary::new(bytes) else { continue };
+        taken += 1;
+        let compressing = Compressing::new(Compression::None, Floor::Measured, Clock::manual());
+        let forged = Arc::new(forged);
+        compressing.dictionaries().learn(Arc::clone(&forged));
+        let mut context = CCtx::create();
+        for sample in &samples[..4] {
+            for dictionary in [&*forged, &trained] {
+                let mut packed = Vec::with_capacity(sample.len() + 64);
+                if context.compress_using_cdict(&mut packed, sample, &dictionary.encoder).is_err() {
+                    continue;
+                }
+                match compressing.unpack(1, forged.id(), &packed, sample.len()) {
+                    Unpacked::Value(value) => assert!(value.capacity() < 4 * sample.len()),
+                    unpacked => assert_eq!(unpacked, Unpacked::Corrupt),
+                }
+            }
+        }
+    }
+    assert!(taken > 20, "{taken} of the forged ones were taken");
+}
