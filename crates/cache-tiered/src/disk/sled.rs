@@ -27,6 +27,8 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ::sled::{Db, IVec, Mode};
 use bytes::Bytes;
@@ -36,6 +38,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::directory::Directory;
 use super::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
 
+/// How long an opening waits for a dropped engine to let go of its database.
+const RELEASE: Duration = Duration::from_secs(5);
 const ENGINE: &str = "sled";
 const FORMAT_VERSION: u32 = 1;
 const RECORD_VERSION: u8 = 1;
@@ -214,7 +218,7 @@ impl SledEngine {
                 count(&counters.corrupt, corrupt);
                 (db, entries)
             }
-            Err(error) if newest.is_some() => {
+            Err(error) if newest.is_some() && !is_held(&error) => {
                 tracing::warn!(path = %directory.path().display(), %error, "starting anew");
                 count(&counters.rebuilds, 1);
                 number += 1;
@@ -614,15 +618,30 @@ fn database_path(root: &Path, number: u64) -> PathBuf {
 fn open_database(root: &Path, number: u64, capacity: u64, cache: u64) -> ::sled::Result<Db> {
     // The file grows by whole segments, so a small bound needs small ones.
     let segment = (capacity / 64).next_power_of_two().clamp(1 << 14, 1 << 19);
-    guarded(|| {
-        ::sled::Config::default()
-            .path(database_path(root, number))
-            .mode(Mode::HighThroughput)
-            .cache_capacity(cache)
-            .segment_size(segment as usize)
-            .flush_every_ms(None)
-            .open()
-    })
+    let started = Instant::now();
+    loop {
+        let opened = guarded(|| {
+            ::sled::Config::default()
+                .path(database_path(root, number))
+                .mode(Mode::HighThroughput)
+                .cache_capacity(cache)
+                .segment_size(segment as usize)
+                .flush_every_ms(None)
+                .open()
+        });
+        match opened {
+            Err(error) if is_held(&error) && started.elapsed() < RELEASE => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Whether somebody has the database open. The directory's own lock is held by then, so that is an engine
+/// of this process which was dropped, and whose threads have not come to their end yet.
+fn is_held(error: &::sled::Error) -> bool {
+    matches!(error, ::sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
 /// Lists the numbers of the databases in a directory, in order.
@@ -663,4 +682,30 @@ fn allocated(meta: &std::fs::Metadata) -> u64 {
 #[cfg(not(unix))]
 fn allocated(meta: &std::fs::Metadata) -> u64 {
     meta.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_is_still_letting_go_is_waited_for_and_loses_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = || SledOptions::new(directory.path(), 16 << 20);
+        let engine = SledEngine::open(options()).expect("it opens");
+        engine.put(b"key", b"value", 0).expect("it is put");
+        engine.flush().expect("it is flushed");
+        // As a thread of sled's does that has not ended yet.
+        let held = engine.db.read().db.clone();
+        drop(engine);
+        let release = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            drop(held);
+        });
+        let engine = SledEngine::open(options()).expect("it opens");
+        let found = engine.get(b"key", 0).expect("it is read");
+        assert_eq!(found.expect("it is there"), &b"value"[..]);
+        assert_eq!(engine.stats().rebuilds, 0);
+        release.join().expect("it only waits");
+    }
 }
