@@ -94,8 +94,15 @@ impl UltraPerf {
     {
         let cache = &self.config.cache;
         let mut builder = self.memory_cache(name);
-        let threshold = cache.compression.then(|| cache.compression_threshold.as_usize());
-        builder = builder.compress_above(threshold);
+        builder = match cache.compression_method {
+            _ if !cache.compression => builder.compress_above(None),
+            config::CompressionMethod::Zstd => {
+                builder.compress_above(cache.compression_threshold.as_usize())
+            }
+            config::CompressionMethod::ZstdDictionary => {
+                builder.compression(cache_tiered::Compression::ZstdDictionary)
+            }
+        };
         #[cfg(feature = "disk")]
         if let Some(location) = cache.disk.location() {
             builder = builder.disk_with(self.disk(&location.join(name)), codec.clone());
@@ -132,6 +139,11 @@ impl UltraPerf {
                 config::Fsync::Every(interval) => disk::Fsync::Every(interval),
                 config::Fsync::Always => disk::Fsync::Always,
             })
+            .admission(match disk.admission {
+                config::Admission::Everything => disk::Admission::Everything,
+                config::Admission::SecondSight => disk::Admission::SecondSight,
+            })
+            .write_budget_bytes_per_second(disk.write_budget.map(config::ByteSize::as_u64))
     }
 
     /// Describes a cache of memory alone, with the bounds and times of the configuration.
@@ -143,6 +155,7 @@ impl UltraPerf {
         let cache = &self.config.cache;
         let mut builder = cache_tiered::Cache::builder(name)
             .ttl(cache.ttl)
+            .ttl_jitter(u8::try_from(cache.ttl_jitter).unwrap_or(100))
             .expiry_sweep(cache.expiry_sweep)
             .policy(match cache.policy {
                 config::Policy::Lru => Policy::Lru,

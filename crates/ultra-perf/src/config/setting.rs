@@ -429,6 +429,26 @@ choice! {
 }
 
 choice! {
+    /// Names how values are compressed below memory.
+    CompressionMethod {
+        /// Each by itself.
+        Zstd = "zstd",
+        /// With what many small values have in common.
+        ZstdDictionary = "zstd-dictionary",
+    }
+}
+
+choice! {
+    /// Says which values go to the disk.
+    Admission {
+        /// All of them.
+        Everything = "everything",
+        /// Those whose key was seen before, not long ago.
+        SecondSight = "second-sight",
+    }
+}
+
+choice! {
     /// Names a tier below memory.
     LowerTier {
         /// The Redis tier.

@@ -13,8 +13,8 @@ use super::{
     machine::Machine,
     quantity::ByteSize,
     setting::{
-        DiskEngine, Fsync, LogFilter, LogFormat, LowerTier, MemoryEngine, Policy, Raw, Setting,
-        WritePolicy,
+        Admission, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier,
+        MemoryEngine, Policy, Raw, Setting, WritePolicy,
     },
     url::{BackendUrl, RedisUrl},
 };
@@ -272,6 +272,9 @@ section! {
         /// Time to live of an entry that names none.
         ttl: Duration = Fixed("1h"), from "1ms",
             alias [seconds("PERFORMANCE_CACHE_TTL"), seconds("cache_ttl")];
+        /// Percent by which each time to live is shortened at random, at most, so that what came
+        /// together is not fetched again together.
+        ttl_jitter: usize = Fixed("0"), to "100";
         /// How memory chooses what to keep; `adaptive` follows the one that does best.
         policy: Policy = Fixed("adaptive");
         /// Longest time that an expired entry takes up room.
@@ -284,6 +287,9 @@ section! {
         compression: bool = Fixed("true"), alias [plain("CACHE_COMPRESSION_ENABLED")];
         /// Smallest value that is compressed; at most `cache.memory.capacity`.
         compression_threshold: ByteSize = Fixed("2KiB");
+        /// How they are compressed. `zstd-dictionary` learns what small values have in common and
+        /// compresses those from 128 bytes on; it needs 16 MiB of disk or more.
+        compression_method: CompressionMethod = Fixed("zstd");
         /// When a value goes to the tiers below memory.
         write: WritePolicy = Fixed("through");
         /// Order in which the tiers below memory are asked; in a file `["redis", "disk"]`.
@@ -338,6 +344,11 @@ section! {
         engine: DiskEngine = Fixed("segment-log");
         /// When writes are made durable against a loss of power.
         fsync: Fsync = Fixed("never");
+        /// Which values are written. `second-sight` waits until a key comes again, which spares the
+        /// medium where many are asked for once.
+        admission: Admission = Fixed("everything");
+        /// Most bytes that are written in a second on average; what exceeds it is left out.
+        write_budget: Option<ByteSize> = Fixed("none"), from "1KiB";
     }
 }
 
