@@ -183,6 +183,22 @@ fn compaction_keeps_what_is_alive_and_gives_the_rest_back() {
 }
 
 #[test]
+fn an_empty_newest_segment_is_gone_on_with() {
+    let directory = directory();
+    let path = directory.path().join("cache");
+    let model = write(&path);
+    // As a process leaves it that was killed between making a file and writing to it.
+    let newest = verify(&path, |_, _| {}).expect("it can be read").segments.last().map(|it| it.id);
+    let empty = segment(&path, newest.expect("there are segments") + 1);
+    File::create(&empty).expect("it can be made");
+    let report = compact(&path, |_, _| {}).expect("it can be compacted");
+    assert_eq!(report.entries as usize, model.len());
+    assert!(fs::metadata(&empty).is_ok_and(|file| file.len() > 0));
+    assert_eq!(verdict(&path), Verdict::Sound);
+    check(&path, &model, false);
+}
+
+#[test]
 fn compaction_killed_at_any_moment_leaves_a_log_that_opens_with_every_entry() {
     let directory = directory();
     let path = directory.path().join("cache");

@@ -394,15 +394,21 @@ impl SegmentLog {
         now_ms: u64,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CompactReport, CompactError> {
-        let old: Vec<_> = self.segments.read().iter().cloned().collect();
+        let mut old: Vec<_> = self.segments.read().iter().cloned().collect();
         let bytes = || self.segments.read().iter().map(|s| s.disk_bytes()).sum::<u64>();
         let mut report = CompactReport { bytes_before: bytes(), ..CompactReport::default() };
         let all: u64 = old.iter().map(|segment| u64::from(segment.flushed())).sum();
         if all == 0 {
             return Ok(report);
         }
-        // Nothing waits in the buffers, because nothing was put.
-        self.advance(&mut self.tail.lock());
+        // Nothing waits in the buffers, because nothing was put. A newest segment that is empty is gone on
+        // with: left behind, it would look like one that has lost its records.
+        let mut tail = self.tail.lock();
+        if tail.segment.flushed() > 0 {
+            self.advance(&mut tail);
+        }
+        old.retain(|segment| segment.id != tail.segment.id);
+        drop(tail);
         let mut done = 0;
         for segment in old {
             let hashes = segment.some_hashes(0, usize::MAX);
