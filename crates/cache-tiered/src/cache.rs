@@ -277,8 +277,8 @@ where
         Self { inner }
     }
 
-    pub(crate) fn inner(&self) -> Arc<Inner<K, V, S>> {
-        Arc::clone(&self.inner)
+    pub(crate) fn inner(&self) -> &Arc<Inner<K, V, S>> {
+        &self.inner
     }
 
     /// Returns the name that the cache was built with.

@@ -52,6 +52,8 @@ mod encryption;
 #[cfg(feature = "__lower")]
 mod envelope;
 mod error;
+#[cfg(feature = "__lower")]
+mod files;
 mod flights;
 mod freshness;
 mod hasher;

@@ -135,7 +135,7 @@ where
         let Ok(permit) = Arc::clone(&inner.refreshes).try_acquire_owned() else { return false };
         // Whoever loads it already will do.
         let Role::Leader(ticket, publish) = inner.memory.join(key) else { return true };
-        let loading = (self.loader)(key.clone());
+        let (inner, loading) = (Arc::clone(inner), (self.loader)(key.clone()));
         runtime.spawn(async move {
             let result = inner.load(&ticket, || loading).await;
             inner.counters.refreshes.increment();

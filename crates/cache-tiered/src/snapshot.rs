@@ -29,6 +29,7 @@ use zstd::bulk::{Compressor, Decompressor};
 use crate::cache::{Cache, Inner};
 use crate::codec::{self, CodecError};
 use crate::envelope::MAX_VALUE_BYTES;
+use crate::files::sync_dir;
 
 const MAGIC: [u8; 8] = *b"CTSNAPSH";
 const VERSION: u16 = 1;
@@ -354,7 +355,7 @@ where
         path: impl Into<PathBuf>,
         progress: impl FnMut(SnapshotProgress) + Send + 'static,
     ) -> Result<SnapshotProgress, SnapshotError> {
-        let (inner, path) = (self.inner(), path.into());
+        let (inner, path) = (Arc::clone(self.inner()), path.into());
         on_blocking_thread(move || save(&inner, &path, progress)).await
     }
 
@@ -382,7 +383,7 @@ where
         path: impl Into<PathBuf>,
         progress: impl FnMut(SnapshotProgress) + Send + 'static,
     ) -> Result<SnapshotProgress, SnapshotError> {
-        let (inner, path) = (self.inner(), path.into());
+        let (inner, path) = (Arc::clone(self.inner()), path.into());
         on_blocking_thread(move || load(&inner, &path, progress)).await
     }
 }
@@ -441,7 +442,8 @@ where
     state.bytes = file.metadata().map_err(io("read", &aside))?.len();
     fs::rename(&aside, path).map_err(io("rename into place", path))?;
     std::mem::forget(unfinished);
-    sync_parent(path).map_err(io("sync the directory of", path))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_dir(parent.unwrap_or(Path::new("."))).map_err(io("sync the directory of", path))?;
     progress(state);
     Ok(state)
 }
@@ -461,18 +463,6 @@ impl Drop for Unfinished<'_> {
         // Nobody can be told, and nobody reads it: the next one of this process writes over it.
         let _ = fs::remove_file(self.0);
     }
-}
-
-#[cfg(unix)]
-fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// Elsewhere a directory cannot be opened for syncing; its entries are journalled.
-#[cfg(not(unix))]
-fn sync_parent(_path: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 fn load<K, V, S>(

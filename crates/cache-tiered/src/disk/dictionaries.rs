@@ -113,7 +113,7 @@ impl DictionaryFiles {
             let _ = fs::remove_file(&aside);
         }
         written?;
-        super::directory::sync_dir(&self.folder)
+        crate::files::sync_dir(&self.folder)
     }
 
     fn prune(&mut self) {

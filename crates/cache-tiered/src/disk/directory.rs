@@ -22,6 +22,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::engine::OpenError;
+use crate::files::sync_dir;
 
 const TITLE: &str = "ultra-perf disk tier";
 const LOCK: &str = "LOCK";
@@ -199,15 +200,4 @@ fn write_format(directory: &Path, engine: &str, version: u32, seed: u64) -> io::
     file.sync_all()?;
     fs::rename(&aside, directory.join(FORMAT))?;
     sync_dir(directory)
-}
-
-#[cfg(unix)]
-pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// Elsewhere a directory cannot be opened for syncing; its entries are journalled.
-#[cfg(not(unix))]
-pub(super) fn sync_dir(_path: &Path) -> io::Result<()> {
-    Ok(())
 }
