@@ -7,9 +7,10 @@ use std::time::Duration;
 #[cfg(feature = "__lower")]
 use serde::{Serialize, de::DeserializeOwned};
 
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
-use crate::cache::{Cache, Counters, Inner, LowerTiers, TtlBy, WritePolicy};
+use crate::cache::{Cache, Counters, Inner, LowerTiers, TagsBy, TtlBy, WritePolicy};
 use crate::clock::{Clock, millis};
 #[cfg(feature = "__lower")]
 use crate::codec::{Bincode, Codec};
@@ -34,6 +35,7 @@ use crate::policy::Policy;
 #[cfg(feature = "redis")]
 use crate::redis::{RedisConfig, RedisFront};
 use crate::sweeper;
+use crate::tags::{Tag, TagTable};
 #[cfg(feature = "__lower")]
 use crate::write_behind::WriteBehind;
 
@@ -72,10 +74,12 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     ttl: Option<Duration>,
     ttl_jitter: u8,
     ttl_by: Option<TtlBy<K, V>>,
+    tags_by: Option<TagsBy<K, V>>,
     freshness: Freshness,
     time_to_idle: Option<Duration>,
     expiry_sweep: Duration,
     clock: Clock,
+    tags: Arc<TagTable>,
     order: Vec<Tier>,
     write_policy: WritePolicy,
     #[cfg(feature = "__lower")]
@@ -150,10 +154,12 @@ where
             ttl: None,
             ttl_jitter: 0,
             ttl_by: None,
+            tags_by: None,
             freshness: Freshness::default(),
             time_to_idle: None,
             expiry_sweep: Duration::from_secs(60),
             clock: Clock::default(),
+            tags: Arc::default(),
             order: vec![Tier::Redis, Tier::Disk],
             write_policy: WritePolicy::default(),
             #[cfg(feature = "__lower")]
@@ -227,10 +233,12 @@ where
             ttl: self.ttl,
             ttl_jitter: self.ttl_jitter,
             ttl_by: self.ttl_by,
+            tags_by: self.tags_by,
             freshness: self.freshness,
             time_to_idle: self.time_to_idle,
             expiry_sweep: self.expiry_sweep,
             clock: self.clock,
+            tags: self.tags,
             order: self.order,
             write_policy: self.write_policy,
             #[cfg(feature = "__lower")]
@@ -275,6 +283,20 @@ where
         ttl: impl Fn(&K, &V) -> Option<Duration> + Send + Sync + 'static,
     ) -> Self {
         self.ttl_by = Some(Arc::new(ttl));
+        self
+    }
+
+    /// Lets each value say which tags it has, besides those that its insert or its loader names.
+    ///
+    /// See [`Cache::invalidate_tag`].
+    pub fn tags_by<I>(mut self, tags: impl Fn(&K, &V) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator,
+        I::Item: Into<Tag>,
+    {
+        self.tags_by = Some(Arc::new(move |key, value, out| {
+            out.extend(tags(key, value).into_iter().map(Into::into));
+        }));
         self
     }
 
@@ -462,6 +484,7 @@ where
             time_to_idle: self.time_to_idle.map(millis),
             freshness: self.freshness,
             clock: self.clock.clone(),
+            tags: Arc::clone(&self.tags),
             demote,
         });
         let inner = Arc::new(Inner {
@@ -472,6 +495,8 @@ where
             ttl: self.ttl.map(millis),
             ttl_jitter: self.ttl_jitter,
             ttl_by: self.ttl_by,
+            tags_by: self.tags_by,
+            events: RwLock::default(),
             freshness: self.freshness,
             refreshes: Arc::new(Semaphore::new(REFRESHES)),
             write_policy: self.write_policy,
@@ -652,7 +677,13 @@ where
             #[cfg(feature = "encryption")]
             encryption: lower.encryption.clone().map(|keys| Encryption::new(keys, &self.name)),
         };
-        Sealer { codec, schema: lower.schema_version, envelopes, clock }
+        Sealer {
+            codec,
+            schema: lower.schema_version,
+            envelopes,
+            clock,
+            tags: Arc::clone(&self.tags),
+        }
     }
 
     async fn open_tier(

@@ -18,14 +18,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use parking_lot::RwLock;
 use quick_cache::Equivalent;
 use tokio::sync::Semaphore;
 
 use crate::builder::CacheBuilder;
 use crate::clock::{Clock, Millis, NEVER, millis};
 use crate::error::LoadError;
-use crate::freshness::{Freshness, State};
+use crate::flights::Landed;
+use crate::freshness::{Freshness, Life, State, Windows};
 use crate::hasher::DefaultHashBuilder;
+use crate::invalidation::Events;
 use crate::lower::{Found, Item, LowerTier, Room, Tier, Write};
 use crate::memory::{
     Entry, EntryRef, Locked, MemoryTier, Outgoing, Role, Ticket, UnsupportedByEngine,
@@ -35,6 +38,7 @@ use crate::policy::curve::{Estimate, MissRatioCurve};
 use crate::policy::election::PolicyReport;
 use crate::stats::{CacheStats, Counter};
 use crate::sweeper::Sweep;
+use crate::tags::{Attributes, Stamp, Standing, TAGS_MAX, Tag, TagTable};
 
 /// A cache with a memory tier and, if it was given them, a Redis and a disk tier.
 ///
@@ -77,7 +81,7 @@ pub enum WritePolicy {
 }
 
 /// What an insert sets for its entry alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct InsertOptions {
     /// The time to live, instead of the cache's; `Duration::MAX` is for ever, zero removes the key.
@@ -85,6 +89,18 @@ pub struct InsertOptions {
     /// By how many percent at most the time to live is shortened at random, instead of the cache's
     /// [`ttl_jitter`](CacheBuilder::ttl_jitter).
     pub ttl_jitter: Option<u8>,
+    /// The names by which the entry can be invalidated together with others, 1,024 at most: one with more
+    /// is not kept.
+    pub tags: Vec<Tag>,
+    /// The window in place of [`stale_while_revalidate`](CacheBuilder::stale_while_revalidate).
+    pub stale_while_revalidate: Option<Duration>,
+    /// The window in place of [`stale_if_error`](CacheBuilder::stale_if_error).
+    pub stale_if_error: Option<Duration>,
+    /// The time in place of [`refresh_ahead`](CacheBuilder::refresh_ahead).
+    pub refresh_ahead: Option<Duration>,
+    /// The factor in place of [`early_refresh`](CacheBuilder::early_refresh); one that is no number from 0
+    /// on counts as 0.
+    pub early_refresh: Option<f32>,
 }
 
 impl InsertOptions {
@@ -99,10 +115,74 @@ impl InsertOptions {
     pub fn ttl_jitter(self, percent: u8) -> Self {
         Self { ttl_jitter: Some(percent), ..self }
     }
+
+    /// Adds a tag: see [`Cache::invalidate_tag`].
+    #[must_use]
+    pub fn tag(mut self, tag: impl Into<Tag>) -> Self {
+        self.tags.push(tag.into());
+        self
+    }
+
+    /// Adds tags.
+    #[must_use]
+    pub fn tags<T: Into<Tag>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.tags.extend(tags.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets for how long a [`LoadingCache`](crate::LoadingCache) may serve the value past its time to live
+    /// while a newer one is loaded. As all windows, no longer than 49 days.
+    #[must_use]
+    pub fn stale_while_revalidate(self, window: Duration) -> Self {
+        Self { stale_while_revalidate: Some(window), ..self }
+    }
+
+    /// Sets for how long the value may be served past its time to live where a loader fails.
+    #[must_use]
+    pub fn stale_if_error(self, window: Duration) -> Self {
+        Self { stale_if_error: Some(window), ..self }
+    }
+
+    /// Sets with how much left of its time to live a [`LoadingCache`](crate::LoadingCache) loads the value
+    /// anew.
+    #[must_use]
+    pub fn refresh_ahead(self, left: Duration) -> Self {
+        Self { refresh_ahead: Some(left), ..self }
+    }
+
+    /// Sets how early a [`LoadingCache`](crate::LoadingCache) loads the value anew by chance.
+    #[must_use]
+    pub fn early_refresh(self, beta: f32) -> Self {
+        Self { early_refresh: Some(beta), ..self }
+    }
+
+    fn windows(&self) -> Windows {
+        // One less than what stands for none of its own.
+        let window = |own: Option<Duration>| {
+            own.map(|own| u32::try_from(millis(own)).unwrap_or(u32::MAX).min(u32::MAX - 1))
+        };
+        Windows {
+            while_revalidate: window(self.stale_while_revalidate),
+            if_error: window(self.stale_if_error),
+            ahead: window(self.refresh_ahead),
+            early: self
+                .early_refresh
+                .map(|beta| if beta.is_finite() { beta.max(0.0) } else { 0.0 }),
+        }
+    }
+}
+
+/// A value that was found; see [`Cache::look_up`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit<V> {
+    /// The value.
+    pub value: V,
+    /// Whether it is past its time to live, or softly invalidated.
+    pub stale: bool,
 }
 
 /// What a loader returns: a value, and how to keep it. Any `V` turns into one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Loaded<V> {
     /// The value.
     pub value: V,
@@ -114,6 +194,11 @@ impl<V> Loaded<V> {
     /// Gives a loaded value its own time to live.
     pub fn with_ttl(value: V, ttl: Duration) -> Self {
         Self { value, options: InsertOptions::ttl(ttl) }
+    }
+
+    /// Gives a loaded value options of its own.
+    pub fn with_options(value: V, options: InsertOptions) -> Self {
+        Self { value, options }
     }
 }
 
@@ -145,7 +230,7 @@ impl<K, V> LowerTiers<K, V> {
         Self { tiers, clearing: AtomicUsize::new(0) }
     }
 
-    fn push(&self, key: &K, write: &Write<V>, dropped: &mut Vec<Write<V>>) {
+    pub(crate) fn push(&self, key: &K, write: &Write<V>, dropped: &mut Vec<Write<V>>) {
         for tier in &self.tiers {
             tier.push(key, write.clone(), dropped);
         }
@@ -177,17 +262,18 @@ impl<K, V: Clone> LowerTiers<K, V> {
         let wanting = self.tiers.iter().filter(|tier| !(entry.stored_below && tier.holds(key)));
         let mut write = None;
         for tier in wanting {
-            let write = write.get_or_insert_with(|| write_of(entry, clock, weighs_bytes));
+            let write = write.get_or_insert_with(|| write_of(&entry, clock, weighs_bytes));
             tier.push(key, write.clone(), dropped);
         }
         dropped.extend(write);
     }
 }
 
-fn write_of<V: Clone>(entry: EntryRef<'_, V>, clock: &Clock, weighs_bytes: bool) -> Write<V> {
+fn write_of<V: Clone>(entry: &EntryRef<'_, V>, clock: &Clock, weighs_bytes: bool) -> Write<V> {
     let weight = if weighs_bytes { u64::from(entry.weight) } else { 0 };
     let expires_unix_ms = clock.unix_expiry_of(entry.expires_at);
-    Write::Put(Arc::new(Item::new(entry.value.clone(), entry.expires_at, expires_unix_ms, weight)))
+    let (value, attributes) = (entry.value.clone(), entry.attributes.clone());
+    Write::Put(Arc::new(Item::new(value, entry.expires_at, attributes, expires_unix_ms, weight)))
 }
 
 /// An entry that is ready to be stored: whatever of it calls a user's code has been done.
@@ -196,6 +282,15 @@ struct Prepared<V> {
     /// For the tiers below, if there are any.
     write: Option<Write<V>>,
 }
+
+/// What an entry is kept by: its deadline, and what else it carries.
+struct Terms {
+    expires_at: Millis,
+    attributes: Option<Arc<Attributes>>,
+}
+
+/// The tags of an entry, by itself.
+pub(crate) type TagsBy<K, V> = Arc<dyn Fn(&K, &V, &mut Vec<Tag>) + Send + Sync>;
 
 /// The time to live of an entry, by itself.
 pub(crate) type TtlBy<K, V> = Arc<dyn Fn(&K, &V) -> Option<Duration> + Send + Sync>;
@@ -209,6 +304,8 @@ pub(crate) struct Inner<K, V, S> {
     /// In percent of the time to live.
     pub(crate) ttl_jitter: u8,
     pub(crate) ttl_by: Option<TtlBy<K, V>>,
+    pub(crate) tags_by: Option<TagsBy<K, V>>,
+    pub(crate) events: RwLock<Events>,
     pub(crate) freshness: Freshness,
     /// Permits for loads in the background.
     pub(crate) refreshes: Arc<Semaphore>,
@@ -301,6 +398,49 @@ where
         self.inner.memory.get(key)
     }
 
+    /// Returns what memory has, fresh or stale, without looking further down.
+    ///
+    /// For callers that have a use of their own for what is stale: past its time to live and within a
+    /// window of the cache or of the entry, or softly invalidated
+    /// ([`soften_tags`](Self::soften_tags)).
+    ///
+    /// # Cost
+    ///
+    /// As [`get_in_memory`](Self::get_in_memory).
+    #[inline]
+    pub fn look_up_in_memory<Q>(&self, key: &Q) -> Option<Hit<V>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        let (value, life) = self.inner.memory.read(key)?;
+        Some(Hit { value, stale: !self.inner.memory.is_fresh(&life) })
+    }
+
+    /// Returns what the first tier has, fresh or, if none has it fresh, stale.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped at any point; a value on its way up is then not kept.
+    ///
+    /// # Cost
+    ///
+    /// As [`get`](Self::get).
+    pub async fn look_up(&self, key: &K) -> Option<Hit<V>> {
+        let found = self.look_up_in_memory(key);
+        if self.inner.lower.tiers.is_empty() || found.as_ref().is_some_and(|hit| !hit.stale) {
+            return found;
+        }
+        let ticket = self.inner.memory.ticket(key);
+        match self.inner.get_below(key, &ticket).await {
+            Some(landed) => Some(Hit { value: landed.value, stale: false }),
+            // What is stale below was brought up by that.
+            None => {
+                let (value, life) = self.inner.memory.peek(key)?;
+                Some(Hit { value, stale: !self.inner.memory.is_fresh(&life) })
+            }
+        }
+    }
+
     /// Returns the value from the first tier that has it, and keeps it in memory.
     ///
     /// # Cancel safety
@@ -323,7 +463,7 @@ where
         match inner.memory.peek_fresh(key) {
             // It came between the first look and the ticket.
             Some(value) => Some(value),
-            None => inner.get_below(key, &ticket).await,
+            None => inner.get_below(key, &ticket).await.map(|landed| landed.value),
         }
     }
 
@@ -359,7 +499,7 @@ where
             let mut found = found.into_iter();
             missing.retain(|(at, ticket)| {
                 let Some(found) = found.next().flatten() else { return true };
-                values[*at] = inner.promote(found, ticket);
+                values[*at] = inner.promote(found, ticket).map(|landed| landed.value);
                 values[*at].is_none()
             });
         }
@@ -384,12 +524,12 @@ where
     /// A time to live of less than a millisecond counts as zero and removes the key.
     pub fn insert_with(&self, key: K, value: V, options: InsertOptions) {
         let inner = &*self.inner;
-        let Some(expires_at) = inner.deadline(&key, &value, options) else {
+        let Some(terms) = inner.terms(&key, &value, &options, None) else {
             self.remove_now(&key);
             return;
         };
         let mut out = Outgoing::default();
-        let Prepared { entry, write } = inner.prepare(&key, value, expires_at);
+        let Prepared { entry, write } = inner.prepare(&key, value, terms);
         let mut locked = inner.memory.overtake(&key, &mut out);
         inner.store(&mut locked, key, entry, write.as_ref(), &mut out);
         locked.release(&out);
@@ -410,8 +550,8 @@ where
         let mut warmed = 0;
         for (key, value) in entries {
             let options = InsertOptions::default();
-            let Some(expires_at) = inner.deadline(&key, &value, options) else { continue };
-            warmed += u64::from(inner.warm(key, value, expires_at));
+            let Some(terms) = inner.terms(&key, &value, &options, None) else { continue };
+            warmed += u64::from(inner.warm(key, value, terms.expires_at, terms.attributes));
         }
         warmed
     }
@@ -477,6 +617,7 @@ where
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let inner = &*self.inner;
+        let began = inner.memory.tags.now();
         let (ticket, publish) = loop {
             match inner.memory.join(key) {
                 Role::Leader(ticket, publish) => break (ticket, publish),
@@ -484,8 +625,10 @@ where
                     // An error here means that the leader was dropped: the key is free again.
                     if landing.changed().await.is_ok()
                         && let Some(result) = landing.borrow_and_update().clone()
+                        && result.as_ref().map_or(true, |landed| landed.serves(began))
                     {
                         inner.counters.coalesced.increment();
+                        let result = result.map(|landed| landed.value);
                         return result.or_else(|error| inner.serve_on_error(key).ok_or(error));
                     }
                 }
@@ -493,19 +636,25 @@ where
         };
         // Whoever led before may have landed between the first look and the ticket.
         let found = match inner.memory.peek_fresh(key) {
-            Some(value) => Some(value),
+            Some(value) => Some(Landed { value, attributes: None, good_at: ticket.stamp().local }),
             None => inner.get_below(key, &ticket).await,
         };
         let result = match found {
-            Some(value) => Ok(value),
+            Some(landed) => Ok(landed),
             None => match inner.load(&ticket, loader).await {
-                Err(error) => inner.serve_on_error(key).ok_or(error),
+                Err(error) => {
+                    let good_at = inner.memory.tags.now();
+                    match inner.serve_on_error(key) {
+                        Some(value) => Ok(Landed { value, attributes: None, good_at }),
+                        None => Err(error),
+                    }
+                }
                 loaded => loaded,
             },
         };
         // Whoever waits gets this; if nobody does, there is nobody to tell.
         let _ = publish.send(Some(result.clone()));
-        result
+        result.map(|landed| landed.value)
     }
 
     /// Reserves a key for a value that is being fetched elsewhere.
@@ -790,7 +939,25 @@ where
     /// Tells whether it was stored: one with a time to live of zero is not, and leaves the key as it
     /// is.
     pub fn insert(&self, value: V, options: InsertOptions) -> bool {
-        self.inner.store_unless_overtaken(&self.ticket, value, options)
+        self.inner.store_unless_overtaken(&self.ticket, value, &options)
+    }
+
+    /// Stores a value under another key, as one that was asked for when this reservation was made.
+    ///
+    /// For a value that belongs to the reserved key's. Tells whether it was stored: not, if one of its
+    /// tags was invalidated since.
+    pub fn insert_beside(&self, key: &K, value: V, options: InsertOptions) -> bool {
+        let inner = &*self.inner;
+        let terms = inner.terms(key, &value, &options, Some(self.ticket.stamp()));
+        let Some(terms) = terms.filter(|terms| inner.is_valid(terms.attributes.as_deref())) else {
+            return false;
+        };
+        let mut out = Outgoing::default();
+        let Prepared { entry, write } = inner.prepare(key, value, terms);
+        let mut locked = inner.memory.overtake(key, &mut out);
+        inner.store(&mut locked, key.clone(), entry, write.as_ref(), &mut out);
+        locked.release(&out);
+        true
     }
 
     /// Tells whether the key was not inserted, removed or cleared since the reservation.
@@ -806,31 +973,65 @@ where
     V: Clone + Send + Sync + 'static,
     S: BuildHasher + Clone + Send + Sync + 'static,
 {
-    /// The deadline of an entry that comes now; `None` when it would be dead at once.
-    fn deadline(&self, key: &K, value: &V, options: InsertOptions) -> Option<Millis> {
+    /// What an entry that comes now is kept by; `None` when it is not kept. `stamp` says when its value
+    /// began to be made, if that was not now.
+    fn terms(
+        &self,
+        key: &K,
+        value: &V,
+        options: &InsertOptions,
+        stamp: Option<Stamp>,
+    ) -> Option<Terms> {
         let own = || self.ttl_by.as_ref().and_then(|ttl| ttl(key, value));
-        match options.ttl.or_else(own).map(millis).or(self.ttl) {
-            Some(0) => None,
+        let windows = options.windows();
+        let expires_at = match options.ttl.or_else(own).map(millis).or(self.ttl) {
+            Some(0) => return None,
             Some(ttl) => {
                 let percent = options.ttl_jitter.unwrap_or(self.ttl_jitter);
                 let fresh = self.clock.now().saturating_add(shortened(ttl, percent));
-                Some(fresh.saturating_add(self.freshness.grace()))
+                fresh.saturating_add(self.freshness.of(windows).grace())
             }
-            None => Some(NEVER),
+            None => NEVER,
+        };
+        if self.tags_by.is_none() && options.tags.is_empty() && windows == Windows::default() {
+            return Some(Terms { expires_at, attributes: None });
         }
+        let attributes = self.attributes(key, value, options, stamp)?;
+        Some(Terms { expires_at, attributes })
     }
 
-    /// What a value with this deadline is good for now.
-    pub(crate) fn judge(&self, deadline: Millis) -> State {
+    #[inline(never)]
+    fn attributes(
+        &self,
+        key: &K,
+        value: &V,
+        options: &InsertOptions,
+        stamp: Option<Stamp>,
+    ) -> Option<Option<Arc<Attributes>>> {
+        let mut tags = options.tags.clone();
+        if let Some(tags_by) = &self.tags_by {
+            tags_by(key, value, &mut tags);
+        }
+        if tags.len() > TAGS_MAX {
+            return None;
+        }
+        let table = &self.memory.tags;
+        let stamp = stamp.unwrap_or_else(|| table.stamp());
+        Some(Attributes::new(table, tags.into_iter().map(Tag::number), stamp, options.windows()))
+    }
+
+    /// What a value with this life is good for now.
+    pub(crate) fn judge(&self, life: &Life) -> State {
         let load_millis = f64::from_bits(self.counters.load_millis.load(Ordering::Relaxed));
         let chance = || 1.0 - fastrand::f64();
-        self.freshness.judge(deadline, self.clock.now(), load_millis, chance)
+        self.freshness.judge(life, self.clock.now(), load_millis, chance)
     }
 
     /// Makes an entry of a new value. This calls the user's weigher and clones, so no lock is held.
-    fn prepare(&self, key: &K, value: V, expires_at: Millis) -> Prepared<V> {
+    fn prepare(&self, key: &K, value: V, terms: Terms) -> Prepared<V> {
         let through = self.write_policy == WritePolicy::Through;
-        let entry = self.memory.entry(key, value, expires_at, through);
+        let Terms { expires_at, attributes } = terms;
+        let entry = self.memory.entry(key, value, expires_at, attributes, through);
         let write = (!self.lower.tiers.is_empty()).then(|| {
             // A value that stays in memory must not leave an older one below: that one would come
             // back when this one expires first.
@@ -838,7 +1039,7 @@ where
             if stays {
                 Write::Remove
             } else {
-                write_of(entry.by_ref(), &self.clock, self.weighs_bytes)
+                write_of(&entry.by_ref(), &self.clock, self.weighs_bytes)
             }
         });
         Prepared { entry, write }
@@ -864,8 +1065,9 @@ where
         // A value may be the first to go, when its key was evicted not long ago and all the others
         // are in use. It goes below like one that memory refuses: its eviction may have written
         // nothing, and an older value must not be left there.
-        let refused =
-            out.turned_away(&below).map(|it| write_of(it.by_ref(), &self.clock, self.weighs_bytes));
+        let refused = out
+            .turned_away(&below)
+            .map(|it| write_of(&it.by_ref(), &self.clock, self.weighs_bytes));
         self.lower.push(&below, refused.as_ref().unwrap_or(write), &mut out.writes);
         out.writes.extend(refused);
     }
@@ -874,13 +1076,18 @@ where
         &self,
         ticket: &Ticket<K, V, S>,
         value: V,
-        options: InsertOptions,
+        options: &InsertOptions,
     ) -> bool {
-        let Some(expires_at) = self.deadline(ticket.key(), &value, options) else { return false };
+        let terms = self.terms(ticket.key(), &value, options, Some(ticket.stamp()));
+        terms.is_some_and(|terms| self.store_on_terms(ticket, value, terms))
+    }
+
+    fn store_on_terms(&self, ticket: &Ticket<K, V, S>, value: V, terms: Terms) -> bool {
         let mut out = Outgoing::default();
         let key = ticket.key().clone();
-        let Prepared { entry, write } = self.prepare(&key, value, expires_at);
-        let Some(mut locked) = ticket.redeem() else {
+        let valid = self.is_valid(terms.attributes.as_deref());
+        let Prepared { entry, write } = self.prepare(&key, value, terms);
+        let Some(mut locked) = ticket.redeem().filter(|_| valid) else {
             self.counters.superseded.increment();
             return false;
         };
@@ -889,12 +1096,17 @@ where
         true
     }
 
-    async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<V> {
+    /// Whether no tag has been invalidated since the value was made.
+    fn is_valid(&self, attributes: Option<&Attributes>) -> bool {
+        attributes.is_none_or(|it| it.standing(&self.memory.tags).0 != Standing::Invalid)
+    }
+
+    async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<Landed<V>> {
         for tier in &self.lower.tiers {
             if let Some(found) = tier.get(key).await {
                 // One that is not fresh any more does not keep the tiers below from being asked.
-                if let Some(value) = self.promote(found, ticket) {
-                    return Some(value);
+                if let Some(landed) = self.promote(found, ticket) {
+                    return Some(landed);
                 }
             }
         }
@@ -902,10 +1114,14 @@ where
     }
 
     /// Brings a value up into memory, with the time that it has left; gives it back if it is fresh.
-    fn promote(&self, found: Found<V>, ticket: &Ticket<K, V, S>) -> Option<V> {
-        let Found { value, expires_at } = found;
+    fn promote(&self, found: Found<V>, ticket: &Ticket<K, V, S>) -> Option<Landed<V>> {
+        let Found { value, expires_at, attributes } = found;
+        if !self.is_valid(attributes.as_deref()) {
+            return None;
+        }
         let key = ticket.key().clone();
-        let entry = self.memory.entry(&key, value.clone(), expires_at, true);
+        let life = life_of(expires_at, attributes.as_deref(), &self.memory.tags);
+        let entry = self.memory.entry(&key, value.clone(), expires_at, attributes.clone(), true);
         match ticket.redeem() {
             Some(mut locked) => {
                 let mut out = Outgoing::default();
@@ -914,14 +1130,24 @@ where
             }
             None => self.counters.superseded.increment(),
         }
-        self.memory.is_fresh(expires_at).then_some(value)
+        self.memory.is_fresh(&life).then_some(Landed {
+            value,
+            attributes,
+            good_at: ticket.stamp().local,
+        })
     }
 
     /// Puts a value into memory alone, unless its key is there or is written meanwhile; tells whether
     /// it did.
-    pub(crate) fn warm(&self, key: K, value: V, expires_at: Millis) -> bool {
+    pub(crate) fn warm(
+        &self,
+        key: K,
+        value: V,
+        expires_at: Millis,
+        attributes: Option<Arc<Attributes>>,
+    ) -> bool {
         let ticket = self.memory.ticket(&key);
-        let entry = self.memory.entry(&key, value, expires_at, true);
+        let entry = self.memory.entry(&key, value, expires_at, attributes, true);
         if self.memory.peek_fresh(&key).is_some() {
             return false;
         }
@@ -937,8 +1163,8 @@ where
         if self.freshness.if_error == 0 {
             return None;
         }
-        let (value, deadline) = self.memory.peek(key)?;
-        let serves = self.freshness.serves_on_error(deadline, self.clock.now());
+        let (value, life) = self.memory.peek(key)?;
+        let serves = self.freshness.serves_on_error(&life, self.clock.now());
         serves.then(|| {
             self.counters.stale_on_error.increment();
             value
@@ -977,7 +1203,7 @@ where
         &self,
         ticket: &Ticket<K, V, S>,
         loader: F,
-    ) -> Result<V, LoadError>
+    ) -> Result<Landed<V>, LoadError>
     where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<R, E>> + Send,
@@ -997,9 +1223,22 @@ where
         };
         self.counters.loads.increment();
         self.counters.note_load(took);
-        self.store_unless_overtaken(ticket, value.clone(), options);
-        Ok(value)
+        let Some(terms) = self.terms(ticket.key(), &value, &options, Some(ticket.stamp())) else {
+            return Ok(Landed { value, attributes: None, good_at: ticket.stamp().local });
+        };
+        let attributes = terms.attributes.clone();
+        self.store_on_terms(ticket, value.clone(), terms);
+        Ok(Landed { value, attributes, good_at: ticket.stamp().local })
     }
+}
+
+/// What decides about the life of an entry with this deadline.
+fn life_of(expires_at: Millis, attributes: Option<&Attributes>, tags: &TagTable) -> Life {
+    attributes.map_or(Life::until(expires_at), |attributes| Life {
+        deadline: expires_at,
+        stale: attributes.standing(tags).0 == Standing::Stale,
+        windows: attributes.windows,
+    })
 }
 
 /// A time to live that is shorter by up to `percent`, evenly at random, and a millisecond at least; one

@@ -10,7 +10,9 @@
 //! | 2 | 1 | envelope version: 1, or 2 where the value is encrypted |
 //! | 3 | 1 | codec |
 //! | 4 | 1 | compression: 0 none, 1 zstd, 2 LZ4 |
-//! | 5 | 3 | zero; in version 2 the first is the cipher, 1 for XChaCha20-Poly1305 |
+//! | 5 | 1 | zero; in version 2 the cipher, 1 for XChaCha20-Poly1305 |
+//! | 6 | 1 | 1 where the value is preceded by attributes, their length in two bytes first |
+//! | 7 | 1 | zero |
 //! | 8 | 4 | schema version of the value's type |
 //! | 12 | 4 | compression dictionary, 0 none |
 //! | 16 | 8 | expiry in Unix milliseconds, 0 never |
@@ -21,6 +23,9 @@
 //!
 //! Integers are little-endian. In version 2 the key of the entry is not stored: it is authenticated
 //! together with the header, and with another key the tag is wrong.
+//!
+//! Attributes (tags and windows of the entry's own, [`crate::tags`]) stand before the value as it is stored,
+//! not compressed, and encrypted with it.
 //!
 //! A cache with encryption keys writes version 2 and takes nothing else, and one without them takes
 //! only version 1: whoever can write to a tier cannot make a cache accept less protection.
@@ -39,6 +44,7 @@ const CLEAR: u8 = 1;
 const ENCRYPTED: u8 = 2;
 #[cfg(feature = "encryption")]
 const XCHACHA20_POLY1305: u8 = 1;
+const ATTRIBUTED: u8 = 1;
 const HEADER: usize = 32;
 const CHECKSUM: usize = 4;
 
@@ -65,6 +71,8 @@ pub(crate) enum Rejected {
 pub(crate) struct Opened<'a> {
     pub(crate) value: Cow<'a, [u8]>,
     pub(crate) expires_unix_ms: u64,
+    /// Empty where there are none.
+    pub(crate) attributes: Cow<'a, [u8]>,
 }
 
 /// How one cache seals its values and opens what it finds.
@@ -83,17 +91,18 @@ impl Envelopes {
         key: &[u8],
         value: &[u8],
         expires_unix_ms: u64,
+        attributes: &[u8],
     ) -> Option<Vec<u8>> {
         if value.len() > MAX_VALUE_BYTES || key.len() > MAX_VALUE_BYTES {
             return None;
         }
         let packed = self.compressing.pack(value);
-        self.seal_packed(format, key, value, &packed, expires_unix_ms)
+        self.seal_packed(format, key, value, &packed, expires_unix_ms, attributes)
     }
 
     /// Puts a value into an envelope as it is.
     pub(crate) fn seal_raw(&self, format: Format, key: &[u8], value: &[u8]) -> Option<Vec<u8>> {
-        self.seal_packed(format, key, value, &Packed::RAW, 0)
+        self.seal_packed(format, key, value, &Packed::RAW, 0, &[])
     }
 
     fn seal_packed(
@@ -103,24 +112,31 @@ impl Envelopes {
         value: &[u8],
         packed: &Packed,
         expires_unix_ms: u64,
+        attributes: &[u8],
     ) -> Option<Vec<u8>> {
         let payload = packed.bytes.as_deref().unwrap_or(value);
+        let length = u16::try_from(attributes.len()).ok()?.to_le_bytes();
+        let (length, extended) =
+            if attributes.is_empty() { (&[][..], 0) } else { (&length[..], ATTRIBUTED) };
+        let payload = [length, attributes, payload];
         let mut header = [0; HEADER];
         header[..2].copy_from_slice(&MAGIC);
         header[2..5].copy_from_slice(&[CLEAR, format.codec, packed.compression]);
         header[8..12].copy_from_slice(&format.schema.to_le_bytes());
         header[12..16].copy_from_slice(&packed.dictionary.to_le_bytes());
         header[16..24].copy_from_slice(&expires_unix_ms.to_le_bytes());
+        header[6] = extended;
         header[24..28].copy_from_slice(&(value.len() as u32).to_le_bytes());
         #[cfg(feature = "encryption")]
         if let Some(encryption) = &self.encryption {
-            return seal_encrypted(encryption, header, key, payload);
+            return seal_encrypted(encryption, header, key, &payload.concat());
         }
         header[28..].copy_from_slice(&(key.len() as u32).to_le_bytes());
-        let mut sealed = Vec::with_capacity(HEADER + key.len() + payload.len() + CHECKSUM);
+        let length = payload.iter().map(|part| part.len()).sum::<usize>();
+        let mut sealed = Vec::with_capacity(HEADER + key.len() + length + CHECKSUM);
         sealed.extend_from_slice(&header);
         sealed.extend_from_slice(key);
-        sealed.extend_from_slice(payload);
+        payload.iter().for_each(|part| sealed.extend_from_slice(part));
         append_checksum(&mut sealed);
         Some(sealed)
     }
@@ -149,6 +165,10 @@ impl Envelopes {
             ENCRYPTED => self.open_encrypted(header, key, body)?,
             _ => return Err(Rejected::Foreign),
         };
+        let (attributes, payload) = match header[6] {
+            0 => (Cow::Borrowed(&[][..]), payload),
+            _ => split_attributes(payload).ok_or(Rejected::Corrupt)?,
+        };
         let (compression, dictionary) = (header[4], u32_at(header, 12));
         let raw_len = u32_at(header, 24) as usize;
         if raw_len > MAX_VALUE_BYTES {
@@ -169,7 +189,7 @@ impl Envelopes {
         }
         let expires_unix_ms =
             u64::from_le_bytes(header[16..24].try_into().expect("eight bytes of the header"));
-        Ok(Opened { value, expires_unix_ms })
+        Ok(Opened { value, expires_unix_ms, attributes })
     }
 
     /// Whether an envelope that was opened here is encrypted with the key that writes.
@@ -193,7 +213,7 @@ impl Envelopes {
         if self.encryption.is_some() {
             return Err(Rejected::Foreign);
         }
-        if header[5..8] != [0; 3] {
+        if header[5] != 0 || header[6] > ATTRIBUTED || header[7] != 0 {
             return Err(Rejected::Foreign);
         }
         let Some((stored_key, payload)) = body.split_at_checked(u32_at(header, 28) as usize) else {
@@ -214,7 +234,8 @@ impl Envelopes {
     ) -> Result<Cow<'a, [u8]>, Rejected> {
         let Some(encryption) = &self.encryption else { return Err(Rejected::Foreign) };
         let id = u32_at(header, 28);
-        if header[5..8] != [XCHACHA20_POLY1305, 0, 0] || !encryption.knows(id) {
+        let known = header[5] == XCHACHA20_POLY1305 && header[6] <= ATTRIBUTED && header[7] == 0;
+        if !known || !encryption.knows(id) {
             return Err(Rejected::Foreign);
         }
         let (Some((nonce, rest)), true) =
@@ -261,6 +282,25 @@ fn seal_encrypted(
     sealed.extend_from_slice(&tag);
     append_checksum(&mut sealed);
     Some(sealed)
+}
+
+/// Parts attributes and value.
+fn split_attributes(payload: Cow<'_, [u8]>) -> Option<(Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+    let length = usize::from(u16::from_le_bytes(*payload.first_chunk()?));
+    if length == 0 || payload.len() < 2 + length {
+        return None;
+    }
+    Some(match payload {
+        Cow::Borrowed(payload) => {
+            let (attributes, value) = payload[2..].split_at(length);
+            (Cow::Borrowed(attributes), Cow::Borrowed(value))
+        }
+        Cow::Owned(mut payload) => {
+            let value = payload.split_off(2 + length);
+            payload.drain(..2);
+            (Cow::Owned(payload), Cow::Owned(value))
+        }
+    })
 }
 
 fn append_checksum(sealed: &mut Vec<u8>) {

@@ -13,7 +13,9 @@
 //! The slot also carries the single flight: a channel on which the one who loads publishes. A write
 //! detaches it, so whoever comes after a `remove` starts a load of its own instead of joining one
 //! that began before. A leader that is dropped closes the channel without a word; its waiters wake,
-//! come back to the shard, and the first of them leads with its own loader.
+//! come back to the shard, and the first of them leads with its own loader. What tags a value has is known
+//! only when it lands: who waits for one of which a tag was invalidated before it began to wait comes
+//! back, too.
 //!
 //! Lock order in this crate: a shard of the memory tier, then a write queue, then what is below. A lock
 //! is held over memory operations only, never over I/O, an await, a user's loader, weigher or listener,
@@ -22,13 +24,33 @@
 //! value's `Clone` where evictions are written below or listened to, do run under it, and may not call
 //! the cache.
 
+use std::sync::Arc;
+
 use hashbrown::HashTable;
 use tokio::sync::watch;
 
 use crate::error::LoadError;
+use crate::tags::Attributes;
 
 /// What a flight ends with; `None` while it is in the air.
-pub(crate) type Landing<V> = Option<Result<V, LoadError>>;
+pub(crate) type Landing<V> = Option<Result<Landed<V>, LoadError>>;
+
+/// A value that was fetched, and what it carries.
+#[derive(Debug, Clone)]
+pub(crate) struct Landed<V> {
+    pub(crate) value: V,
+    /// What it carries, if that is known.
+    pub(crate) attributes: Option<Arc<Attributes>>,
+    /// A time of the tags at which it was good.
+    pub(crate) good_at: u64,
+}
+
+impl<V> Landed<V> {
+    /// Whether a call that began at this time of the tags may have the value.
+    pub(crate) fn serves(&self, began: u64) -> bool {
+        self.good_at >= began || self.attributes.as_ref().is_some_and(|it| it.is_untouched())
+    }
+}
 
 /// Where those who wait for a load hear of its end.
 pub(crate) type Flight<V> = watch::Receiver<Landing<V>>;

@@ -23,6 +23,33 @@ pub(crate) struct Freshness {
     pub(crate) early: f64,
 }
 
+/// What an entry has in place of its cache's windows.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Windows {
+    /// In milliseconds, like the next two.
+    pub(crate) while_revalidate: Option<u32>,
+    pub(crate) if_error: Option<u32>,
+    pub(crate) ahead: Option<u32>,
+    /// XFetch's beta.
+    pub(crate) early: Option<f32>,
+}
+
+/// What decides how long an entry is good for what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Life {
+    pub(crate) deadline: Millis,
+    /// Whether it was declared stale before its time.
+    pub(crate) stale: bool,
+    pub(crate) windows: Windows,
+}
+
+impl Life {
+    /// That of an entry with a deadline and nothing else.
+    pub(crate) fn until(deadline: Millis) -> Self {
+        Self { deadline, stale: false, windows: Windows::default() }
+    }
+}
+
 /// What a value is good for at some moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -36,6 +63,17 @@ pub(crate) enum State {
 }
 
 impl Freshness {
+    /// The windows of an entry that has some of its own.
+    pub(crate) fn of(&self, own: Windows) -> Self {
+        let millis = |own: Option<u32>, cache| own.map_or(cache, Millis::from);
+        Self {
+            while_revalidate: millis(own.while_revalidate, self.while_revalidate),
+            if_error: millis(own.if_error, self.if_error),
+            ahead: millis(own.ahead, self.ahead),
+            early: own.early.map_or(self.early, f64::from),
+        }
+    }
+
     /// How long a value is kept beyond its time to live.
     pub(crate) fn grace(&self) -> Millis {
         self.while_revalidate.max(self.if_error)
@@ -45,25 +83,40 @@ impl Freshness {
         if deadline == NEVER { NEVER } else { deadline.saturating_sub(self.grace()) }
     }
 
-    pub(crate) fn is_fresh(&self, deadline: Millis, now: Millis) -> bool {
-        now < self.fresh_until(deadline)
+    pub(crate) fn is_fresh(&self, life: &Life, now: Millis) -> bool {
+        !life.stale && now < self.of(life.windows).fresh_until(life.deadline)
     }
 
     /// Whether a value may be served because its loader has failed.
-    pub(crate) fn serves_on_error(&self, deadline: Millis, now: Millis) -> bool {
-        now < self.fresh_until(deadline).saturating_add(self.if_error)
+    pub(crate) fn serves_on_error(&self, life: &Life, now: Millis) -> bool {
+        let own = self.of(life.windows);
+        let until = own.fresh_until(life.deadline).saturating_add(own.if_error);
+        now < until && (!life.stale || own.if_error > 0)
     }
 
-    /// Judges a value by its deadline. `chance` is drawn evenly from 0 to 1, 0 excluded; `load_millis` is
-    /// what a load takes.
+    /// Judges a value. `chance` is drawn evenly from 0 to 1, 0 excluded; `load_millis` is what a load
+    /// takes. One that was declared stale is as good as one whose time to live has just ended.
     pub(crate) fn judge(
         &self,
-        deadline: Millis,
+        life: &Life,
         now: Millis,
         load_millis: f64,
         chance: impl FnOnce() -> f64,
     ) -> State {
-        let fresh_until = self.fresh_until(deadline);
+        self.of(life.windows).judge_own(life, now, load_millis, chance)
+    }
+
+    fn judge_own(
+        &self,
+        life: &Life,
+        now: Millis,
+        load_millis: f64,
+        chance: impl FnOnce() -> f64,
+    ) -> State {
+        let fresh_until = self.fresh_until(life.deadline);
+        if life.stale && now < fresh_until {
+            return if self.while_revalidate > 0 { State::Stale } else { State::Old };
+        }
         if fresh_until == NEVER {
             return State::Fresh;
         }
@@ -91,7 +144,7 @@ mod tests {
 
     fn at(now: Millis) -> State {
         // Fresh until 1,000.
-        FRESHNESS.judge(1_100, now, 0.0, || unreachable!("nothing is left to chance"))
+        FRESHNESS.judge(&Life::until(1_100), now, 0.0, || unreachable!("nothing is left to chance"))
     }
 
     #[test]
@@ -99,24 +152,47 @@ mod tests {
         let states = [0, 989, 990, 999, 1_000, 1_029, 1_030, 1_099].map(at);
         use State::{Due, Fresh, Old, Stale};
         assert_eq!(states, [Fresh, Fresh, Due, Due, Stale, Stale, Old, Old]);
-        assert!(FRESHNESS.is_fresh(1_100, 999) && !FRESHNESS.is_fresh(1_100, 1_000));
-        assert!(
-            FRESHNESS.serves_on_error(1_100, 1_099) && !FRESHNESS.serves_on_error(1_100, 1_100)
-        );
+        let life = Life::until(1_100);
+        assert!(FRESHNESS.is_fresh(&life, 999) && !FRESHNESS.is_fresh(&life, 1_000));
+        assert!(FRESHNESS.serves_on_error(&life, 1_099));
+        assert!(!FRESHNESS.serves_on_error(&life, 1_100));
+    }
+
+    #[test]
+    fn what_was_declared_stale_is_good_for_what_the_windows_say() {
+        let life = Life { stale: true, ..Life::until(NEVER) };
+        let chance = || unreachable!("nothing is left to chance");
+        assert_eq!(FRESHNESS.judge(&life, 5, 0.0, chance), State::Stale);
+        assert!(!FRESHNESS.is_fresh(&life, 5) && FRESHNESS.serves_on_error(&life, 5));
+        let none = Freshness::default();
+        assert_eq!(none.judge(&life, 5, 0.0, chance), State::Old);
+        assert!(!none.serves_on_error(&life, 5));
+    }
+
+    #[test]
+    fn an_entry_has_windows_of_its_own() {
+        let windows =
+            Windows { while_revalidate: Some(0), if_error: Some(50), ..Windows::default() };
+        let life = Life { windows, ..Life::until(1_050) };
+        let judged = |now| FRESHNESS.judge(&life, now, 0.0, || unreachable!("no chance"));
+        assert_eq!([989, 990, 1_000].map(judged), [State::Fresh, State::Due, State::Old]);
+        assert!(FRESHNESS.serves_on_error(&life, 1_049));
     }
 
     #[test]
     fn what_lives_for_ever_is_always_fresh() {
-        assert_eq!(FRESHNESS.judge(NEVER, NEVER - 1, 1e9, || 1e-9), State::Fresh);
-        assert!(FRESHNESS.is_fresh(NEVER, NEVER - 1));
+        let life = Life::until(NEVER);
+        assert_eq!(FRESHNESS.judge(&life, NEVER - 1, 1e9, || 1e-9), State::Fresh);
+        assert!(FRESHNESS.is_fresh(&life, NEVER - 1));
     }
 
     #[test]
     fn without_windows_a_value_is_fresh_until_its_deadline() {
         let none = Freshness::default();
-        assert_eq!(none.judge(50, 49, 1e9, || 1e-9), State::Fresh);
-        assert_eq!((none.grace(), none.is_fresh(50, 50)), (0, false));
-        assert!(!none.serves_on_error(50, 50));
+        let life = Life::until(50);
+        assert_eq!(none.judge(&life, 49, 1e9, || 1e-9), State::Fresh);
+        assert_eq!((none.grace(), none.is_fresh(&life, 50)), (0, false));
+        assert!(!none.serves_on_error(&life, 50));
     }
 
     #[test]
@@ -126,7 +202,8 @@ mod tests {
         let mut due = |left: Millis, load_millis: f64| {
             let draws = 10_000;
             let one = |rng: &mut fastrand::Rng| {
-                early.judge(1_000, 1_000 - left, load_millis, || 1.0 - rng.f64()) == State::Due
+                let life = Life::until(1_000);
+                early.judge(&life, 1_000 - left, load_millis, || 1.0 - rng.f64()) == State::Due
             };
             (0..draws).filter(|_| one(&mut rng)).count() as f64 / f64::from(draws)
         };

@@ -57,6 +57,7 @@ mod files;
 mod flights;
 mod freshness;
 mod hasher;
+mod invalidation;
 mod loading;
 mod lower;
 mod memory;
@@ -73,11 +74,12 @@ mod snapshot;
 mod stats;
 mod sweeper;
 mod sync;
+mod tags;
 #[cfg(feature = "__lower")]
 mod write_behind;
 
 pub use builder::CacheBuilder;
-pub use cache::{Cache, InsertOptions, Loaded, Reservation, WritePolicy};
+pub use cache::{Cache, Hit, InsertOptions, Loaded, Reservation, WritePolicy};
 pub use clock::Clock;
 #[cfg(all(feature = "messagepack", feature = "__lower"))]
 pub use codec::MessagePack;
@@ -93,6 +95,7 @@ pub use encryption::EncryptionKeys;
 pub use envelope::MAX_VALUE_BYTES;
 pub use error::{BuildError, LoadError, Problem};
 pub use hasher::DefaultHashBuilder;
+pub use invalidation::Namespace;
 pub use loading::LoadingCache;
 pub use lower::Tier;
 pub use memory::{Engine, EvictionCause, UnsupportedByEngine};
@@ -109,6 +112,7 @@ pub use similarity::{
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
 pub use stats::{CacheStats, CompressionStats, Evictions, TierStats};
+pub use tags::Tag;
 
 #[cfg(all(doctest, feature = "disk"))]
 #[doc = include_str!("../README.md")]

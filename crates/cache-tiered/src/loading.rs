@@ -108,8 +108,8 @@ where
     /// May be dropped at any point; a background load goes on.
     pub async fn get(&self, key: &K) -> Result<V, LoadError> {
         let inner = self.cache.inner();
-        if let Some((value, deadline)) = inner.memory.read(key) {
-            match inner.judge(deadline) {
+        if let Some((value, life)) = inner.memory.read(key) {
+            match inner.judge(&life) {
                 State::Fresh => return Ok(value),
                 State::Due => {
                     self.refresh(key);

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 
 use crate::clock::Millis;
 use crate::stats::{CompressionStats, TierStats};
+use crate::tags::Attributes;
 
 /// A tier, as calls and statistics name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +42,7 @@ impl Tier {
 pub(crate) struct Item<V> {
     pub(crate) value: V,
     pub(crate) expires_at: Millis,
+    pub(crate) attributes: Option<Arc<Attributes>>,
     #[cfg(feature = "__lower")]
     pub(crate) expires_unix_ms: u64,
     #[cfg(feature = "__lower")]
@@ -52,10 +54,17 @@ pub(crate) struct Item<V> {
 
 impl<V> Item<V> {
     #[cfg_attr(not(feature = "__lower"), expect(unused_variables, reason = "no tier to write to"))]
-    pub(crate) fn new(value: V, expires_at: Millis, expires_unix_ms: u64, weight: u64) -> Self {
+    pub(crate) fn new(
+        value: V,
+        expires_at: Millis,
+        attributes: Option<Arc<Attributes>>,
+        expires_unix_ms: u64,
+        weight: u64,
+    ) -> Self {
         Self {
             value,
             expires_at,
+            attributes,
             #[cfg(feature = "__lower")]
             expires_unix_ms,
             #[cfg(feature = "__lower")]
@@ -103,11 +112,12 @@ pub(crate) enum Room {
     Closed,
 }
 
-/// A value that a lower tier had, and its deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A value that a lower tier had, and what it carries. Its tags are looked at by who takes it.
+#[derive(Debug, Clone)]
 pub(crate) struct Found<V> {
     pub(crate) value: V,
     pub(crate) expires_at: Millis,
+    pub(crate) attributes: Option<Arc<Attributes>>,
 }
 
 /// A tier below memory.
@@ -137,6 +147,10 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
 
     /// Empties the tier; what was written before is not read again.
     fn clear(&self) -> BoxFuture<'_, ()>;
+
+    /// Notes that tags, named by their numbers, were invalidated at this time of the cache. Resolves when
+    /// the tier will not forget it; until then it may bring entries with these tags back after a restart.
+    fn note_invalidated<'a>(&'a self, time: u64, numbers: &'a [u64]) -> BoxFuture<'a, ()>;
 
     /// Takes out entries that are past their expiry, and tells how many.
     fn remove_expired(&self) -> BoxFuture<'_, u64>;
@@ -171,6 +185,7 @@ mod sealing {
     use crate::dictionary::Dictionary;
     use crate::envelope::{Envelopes, Format, Rejected};
     use crate::stats::CompressionStats;
+    use crate::tags::{Attributes, Standing, TagTable};
 
     /// The codec of a dictionary, which none of a cache's values has.
     const DICTIONARY_CODEC: u8 = 0;
@@ -182,6 +197,7 @@ mod sealing {
         pub(crate) schema: u32,
         pub(crate) envelopes: Envelopes,
         pub(crate) clock: Clock,
+        pub(crate) tags: Arc<TagTable>,
     }
 
     /// What came out of an envelope.
@@ -196,6 +212,11 @@ mod sealing {
     }
 
     impl<K: 'static, V: 'static> Sealer<K, V> {
+        /// Whether the tags of a value leave it good for something, by this cache's own time.
+        pub(crate) fn is_valid(&self, attributes: Option<&Attributes>) -> bool {
+            attributes.is_none_or(|it| it.standing(&self.tags).0 != Standing::Invalid)
+        }
+
         pub(crate) fn key(&self, key: &K) -> Option<Vec<u8>> {
             let mut bytes = Vec::with_capacity(64);
             let encoded = catch_unwind(AssertUnwindSafe(|| self.codec.encode_key(key, &mut bytes)));
@@ -214,7 +235,11 @@ mod sealing {
                     }
                     let format = self.format();
                     let expiry = item.expires_unix_ms;
-                    self.envelopes.seal(format, key, &value, expiry).map(Bytes::from)
+                    let attributes = item.attributes.as_ref().map_or_else(Vec::new, |attributes| {
+                        let stale = attributes.standing(&self.tags).0 == Standing::Stale;
+                        attributes.encode(stale)
+                    });
+                    self.envelopes.seal(format, key, &value, expiry, &attributes).map(Bytes::from)
                 })
                 .clone()
         }
@@ -230,9 +255,17 @@ mod sealing {
             if expiry != 0 && expiry <= self.clock.unix_now() {
                 return Opening::Miss;
             }
+            let attributes = match &*opened.attributes {
+                [] => None,
+                bytes => match Attributes::decode(&self.tags, bytes) {
+                    Some(attributes) => Some(Arc::new(attributes)),
+                    None => return Opening::Corrupt,
+                },
+            };
             match catch_unwind(AssertUnwindSafe(|| self.codec.decode(&opened.value))) {
                 Ok(Ok(value)) => {
-                    Opening::Value(Found { value, expires_at: self.clock.deadline_of(expiry) })
+                    let expires_at = self.clock.deadline_of(expiry);
+                    Opening::Value(Found { value, expires_at, attributes })
                 }
                 _ => Opening::Corrupt,
             }

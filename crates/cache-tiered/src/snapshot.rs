@@ -418,9 +418,12 @@ where
         Writer::begin(BufWriter::new(file), inner.schema).map_err(io("write", &aside))?;
     let mut state =
         SnapshotProgress { total: inner.memory.stats().entries, ..SnapshotProgress::default() };
-    let entries =
-        inner.memory.snapshot(|key, entry| (key.clone(), entry.value.clone(), entry.expires_at));
-    for (key, value, expires_at) in entries {
+    // Whoever loads it does not know what has been invalidated since, nor the windows of single entries.
+    let entries = inner.memory.snapshot(|key, entry| {
+        let plain = entry.attributes.is_none();
+        plain.then(|| (key.clone(), entry.value.clone(), entry.expires_at))
+    });
+    for (key, value, expires_at) in entries.flatten() {
         let expires_unix_ms = inner.clock.unix_expiry_of(expires_at);
         let before = writer.bytes;
         writer
@@ -500,7 +503,7 @@ where
             let kept = !expired && {
                 let (key, value) =
                     (codec::from_bytes(entry.key).ok()?, codec::from_bytes(entry.value).ok()?);
-                inner.warm(key, value, inner.clock.deadline_of(entry.expires_unix_ms))
+                inner.warm(key, value, inner.clock.deadline_of(entry.expires_unix_ms), None)
             };
             *if kept { &mut state.entries } else { &mut state.skipped } += 1;
             Some(())

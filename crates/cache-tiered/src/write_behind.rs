@@ -323,7 +323,7 @@ mod tests {
     type Queue = WriteBehind<u32, &'static str>;
 
     fn put(value: &'static str) -> Write<&'static str> {
-        Write::Put(Arc::new(Item::new(value, crate::clock::NEVER, 0, value.len() as u64)))
+        Write::Put(Arc::new(Item::new(value, crate::clock::NEVER, None, 0, value.len() as u64)))
     }
 
     fn pending(queue: &Queue, key: u32) -> &'static str {

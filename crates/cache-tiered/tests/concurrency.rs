@@ -526,8 +526,8 @@ async fn a_reservation_keeps_what_no_write_has_overtaken() {
     let options = InsertOptions::default();
     let reservation = cache.reserve(&1);
     assert_eq!(cache.stats().in_flight, 1);
-    assert!(reservation.is_current() && reservation.insert(1, options));
-    assert!(reservation.insert(2, options), "its own insert does not end it");
+    assert!(reservation.is_current() && reservation.insert(1, options.clone()));
+    assert!(reservation.insert(2, options.clone()), "its own insert does not end it");
     cache.insert(1, 3);
     assert!(!reservation.is_current() && !reservation.insert(4, options));
     assert_eq!(cache.get_in_memory(&1), Some(3));

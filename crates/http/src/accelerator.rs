@@ -26,7 +26,7 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use ultra_perf::cache_tiered::{Reservation, Tier};
+use ultra_perf::cache_tiered::{Reservation, Tag, Tier};
 
 use crate::answer::AnswerBody;
 use crate::body::{RequestBody, RequestBodyError};
@@ -165,7 +165,7 @@ impl From<forward::Refusal> for Failure {
     }
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -249,6 +249,16 @@ impl Accelerator {
             store.forget(&key).await;
             self.0.flights.detach(&key);
             self.0.traffic.invalidations.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets every response with one of these tags, or makes it stale, and whatever is on its way: what
+    /// tags that will have is not known yet.
+    pub(crate) async fn purge_tags(&self, tags: &[Tag], softly: bool) {
+        if let Some(store) = self.store() {
+            store.forget_tags(tags, softly).await;
+            self.0.flights.detach_all();
+            self.0.traffic.invalidations.fetch_add(tags.len() as u64, Ordering::Relaxed);
         }
     }
 

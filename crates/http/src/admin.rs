@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use ultra_perf::cache_tiered::{
-    CacheStats, CandidateReport, CurvePoint, Policy, PolicySwitch, Publisher, Tier, TierStats,
+    CacheStats, CandidateReport, CurvePoint, Policy, PolicySwitch, Publisher, Tag, Tier, TierStats,
 };
 
 use crate::accelerator::Accelerator;
@@ -385,12 +385,17 @@ async fn set_policy(
     })))
 }
 
-/// What `POST /performance/cache/purge` takes.
+/// What `POST /performance/cache/purge` takes: a URL, or tags.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Purge {
     /// The URL as clients ask for it, with scheme and host.
-    url: String,
+    url: Option<String>,
+    /// Names from the answers' `Surrogate-Key` or `Cache-Tag`.
+    tags: Option<Vec<String>>,
+    /// Leaves what has one of the tags stale in place of forgetting it.
+    #[serde(default)]
+    soft: bool,
 }
 
 async fn purge(
@@ -398,7 +403,17 @@ async fn purge(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let Purge { url } = read_json(&headers, body).await?;
+    let refuse = |detail| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail);
+    let url = match read_json(&headers, body).await? {
+        Purge { url: Some(url), tags: None, soft: false } => url,
+        Purge { url: None, tags: Some(tags), soft } => {
+            return purge_tags(&admin, &tags, soft).await;
+        }
+        Purge { url: Some(_), tags: None, soft: true } => {
+            return Err(refuse("Only tags can be purged softly; leave soft out."));
+        }
+        _ => return Err(refuse("The body must name either url or tags.")),
+    };
     admin.accelerator.store().ok_or_else(no_cache)?;
     let target = target_of(&url).ok_or_else(|| {
         let detail = "url must be a whole URL as clients ask for it: http://host:port/path?query";
@@ -407,6 +422,22 @@ async fn purge(
     admin.accelerator.purge(&target).await;
     tracing::info!(url, "a target was purged by the admin API");
     Ok(Json(json!({ "timestamp": timestamp(), "status": "success", "purged": target })))
+}
+
+async fn purge_tags(admin: &Admin, tags: &[String], soft: bool) -> Result<Json<Value>, Problem> {
+    admin.accelerator.store().ok_or_else(no_cache)?;
+    let is_tag =
+        |tag: &String| !tag.is_empty() && tag.trim() == tag && !tag.contains(char::is_control);
+    if tags.is_empty() || !tags.iter().all(is_tag) {
+        let detail = "tags must be names as Surrogate-Key or Cache-Tag give them, one at least.";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    }
+    let numbers: Vec<_> = tags.iter().map(Tag::from).collect();
+    admin.accelerator.purge_tags(&numbers, soft).await;
+    tracing::info!(tags = tags.join(","), soft, "tags were purged by the admin API");
+    Ok(Json(json!({
+        "timestamp": timestamp(), "status": "success", "purged_tags": tags, "soft": soft,
+    })))
 }
 
 fn target_of(url: &str) -> Option<String> {

@@ -20,6 +20,7 @@ pub mod rules;
 mod serve;
 pub mod server;
 mod stored;
+mod surrogate;
 mod traffic;
 pub mod tunnel;
 pub mod upstream;

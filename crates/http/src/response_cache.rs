@@ -12,11 +12,13 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, FORWARDED};
 use parking_lot::Mutex;
-use ultra_perf::cache_tiered::{Cache, InsertOptions, Reservation};
+use ultra_perf::cache_tiered::{Cache, Hit, InsertOptions, Reservation, Tag};
 
+use crate::accelerator::now_ms;
 use crate::fill::Room;
 use crate::rules::{Policy, Storable, Vary};
 use crate::stored::{ResponseKey, ResponseKeyRef, Stored, StoredResponse, Varies};
+use crate::surrogate;
 
 /// Targets remembered as not shared, so that their requests never wait for each other.
 const UNSHARED_TARGETS: usize = 10_000;
@@ -119,21 +121,21 @@ impl ResponseCache {
         variant: &mut Vec<u8>,
     ) -> Option<Arc<StoredResponse>> {
         variant.clear();
-        match self.cache.get_in_memory(&ResponseKeyRef { target, variant })? {
-            Stored::Response(response) => Some(response),
-            Stored::Varies(varies) => {
+        match self.cache.look_up_in_memory(&ResponseKeyRef { target, variant })? {
+            Hit { value: Stored::Varies(varies), .. } => {
                 varies.write_variant(request, variant);
-                response(self.cache.get_in_memory(&ResponseKeyRef { target, variant }))
+                response(self.cache.look_up_in_memory(&ResponseKeyRef { target, variant }))
             }
+            hit => response(Some(hit)),
         }
     }
 
     /// Looks into memory.
     pub(crate) fn find(&self, target: &ResponseKey, request: &HeaderMap) -> Found {
-        match self.cache.get_in_memory(target) {
-            Some(Stored::Varies(varies)) => {
+        match self.cache.look_up_in_memory(target) {
+            Some(Hit { value: Stored::Varies(varies), .. }) => {
                 let key = variant_key(target, &varies, request);
-                Found { response: response(self.cache.get_in_memory(&key)), key }
+                Found { response: response(self.cache.look_up_in_memory(&key)), key }
             }
             stored => Found { response: response(stored), key: target.clone() },
         }
@@ -141,10 +143,10 @@ impl ResponseCache {
 
     /// Looks into every tier.
     pub(crate) async fn find_below(&self, target: &ResponseKey, request: &HeaderMap) -> Found {
-        match self.cache.get(target).await {
-            Some(Stored::Varies(varies)) => {
+        match self.cache.look_up(target).await {
+            Some(Hit { value: Stored::Varies(varies), .. }) => {
                 let key = variant_key(target, &varies, request);
-                let stored = self.cache.get(&key).await;
+                let stored = self.cache.look_up(&key).await;
                 Found { response: response(stored), key }
             }
             stored => Found { response: response(stored), key: target.clone() },
@@ -159,7 +161,7 @@ impl ResponseCache {
         request: &HeaderMap,
         Keep { response, retention, vary }: Keep,
     ) {
-        let options = InsertOptions::ttl(retention);
+        let options = InsertOptions::ttl(retention).tags(surrogate::tags(&response.head.headers));
         let response = Stored::Response(response);
         if vary.is_empty() && !self.is_varying(target) {
             reservation.insert(response, options);
@@ -183,7 +185,7 @@ impl ResponseCache {
         drop(marking);
         // A marker that is removed from here on makes this entry unreachable, as it should.
         if let Some(marker) = current {
-            self.cache.insert_with(variant_key(target, &marker, request), response, options);
+            reservation.insert_beside(&variant_key(target, &marker, request), response, options);
         }
     }
 
@@ -194,6 +196,16 @@ impl ResponseCache {
     /// Forgets a target with all its variants.
     pub(crate) async fn forget(&self, target: &ResponseKey) {
         self.cache.remove(target).await;
+    }
+
+    /// Forgets every response with one of these tags, or makes it stale if that is to be done softly.
+    pub(crate) async fn forget_tags(&self, tags: &[Tag], softly: bool) {
+        let tags = tags.iter().copied();
+        if softly {
+            self.cache.soften_tags(tags).await;
+        } else {
+            self.cache.invalidate_tags(tags).await;
+        }
     }
 
     /// Remembers whether the answers of a target are shared among requests like this one.
@@ -239,10 +251,16 @@ fn variant_key(target: &ResponseKey, varies: &Varies, request: &HeaderMap) -> Re
     target.variant(&variant)
 }
 
-fn response(stored: Option<Stored>) -> Option<Arc<StoredResponse>> {
-    match stored? {
-        Stored::Response(response) => Some(response),
-        Stored::Varies(_) => None,
+/// The response that was found. One that was made stale from outside says so by its freshness.
+fn response(hit: Option<Hit<Stored>>) -> Option<Arc<StoredResponse>> {
+    match hit? {
+        Hit { value: Stored::Response(response), stale: false } => Some(response),
+        Hit { value: Stored::Response(response), stale: true } => {
+            let StoredResponse { head, freshness, body } = &*response;
+            let (head, body, freshness) = (head.clone(), body.clone(), freshness.ended(now_ms()));
+            Some(Arc::new(StoredResponse { head, freshness, body }))
+        }
+        Hit { value: Stored::Varies(_), .. } => None,
     }
 }
 

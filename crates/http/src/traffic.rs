@@ -98,7 +98,7 @@ pub struct TrafficStats {
     pub coalesced: u64,
     /// Refreshes of stale answers behind their clients' backs.
     pub background_refreshes: u64,
-    /// Targets forgotten because a request changed them, or by a purge.
+    /// Targets forgotten because a request changed them, or by a purge, and tags that were purged.
     pub invalidations: u64,
     /// Median time to the head of an answer, in seconds.
     pub response_time_p50: f64,
@@ -191,7 +191,7 @@ impl Traffic {
             ),
             (
                 "http_invalidations_total",
-                "Targets forgotten on change or purge.",
+                "Targets forgotten on change or purge, and tags purged.",
                 &self.invalidations,
             ),
         ];

@@ -13,6 +13,7 @@ mod engine;
 mod segment_log;
 #[cfg(feature = "sled")]
 mod sled;
+mod tag_log;
 
 use std::cell::RefCell;
 use std::hash::Hash;
@@ -36,6 +37,7 @@ pub use self::segment_log::{
 };
 #[cfg(feature = "sled")]
 pub use self::sled::{SledEngine, SledOptions};
+use self::tag_log::TagLog;
 use crate::envelope;
 use crate::error::Problem;
 use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
@@ -206,6 +208,7 @@ pub(crate) struct DiskFront<K, V> {
     queue: Arc<WriteBehind<K, V>>,
     sealer: Arc<Sealer<K, V>>,
     counters: Arc<Counters>,
+    tag_log: Arc<Mutex<TagLog>>,
     /// Closed when the last thread has ended.
     ended: watch::Receiver<()>,
     capacity_bytes: u64,
@@ -269,6 +272,8 @@ where
     ) -> Result<Self, DiskOpenError> {
         let (engine, dictionaries) =
             open_directory(config, &sealer).map_err(DiskOpenError::Open)?;
+        let tag_log =
+            TagLog::open(&config.path, config.capacity_bytes, &sealer.tags, &sealer.clock);
         let queue = Arc::new(queue);
         let counters = Arc::new(Counters::default());
         let (reads, jobs) = crossbeam_channel::bounded(config.read_queue);
@@ -312,6 +317,7 @@ where
             queue,
             sealer,
             counters,
+            tag_log: Arc::new(Mutex::new(tag_log)),
             ended,
             capacity_bytes: config.capacity_bytes,
         })
@@ -341,8 +347,15 @@ where
     /// What the queue says of a key: a value, its absence, or nothing.
     fn pending(&self, key: &K) -> Option<Option<Found<V>>> {
         Some(match self.queue.lookup(key)? {
-            Write::Put(item) if item.expires_at > self.sealer.clock.now() => {
-                Some(Found { value: item.value.clone(), expires_at: item.expires_at })
+            Write::Put(item)
+                if item.expires_at > self.sealer.clock.now()
+                    && self.sealer.is_valid(item.attributes.as_deref()) =>
+            {
+                Some(Found {
+                    value: item.value.clone(),
+                    expires_at: item.expires_at,
+                    attributes: item.attributes.clone(),
+                })
             }
             _ => None,
         })
@@ -386,15 +399,16 @@ fn open_directory<K: 'static, V: 'static>(
     let compressing = &sealer.envelopes.compressing;
     let has_room = config.capacity_bytes >= dictionaries::MIN_CAPACITY_BYTES;
     let exist = DictionaryFiles::exist(&config.path);
+    let capacity_bytes = config.capacity_bytes - tag_log::reserved_bytes(config.capacity_bytes);
     if !has_room || !(exist || compressing.uses_dictionaries()) {
-        let engine = config.open_engine()?;
+        let engine = DiskConfig { capacity_bytes, ..config.clone() }.open_engine()?;
         // Only now, because it is only now that the directory is known to be ours.
         if exist {
             DictionaryFiles::delete(&config.path);
         }
         return Ok((engine, None));
     }
-    let capacity_bytes = config.capacity_bytes - dictionaries::RESERVED_BYTES;
+    let capacity_bytes = capacity_bytes - dictionaries::RESERVED_BYTES;
     let engine = DiskConfig { capacity_bytes, ..config.clone() }.open_engine()?;
     let (files, loaded) = DictionaryFiles::open(&config.path, |id, sealed| {
         let dictionary = sealer.open_dictionary(id, sealed)?;
@@ -489,6 +503,23 @@ where
         })
     }
 
+    fn note_invalidated<'a>(&'a self, time: u64, numbers: &'a [u64]) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if self.engine().is_none() {
+                return;
+            }
+            let (log, numbers) = (Arc::clone(&self.tag_log), numbers.to_vec());
+            let (sealer, counters) = (Arc::clone(&self.sealer), Arc::clone(&self.counters));
+            let note = move || {
+                if log.lock().note(time, &numbers, &sealer.tags).is_err() {
+                    counters.errors.increment();
+                }
+            };
+            // It fails only when the runtime shuts down.
+            let _ = tokio::task::spawn_blocking(note).await;
+        })
+    }
+
     fn remove_expired(&self) -> BoxFuture<'_, u64> {
         Box::pin(async move {
             let Some(engine) = self.engine() else { return 0 };
@@ -580,7 +611,10 @@ impl<K: 'static, V: 'static> Reader<K, V> {
     fn get(&self, key: &[u8]) -> Option<Found<V>> {
         match self.engine.get(key, self.sealer.clock.unix_now()) {
             Ok(Some(sealed)) => match self.sealer.open(key, &sealed) {
-                Opening::Value(found) => return Some(found),
+                Opening::Value(found) => {
+                    let valid = self.sealer.is_valid(found.attributes.as_deref());
+                    return valid.then_some(found);
+                }
                 Opening::Miss => {}
                 // Those of the directory are known, so this one has been given up.
                 Opening::NoDictionary(id) => tracing::debug!(id, "a value's dictionary is gone"),

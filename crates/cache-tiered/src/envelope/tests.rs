@@ -66,7 +66,7 @@ fn forms() -> Vec<(&'static str, Envelopes)> {
 }
 
 fn sealed(value: &[u8]) -> Vec<u8> {
-    zstd().seal(FORMAT, KEY, value, 42).unwrap()
+    zstd().seal(FORMAT, KEY, value, 42, &[]).unwrap()
 }
 
 fn open<'a>(format: Format, key: &[u8], sealed: &'a [u8]) -> Result<Opened<'a>, Rejected> {
@@ -104,7 +104,7 @@ fn an_envelope_tells_how_much_it_unpacks_to() {
 fn every_flipped_bit_is_noticed() {
     for (name, envelopes) in forms() {
         for value in [text(60), text(400)] {
-            let whole = envelopes.seal(FORMAT, KEY, &value, 42).unwrap();
+            let whole = envelopes.seal(FORMAT, KEY, &value, 42, &[]).unwrap();
             for bit in 0..whole.len() * 8 {
                 let mut broken = whole.clone();
                 broken[bit / 8] ^= 1 << (bit % 8);
@@ -118,7 +118,7 @@ fn every_flipped_bit_is_noticed() {
 #[test]
 fn every_cut_is_noticed() {
     for (name, envelopes) in forms() {
-        let whole = envelopes.seal(FORMAT, KEY, &text(400), 42).unwrap();
+        let whole = envelopes.seal(FORMAT, KEY, &text(400), 42, &[]).unwrap();
         for len in 0..whole.len() {
             let opened = envelopes.open(FORMAT, KEY, &whole[..len]);
             assert_eq!(opened, Err(Rejected::Corrupt), "{name}, length {len}");
@@ -156,7 +156,8 @@ fn an_envelope_of_a_newer_version_is_a_miss() {
 
 #[test]
 fn a_value_whose_dictionary_is_not_known_names_it() {
-    let whole = envelopes(Compression::ZstdDictionary).seal(FORMAT, KEY, &text(400), 0).unwrap();
+    let whole =
+        envelopes(Compression::ZstdDictionary).seal(FORMAT, KEY, &text(400), 0, &[]).unwrap();
     let id = dictionary().id();
     assert_eq!(super::dictionary(&whole), id);
     assert_eq!(open(FORMAT, KEY, &whole), Err(Rejected::NoDictionary(id)));
@@ -169,7 +170,7 @@ fn a_value_whose_dictionary_is_not_known_names_it() {
 fn a_dictionary_that_is_not_the_one_meant_gives_no_value() {
     let other = Dictionary::new(b"jackdaws love my big sphinx of quartz".to_vec()).unwrap();
     let mut whole =
-        envelopes(Compression::ZstdDictionary).seal(FORMAT, KEY, &text(400), 0).unwrap();
+        envelopes(Compression::ZstdDictionary).seal(FORMAT, KEY, &text(400), 0, &[]).unwrap();
     whole[12..16].copy_from_slice(&other.id().to_le_bytes());
     fix_checksum(&mut whole);
     let reader = zstd();
@@ -185,7 +186,7 @@ fn a_dictionary_that_is_not_the_one_meant_gives_no_value() {
 #[test]
 fn what_compresses_is_not_what_reads() {
     for (name, writer) in forms() {
-        let whole = writer.seal(FORMAT, KEY, &text(400), 7).unwrap();
+        let whole = writer.seal(FORMAT, KEY, &text(400), 7, &[]).unwrap();
         for (other, reader) in forms() {
             if other == "1-raw"
                 || other.ends_with("lz4")
@@ -205,7 +206,7 @@ mod encryption {
     use super::*;
 
     fn seal(value: &[u8]) -> Vec<u8> {
-        encrypted(Compression::None).seal(FORMAT, KEY, value, 42).unwrap()
+        encrypted(Compression::None).seal(FORMAT, KEY, value, 42, &[]).unwrap()
     }
 
     fn open(keys: EncryptionKeys, whole: &[u8]) -> Result<Vec<u8>, Rejected> {
@@ -254,14 +255,14 @@ mod encryption {
     #[test]
     fn a_header_that_was_changed_or_swapped_is_no_value() {
         for (name, protected) in forms().into_iter().filter(|(name, _)| name.starts_with('2')) {
-            let whole = protected.seal(FORMAT, KEY, &text(400), 42).unwrap();
+            let whole = protected.seal(FORMAT, KEY, &text(400), 42, &[]).unwrap();
             for bit in 0..(whole.len() - CHECKSUM) * 8 {
                 let mut changed = whole.clone();
                 changed[bit / 8] ^= 1 << (bit % 8);
                 fix_checksum(&mut changed);
                 assert!(protected.open(FORMAT, KEY, &changed).is_err(), "{name}, bit {bit}");
             }
-            let later = protected.seal(FORMAT, KEY, &text(400), 43).unwrap();
+            let later = protected.seal(FORMAT, KEY, &text(400), 43, &[]).unwrap();
             let mut swapped = whole.clone();
             swapped[..HEADER].copy_from_slice(&later[..HEADER]);
             fix_checksum(&mut swapped);
@@ -280,7 +281,7 @@ mod encryption {
         for len in [250, 2_000, 16_000] {
             let value = text(len);
             for (name, envelopes) in [("clear", &clear), ("encrypted", &protected)] {
-                let whole = envelopes.seal(FORMAT, KEY, &value, 42).unwrap();
+                let whole = envelopes.seal(FORMAT, KEY, &value, 42, &[]).unwrap();
                 let nanos = |work: &dyn Fn()| {
                     let mut times: Vec<u128> = (0..15)
                         .map(|_| {
@@ -292,7 +293,7 @@ mod encryption {
                     times.sort_unstable();
                     times[7]
                 };
-                let seal = nanos(&|| drop(envelopes.seal(FORMAT, KEY, &value, 42)));
+                let seal = nanos(&|| drop(envelopes.seal(FORMAT, KEY, &value, 42, &[])));
                 let open = nanos(&|| drop(envelopes.open(FORMAT, KEY, &whole)));
                 println!("{len} bytes {name}: seal {seal} ns, open {open} ns");
             }
@@ -309,6 +310,12 @@ mod encryption {
     }
 }
 
+/// Two tags and a window, as [`crate::tags::Attributes::encode`] writes them.
+const ATTRIBUTES: &[u8] = &[
+    2, 9, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, //
+    2, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0,
+];
+
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/envelope").join(name)
 }
@@ -318,10 +325,13 @@ fn golden(name: &str) -> PathBuf {
 fn envelopes_of_every_version_are_read() {
     for (name, envelopes) in forms() {
         for value in [&b"short"[..], &text(400)] {
-            let path = golden(&format!("{name}-{}", value.len()));
-            let whole = std::fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-            let opened = envelopes.open(FORMAT, KEY, &whole).unwrap();
-            assert_eq!((opened.value.as_ref(), opened.expires_unix_ms), (value, 42), "{name}");
+            for (suffix, attributes) in [("", &[][..]), ("-attributes", ATTRIBUTES)] {
+                let path = golden(&format!("{name}-{}{suffix}", value.len()));
+                let whole = std::fs::read(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+                let opened = envelopes.open(FORMAT, KEY, &whole).unwrap();
+                assert_eq!((opened.value.as_ref(), opened.expires_unix_ms), (value, 42), "{name}");
+                assert_eq!(opened.attributes.as_ref(), attributes, "{name}");
+            }
         }
     }
 }
@@ -352,9 +362,12 @@ fn write_golden_files_that_are_missing() {
     }
     for (name, envelopes) in forms() {
         for value in [&b"short"[..], &text(400)] {
-            let path = golden(&format!("{name}-{}", value.len()));
-            if !path.exists() {
-                std::fs::write(path, envelopes.seal(FORMAT, KEY, value, 42).unwrap()).unwrap();
+            for (suffix, attributes) in [("", &[][..]), ("-attributes", ATTRIBUTES)] {
+                let path = golden(&format!("{name}-{}{suffix}", value.len()));
+                if !path.exists() {
+                    let sealed = envelopes.seal(FORMAT, KEY, value, 42, attributes).unwrap();
+                    std::fs::write(path, sealed).unwrap();
+                }
             }
         }
     }
@@ -364,7 +377,7 @@ proptest! {
     #[test]
     fn what_goes_in_comes_out(value in prop::collection::vec(any::<u8>(), 0..2_000), expiry: u64) {
         for (name, envelopes) in forms() {
-            let whole = envelopes.seal(FORMAT, KEY, &value, expiry).unwrap();
+            let whole = envelopes.seal(FORMAT, KEY, &value, expiry, &[]).unwrap();
             let opened = envelopes.open(FORMAT, KEY, &whole).unwrap();
             prop_assert_eq!(opened.value.as_ref(), value.as_slice(), "{}", name);
             prop_assert_eq!(opened.expires_unix_ms, expiry, "{}", name);
@@ -387,7 +400,7 @@ proptest! {
         len in 0..600_usize,
     ) {
         for (name, envelopes) in forms() {
-            let whole = envelopes.seal(FORMAT, KEY, &text(len), 42).unwrap();
+            let whole = envelopes.seal(FORMAT, KEY, &text(len), 42, &[]).unwrap();
             let mut forged = whole.clone();
             for (at, byte) in &edits {
                 let at = at.index(forged.len());
@@ -404,5 +417,25 @@ proptest! {
                 Err(_) => {}
             }
         }
+    }
+}
+
+#[test]
+fn attributes_come_back_with_the_value_and_are_protected_like_it() {
+    for (_, envelopes) in forms() {
+        for value in [&b"short"[..], &text(4_000)] {
+            let attributes = [7; 40];
+            let sealed = envelopes.seal(FORMAT, KEY, value, 42, &attributes).unwrap();
+            let opened = envelopes.open(FORMAT, KEY, &sealed).unwrap();
+            assert_eq!((&*opened.value, &*opened.attributes), (value, &attributes[..]));
+            let plain = envelopes.seal(FORMAT, KEY, value, 42, &[]).unwrap();
+            assert!(envelopes.open(FORMAT, KEY, &plain).unwrap().attributes.is_empty());
+            for at in 0..sealed.len() {
+                let mut broken = sealed.clone();
+                broken[at] ^= 1;
+                assert!(envelopes.open(FORMAT, KEY, &broken).is_err(), "byte {at}");
+            }
+        }
+        assert_eq!(envelopes.seal(FORMAT, KEY, b"", 42, &vec![0; 1 << 16]), None);
     }
 }

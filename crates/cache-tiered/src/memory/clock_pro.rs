@@ -23,7 +23,9 @@ use super::{
 };
 use crate::clock::{Clock, Millis, NEVER};
 use crate::flights::Flights;
+use crate::freshness::{Freshness, Life, Windows};
 use crate::stats::{Counter, Evictions, TierStats};
+use crate::tags::{Standing, TagTable};
 
 /// A value in memory with what decides about its life.
 #[derive(Debug, Clone)]
@@ -91,8 +93,10 @@ pub(super) struct ClockPro<K, V, S> {
     /// The capacity that was asked for last.
     wanted: AtomicU64,
     time_to_idle: Option<Millis>,
+    freshness: Freshness,
     clock: Clock,
-    /// Whether any entry was ever given a deadline; until then there is nothing to sweep.
+    tags: Arc<TagTable>,
+    /// Whether any entry was ever given a deadline or tags; until then there is nothing to sweep.
     expires: AtomicBool,
     evicted: Arc<Counter>,
     hits: Counter,
@@ -128,7 +132,9 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> ClockPro<
             weighs: options.weighs,
             wanted: AtomicU64::new(options.capacity),
             time_to_idle: options.time_to_idle,
+            freshness: options.freshness,
             clock: options.clock,
+            tags: options.tags,
             expires: AtomicBool::new(options.time_to_idle.is_some()),
             evicted,
             hits: Counter::default(),
@@ -141,25 +147,86 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> ClockPro<
     }
 
     #[inline]
-    fn alive<Q>(&self, key: &Q) -> Option<(V, Millis)>
+    fn alive<Q>(&self, key: &Q) -> Option<Held<V>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let held = self.cache.get(key)?;
-        if held.entry.expires_at == NEVER && held.touched.is_none() {
-            return Some((held.entry.value, NEVER));
+        let Entry { expires_at, attributes, .. } = &held.entry;
+        if *expires_at == NEVER && held.touched.is_none() && attributes.is_none() {
+            return Some(held);
         }
         let now = self.clock.now();
         if self.is_dead(&held, now) {
-            if self.cache.remove_if(key, |held| self.is_dead(held, now)).is_some() {
-                self.expired.increment();
+            if let Some((_, held)) = self.cache.remove_if(key, |held| self.is_dead(held, now)) {
+                self.cause_of_death(&held).1.increment();
             }
             return None;
         }
         if let Some(touched) = &held.touched {
             touched.store(now, Ordering::Relaxed);
         }
-        Some((held.entry.value, held.entry.expires_at))
+        Some(held)
+    }
+
+    /// What decides about the life of an entry.
+    fn life(&self, entry: &Entry<V>) -> Life {
+        match &entry.attributes {
+            None => Life::until(entry.expires_at),
+            Some(attributes) => Life {
+                deadline: entry.expires_at,
+                stale: attributes.standing(&self.tags).0 == Standing::Stale,
+                windows: attributes.windows,
+            },
+        }
+    }
+
+    /// Whether a tag of the entry was invalidated after its value was made.
+    fn is_invalid(&self, held: &Held<V>) -> bool {
+        let attributes = held.entry.attributes.as_ref();
+        attributes.is_some_and(|it| it.standing(&self.tags).0 == Standing::Invalid)
+    }
+
+    /// What a dead entry died of, and who counts that.
+    fn cause_of_death(&self, held: &Held<V>) -> (EvictionCause, &Counter) {
+        if self.is_invalid(held) {
+            (EvictionCause::Invalidated, &self.removed)
+        } else {
+            (EvictionCause::Expired, &self.expired)
+        }
+    }
+
+    /// Takes out what is wanted out; `settle` is called with no lock held.
+    fn take_out_where(
+        &self,
+        mut settle: impl FnMut(Outgoing<K, V>),
+        cause: impl Fn(&K, &Held<V>) -> Option<EvictionCause>,
+    ) -> u64 {
+        // quick_cache would drop what it does not retain under its lock, so it only looks.
+        let wanted = RefCell::new(Vec::new());
+        self.cache.retain(|key, held| {
+            if cause(key, held).is_some() {
+                wanted.borrow_mut().push(key.clone());
+            }
+            true
+        });
+        let mut taken = 0;
+        for key in wanted.into_inner() {
+            let mut why = None;
+            let wanted = |held: &Held<V>| {
+                why = cause(&key, held);
+                why.is_some()
+            };
+            if let (Some((key, held)), Some(cause)) = (self.cache.remove_if(&key, wanted), why) {
+                taken += 1;
+                let expired = cause == EvictionCause::Expired;
+                if expired { &self.expired } else { &self.removed }.increment();
+                let mut out = Outgoing::default();
+                out.push(key, held.entry, cause);
+                settle(out);
+            }
+        }
+        taken
     }
 
     fn is_dead(&self, held: &Held<V>, now: Millis) -> bool {
@@ -169,7 +236,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> ClockPro<
             }
             _ => false,
         };
-        idle || held.entry.expires_at <= now
+        idle || held.entry.expires_at <= now || self.is_invalid(held)
     }
 
     /// Something of each entry that is alive, a shard at a time. Those that come or go meanwhile may
@@ -209,20 +276,23 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.read(key, counted, |_| true).map(|(value, _)| value)
+        let fresh = |life: &Life| {
+            let plain = !life.stale && life.windows == Windows::default();
+            plain || self.freshness.is_fresh(life, self.clock.now())
+        };
+        self.read(key, counted, fresh).map(|(value, _)| value)
     }
 
     #[inline]
-    fn read<Q>(
-        &self,
-        key: &Q,
-        counted: bool,
-        wanted: impl Fn(Millis) -> bool,
-    ) -> Option<(V, Millis)>
+    fn read<Q>(&self, key: &Q, counted: bool, wanted: impl Fn(&Life) -> bool) -> Option<(V, Life)>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let read = self.alive(key).filter(|(_, deadline)| wanted(*deadline));
+        let alive = self.alive(key).map(|held| {
+            let life = self.life(&held.entry);
+            (held.entry.value, life)
+        });
+        let read = alive.filter(|(_, life)| wanted(life));
         if counted {
             let counter = if read.is_some() { &self.hits } else { &self.misses };
             counter.increment();
@@ -269,30 +339,14 @@ where
         }
     }
 
-    fn remove_expired(&self, mut settle: impl FnMut(Outgoing<K, V>)) -> u64 {
+    fn remove_expired(&self, settle: impl FnMut(Outgoing<K, V>)) -> u64 {
         if !self.expires.load(Ordering::Relaxed) {
             return 0;
         }
         let now = self.clock.now();
-        // quick_cache would drop what it does not retain under its lock, so it only looks.
-        let dead = RefCell::new(Vec::new());
-        self.cache.retain(|key, held| {
-            if self.is_dead(held, now) {
-                dead.borrow_mut().push(key.clone());
-            }
-            true
-        });
-        let mut removed = 0;
-        for key in dead.into_inner() {
-            if let Some((key, held)) = self.cache.remove_if(&key, |held| self.is_dead(held, now)) {
-                removed += 1;
-                self.expired.increment();
-                let mut out = Outgoing::default();
-                out.push(key, held.entry, EvictionCause::Expired);
-                settle(out);
-            }
-        }
-        removed
+        self.take_out_where(settle, |_, held| {
+            self.is_dead(held, now).then(|| self.cause_of_death(held).0)
+        })
     }
 
     fn resize(&self, capacity: u64, _: impl FnMut(Outgoing<K, V>)) {
@@ -350,6 +404,9 @@ where
             return out.push(key, entry, EvictionCause::TooLarge);
         }
         engine.writes.increment();
+        if entry.attributes.is_some() {
+            engine.expect_expiry();
+        }
         let touched = engine.time_to_idle.map(|_| Arc::new(AtomicU64::new(engine.clock.now())));
         engine.cache.insert_with_lifecycle(key, Held { entry, touched }, out);
     }
@@ -358,7 +415,7 @@ where
         let engine = self.engine;
         if let Some((key, held)) = engine.cache.remove(key) {
             let (cause, counter) = if engine.is_dead(&held, engine.clock.now()) {
-                (EvictionCause::Expired, &engine.expired)
+                engine.cause_of_death(&held)
             } else {
                 (EvictionCause::Removed, &engine.removed)
             };

@@ -27,11 +27,13 @@
 
 use std::hash::{BuildHasher, Hash};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use quick_cache::Equivalent;
 
+use super::attributes::Records;
 use super::director::Director;
 use super::epoch::{self, Guard};
 use super::locals::Locals;
@@ -42,11 +44,13 @@ use super::{
 };
 use crate::clock::{Clock, Millis, NEVER};
 use crate::flights::Flights;
+use crate::freshness::{Freshness, Life};
 use crate::hasher::hash_of;
 use crate::policy::curve::MissRatioCurve;
 use crate::policy::election::PolicyReport;
 use crate::policy::{Kind, MARK_MAX, Node as _, Nodes as _, Policy, Queues};
 use crate::stats::{Evictions, TierStats};
+use crate::tags::{Attributes, Standing, TagTable};
 
 /// Shards for each core, so that writers seldom meet.
 const SHARDS_PER_CORE: usize = 4;
@@ -67,21 +71,34 @@ const EXPIRY_BUDGET: usize = 16;
 mod flag {
     pub(super) const PINNED: u8 = 1;
     pub(super) const STORED_BELOW: u8 = 2;
-    /// The entry has a deadline, or is watched for idleness: its use asks the clock.
+    /// The entry has a deadline, is watched for idleness, or has attributes: its use asks the clock.
     pub(super) const TIMED: u8 = 4;
+    /// The entry has a record.
+    pub(super) const ATTRIBUTED: u8 = super::table::REPORTED;
 }
 
 /// The entries of a shard, and what belongs to them.
 type ShardTable<K, V> = Table<K, V, Shard<K, V>>;
 
+/// A shard: its table, and what some of its entries carry beside.
+struct Partition<K, V> {
+    table: ShardTable<K, V>,
+    records: Records,
+}
+
 pub(super) struct Switchable<K, V, S> {
-    shards: Box<[CachePadded<ShardTable<K, V>>]>,
+    shards: Box<[CachePadded<Partition<K, V>>]>,
     /// How far a hash is shifted, after one bit, to leave the number of its shard.
     shift: u32,
     hasher: S,
     locals: Locals,
     director: Director,
+    freshness: Freshness,
     clock: Clock,
+    tags: Arc<TagTable>,
+    /// Whether any entry ever had tags, and the time of the last sweep for those that are invalid.
+    tagged: AtomicBool,
+    swept_at: AtomicU64,
     idle: Option<Idle>,
     weighs: bool,
     capacity: AtomicU64,
@@ -138,7 +155,14 @@ impl Idle {
 /// A shard that is locked for writing.
 pub(super) struct Locked<'a, K, V, S> {
     engine: &'a Switchable<K, V, S>,
+    records: &'a Records,
     table: table::Locked<'a, K, V, Shard<K, V>>,
+}
+
+/// An entry on its way into a shard.
+struct Arrival<K, V> {
+    node: NewNode<K, V>,
+    attributes: Option<Arc<Attributes>>,
 }
 
 impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchable<K, V, S> {
@@ -163,7 +187,8 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
                 limbo: limbo_options(entries, capacity),
                 idle_stamps: options.time_to_idle.is_some(),
             };
-            CachePadded::new(Table::new(options, state))
+            let table = Table::new(options, state);
+            CachePadded::new(Partition { table, records: Records::default() })
         });
         let locals = Locals::new();
         let capacity = options.capacity;
@@ -175,7 +200,11 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
             hasher: options.hasher,
             locals,
             director,
+            freshness: options.freshness,
             clock: options.clock,
+            tags: options.tags,
+            tagged: AtomicBool::new(false),
+            swept_at: AtomicU64::new(0),
             idle: options.time_to_idle.map(Idle::new),
             weighs: options.weighs,
             capacity: AtomicU64::new(capacity),
@@ -187,14 +216,14 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
     }
 
     #[inline]
-    fn shard(&self, hash: u64) -> &ShardTable<K, V> {
+    fn shard(&self, hash: u64) -> &Partition<K, V> {
         &self.shards[(hash >> 1 >> self.shift) as usize]
     }
 
     /// Notes a use of an entry that the clock decides about, and tells whether it is alive.
-    fn touch(&self, found: Found<'_, K, V>) -> bool {
+    fn touch(&self, records: &Records, found: Found<'_, K, V>) -> bool {
         let now = self.clock.now();
-        if self.is_dead(&found, now) {
+        if self.is_dead(records, &found, now) {
             return false;
         }
         if let (Some(idle), Some(touched)) = (self.idle, found.touched()) {
@@ -206,8 +235,42 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         true
     }
 
-    fn is_dead(&self, found: &Found<'_, K, V>, now: Millis) -> bool {
-        found.deadline() <= now || self.is_idle(found.touched(), found.flags(), now)
+    fn is_dead(&self, records: &Records, found: &Found<'_, K, V>, now: Millis) -> bool {
+        found.deadline() <= now
+            || self.is_idle(found.touched(), found.flags(), now)
+            || self.is_invalid(records, found)
+    }
+
+    /// Whether a tag of the entry was invalidated after its value was made.
+    fn is_invalid(&self, records: &Records, found: &Found<'_, K, V>) -> bool {
+        found.flags() & flag::ATTRIBUTED != 0
+            && records.standing(found.index(), &self.tags) == Standing::Invalid
+    }
+
+    /// What decides about the life of an entry.
+    fn life(&self, records: &Records, found: &Found<'_, K, V>) -> Life {
+        if found.flags() & flag::ATTRIBUTED == 0 {
+            return Life::until(found.deadline());
+        }
+        Life {
+            deadline: found.deadline(),
+            stale: records.standing(found.index(), &self.tags) == Standing::Stale,
+            windows: records.windows(found.index()),
+        }
+    }
+
+    /// The value of an entry that is alive, unless it has attributes that say that it is not fresh.
+    #[inline]
+    fn fresh_value(&self, records: &Records, found: &Found<'_, K, V>) -> Option<V> {
+        if found.flags() & flag::ATTRIBUTED != 0 && !self.is_fresh(records, found) {
+            return None;
+        }
+        Some(found.value().clone())
+    }
+
+    #[inline(never)]
+    fn is_fresh(&self, records: &Records, found: &Found<'_, K, V>) -> bool {
+        self.freshness.is_fresh(&self.life(records, found), self.clock.now())
     }
 
     fn is_idle(&self, touched: Option<&crate::sync::AtomicU32>, flags: u8, now: Millis) -> bool {
@@ -227,17 +290,18 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         hash: u64,
         key: &Q,
         counted: bool,
-        take: impl FnOnce(&Found<'_, K, V>) -> Option<T>,
+        take: impl FnOnce(&Records, &Found<'_, K, V>) -> Option<T>,
     ) -> Option<T>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let thread = guard.thread();
-        let found = self.shard(hash).find(guard, hash as u32, key);
+        let Partition { table, records } = self.shard(hash);
+        let found = table.find(guard, hash as u32, key);
         if let Some(found) = found
-            && (found.flags() & flag::TIMED == 0 || self.touch(found))
+            && (found.flags() & flag::TIMED == 0 || self.touch(records, found))
         {
-            if let Some(taken) = take(&found) {
+            if let Some(taken) = take(records, &found) {
                 found.raise_mark(MARK_MAX);
                 if counted {
                     self.locals.hit(thread);
@@ -272,7 +336,8 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         if let Some(index) = locked.table.find(hash as u32, key)
             && locked.is_dead(index, self.clock.now())
         {
-            locked.take_out(index, EvictionCause::Expired, &mut out);
+            let cause = locked.cause_of_death(index);
+            locked.take_out(index, cause, &mut out);
         }
         drop(locked);
     }
@@ -288,7 +353,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
     #[inline]
     pub(super) fn after_write(&self, hash: u64, weight: Option<u32>, over: bool) {
         if over {
-            self.shard(hash).settle(&mut Vec::new());
+            self.shard(hash).table.settle(&mut Vec::new());
         }
         if let Some(weight) = weight
             && self.locals.sampled(hash)
@@ -306,9 +371,52 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         }
     }
 
+    fn lock_partition<'a>(&'a self, partition: &'a Partition<K, V>) -> Locked<'a, K, V, S> {
+        Locked { engine: self, records: &partition.records, table: partition.table.lock() }
+    }
+
+    /// Whether an entry can be dead and still be in the table.
+    fn some_die(&self) -> bool {
+        self.expires.load(Ordering::Relaxed) || self.tagged.load(Ordering::Relaxed)
+    }
+
+    /// Takes out what tags have made invalid since the last time, and tells how much that was.
+    fn remove_invalid(&self, settle: &mut impl FnMut(Outgoing<K, V>)) -> u64 {
+        let now = self.tags.now();
+        if !self.tagged.load(Ordering::Relaxed) || self.swept_at.swap(now, Ordering::Relaxed) == now
+        {
+            return 0;
+        }
+        self.take_out_where(EvictionCause::Invalidated, settle, |records, found| {
+            self.is_invalid(records, found)
+        })
+    }
+
+    fn take_out_where(
+        &self,
+        cause: EvictionCause,
+        settle: &mut impl FnMut(Outgoing<K, V>),
+        wanted: impl Fn(&Records, &Found<'_, K, V>) -> bool,
+    ) -> u64 {
+        let mut removed = 0;
+        for partition in &self.shards {
+            let mut from = Some(0);
+            while let Some(first) = from {
+                let mut out = Outgoing::default();
+                let mut locked = self.lock_partition(partition);
+                let (taken, next) = locked.take_some(first, cause, &mut out, &wanted);
+                drop(locked);
+                settle(out);
+                removed += taken;
+                from = next;
+            }
+        }
+        removed
+    }
+
     fn switch(&self, kind: Kind) {
-        for table in &self.shards {
-            let mut locked = table.lock();
+        for partition in &self.shards {
+            let mut locked = partition.table.lock();
             let (_, shard) = locked.split();
             shard.queues.switch(kind);
         }
@@ -336,7 +444,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         let mut locked = self.lock(hash);
         let Some(index) = locked.table.find(hash as u32, key) else { return false };
         let now = if self.expires.load(Ordering::Relaxed) { self.clock.now() } else { 0 };
-        if now > 0 && locked.is_dead(index, now) {
+        if self.some_die() && locked.is_dead(index, now) {
             return false;
         }
         let (nodes, shard) = locked.table.split();
@@ -377,13 +485,14 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         V: Send + Sync,
         S: Send + Sync,
     {
-        Box::new(self.shards.iter().flat_map(move |table| {
+        Box::new(self.shards.iter().flat_map(move |partition| {
+            let Partition { table, records } = &**partition;
             let now = self.clock.now();
             let mut taken = Vec::new();
             let guard = epoch::pin();
             table.for_each(&guard, |found| {
-                if !self.is_dead(&found, now) {
-                    taken.push(take(found.key(), entry_ref(&found)));
+                if !self.is_dead(records, &found, now) {
+                    taken.push(take(found.key(), entry_ref(records, &found)));
                 }
             });
             drop(guard);
@@ -440,22 +549,19 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let hash = hash_of(&self.hasher, key);
-        self.look_up(&epoch::pin(), hash, key, counted, |found| Some(found.value().clone()))
+        self.look_up(&epoch::pin(), hash, key, counted, |records, found| {
+            self.fresh_value(records, found)
+        })
     }
 
-    fn read<Q>(
-        &self,
-        key: &Q,
-        counted: bool,
-        wanted: impl Fn(Millis) -> bool,
-    ) -> Option<(V, Millis)>
+    fn read<Q>(&self, key: &Q, counted: bool, wanted: impl Fn(&Life) -> bool) -> Option<(V, Life)>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let hash = hash_of(&self.hasher, key);
-        let take = |found: &Found<'_, K, V>| {
-            let deadline = found.deadline();
-            wanted(deadline).then(|| (found.value().clone(), deadline))
+        let take = |records: &Records, found: &Found<'_, K, V>| {
+            let life = self.life(records, found);
+            wanted(&life).then(|| (found.value().clone(), life))
         };
         self.look_up(&epoch::pin(), hash, key, counted, take)
     }
@@ -467,12 +573,12 @@ where
             let mut hashes = [0; AHEAD];
             for (key, hash) in keys.iter().zip(&mut hashes) {
                 *hash = hash_of(&self.hasher, key);
-                self.shard(*hash).prefetch(*hash as u32);
+                self.shard(*hash).table.prefetch(*hash as u32);
             }
             for (key, hash) in keys.iter().zip(hashes) {
-                values.push(
-                    self.look_up(&guard, hash, key, true, |found| Some(found.value().clone())),
-                );
+                values.push(self.look_up(&guard, hash, key, true, |records, found| {
+                    self.fresh_value(records, found)
+                }));
             }
         }
         values
@@ -480,14 +586,14 @@ where
 
     #[inline]
     fn lock(&self, hash: u64) -> Locked<'_, K, V, S> {
-        let table = self.shard(hash);
-        table.prefetch(hash as u32);
-        Locked { engine: self, table: table.lock() }
+        let partition = self.shard(hash);
+        partition.table.prefetch(hash as u32);
+        self.lock_partition(partition)
     }
 
     fn for_each_flights(&self, mut each: impl FnMut(&mut Flights<K, V>)) {
-        for table in &self.shards {
-            each(&mut table.lock().state().flights);
+        for partition in &self.shards {
+            each(&mut partition.table.lock().state().flights);
         }
     }
 
@@ -507,35 +613,26 @@ where
     }
 
     fn clear(&self, mut settle: impl FnMut(Outgoing<K, V>)) {
-        for table in &self.shards {
-            let mut from = Some(0);
-            while let Some(first) = from {
-                let mut out = Outgoing::default();
-                let mut locked = Locked { engine: self, table: table.lock() };
-                from = locked.clear_some(first, &mut out);
-                drop(locked);
-                settle(out);
-            }
-        }
+        self.take_out_where(EvictionCause::Removed, &mut settle, |_, _| true);
     }
 
     fn remove_expired(&self, mut settle: impl FnMut(Outgoing<K, V>)) -> u64 {
-        let mut removed = 0;
+        let mut removed = self.remove_invalid(&mut settle);
         if !self.expires.load(Ordering::Relaxed) {
             return removed;
         }
         let now = self.clock.now();
-        for table in &self.shards {
+        for partition in &self.shards {
             let mut closely = true;
             loop {
                 let mut out = Outgoing::default();
-                let mut locked = Locked { engine: self, table: table.lock() };
+                let mut locked = self.lock_partition(partition);
                 if std::mem::take(&mut closely) {
                     locked.table.split().1.wheel.look_closely(now);
                 }
                 let mut budget = BATCH;
                 removed += locked.expire(now, &mut budget, &mut out);
-                locked.table.reclaim_now(&mut out.reclaimed);
+                locked.reclaim_now(&mut out);
                 drop(locked);
                 settle(out);
                 if budget > 0 {
@@ -557,10 +654,10 @@ where
             (capacity, entries.min(ENTRIES_MAX))
         };
         self.director.resize(wanted, &self.locals);
-        for (at, table) in self.shards.iter().enumerate() {
+        for (at, partition) in self.shards.iter().enumerate() {
             loop {
                 let mut out = Outgoing::default();
-                let mut locked = Locked { engine: self, table: table.lock() };
+                let mut locked = self.lock_partition(partition);
                 let (capacity, entries) = wanted();
                 let entries = entries.div_ceil(shards).min(table::MAX_NODES as usize);
                 let done = locked.resize_some(share(capacity, at, shards), entries, &mut out);
@@ -581,8 +678,8 @@ where
             capacity: self.capacity.load(Ordering::Relaxed),
             ..TierStats::default()
         };
-        for table in &self.shards {
-            let mut locked = table.lock();
+        for partition in &self.shards {
+            let mut locked = partition.table.lock();
             stats.entries += locked.len() as u64;
             let (_, shard) = locked.split();
             if self.weighs {
@@ -599,19 +696,49 @@ where
     }
 }
 
-fn entry_ref<'g, K, V>(found: &Found<'g, K, V>) -> EntryRef<'g, V> {
+fn entry_ref<'g, K, V>(records: &Records, found: &Found<'g, K, V>) -> EntryRef<'g, V> {
+    let attributed = found.flags() & flag::ATTRIBUTED != 0;
     EntryRef {
         value: found.value(),
         expires_at: found.deadline(),
         weight: found.weight(),
         stored_below: found.flags() & flag::STORED_BELOW != 0,
+        attributes: if attributed { records.attributes(found.index()) } else { None },
     }
 }
 
 impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_, K, V, S> {
     /// Whether an entry is past its deadline or idle for too long.
     fn is_dead(&self, index: u32, now: Millis) -> bool {
-        self.table.get(index).is_some_and(|found| self.engine.is_dead(&found, now))
+        self.table.get(index).is_some_and(|found| self.engine.is_dead(self.records, &found, now))
+    }
+
+    /// What a dead entry died of.
+    fn cause_of_death(&self, index: u32) -> EvictionCause {
+        let found = self.table.get(index);
+        let invalid = found.is_some_and(|found| self.engine.is_invalid(self.records, &found));
+        if invalid { EvictionCause::Invalidated } else { EvictionCause::Expired }
+    }
+
+    /// Moves out what no reader can hold any more, once a batch of it is there.
+    #[inline]
+    fn reclaim(&mut self, out: &mut Outgoing<K, V>) {
+        self.table.reclaim(&mut out.reclaimed);
+        self.empty_records();
+    }
+
+    /// As [`reclaim`](Self::reclaim), without waiting for a batch.
+    fn reclaim_now(&mut self, out: &mut Outgoing<K, V>) {
+        self.table.reclaim_now(&mut out.reclaimed);
+        self.empty_records();
+    }
+
+    /// Empties the records of nodes that are free; before one of them is used again.
+    #[inline]
+    fn empty_records(&mut self) {
+        for index in self.table.take_released() {
+            self.records.clear(index);
+        }
     }
 
     /// Takes an entry out of the queues, then of everything else.
@@ -639,7 +766,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
         match cause {
             EvictionCause::Capacity => shard.tally.capacity += 1,
             EvictionCause::Expired => shard.tally.expired += 1,
-            EvictionCause::Removed => shard.tally.removed += 1,
+            EvictionCause::Removed | EvictionCause::Invalidated => shard.tally.removed += 1,
             EvictionCause::Replaced | EvictionCause::TooLarge => {}
         }
         if engine.listened || (engine.demote.is_some() && cause == EvictionCause::Capacity) {
@@ -658,10 +785,10 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
             if let Some(demote) = &engine.demote
                 && cause == EvictionCause::Capacity
             {
-                demote(found.key(), entry_ref(&found), &mut out.writes);
+                demote(found.key(), entry_ref(self.records, &found), &mut out.writes);
             }
             if engine.listened {
-                out.push(found.key().clone(), entry_of(&found), cause);
+                out.push(found.key().clone(), entry_of(self.records, &found), cause);
             }
         }));
         self.table.retire(index);
@@ -742,33 +869,35 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
 
     /// Puts in an entry whose key is not here.
     #[inline]
-    fn add(&mut self, new: NewNode<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
+    fn add(&mut self, new: Arrival<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
+        let Arrival { node: new, attributes } = new;
         let NewNode { hash, weight, deadline, .. } = new;
         let placement = self.table.state().queues.arrive(hash, weight);
         self.make_room(u64::from(weight), out);
-        match self.table.insert(new) {
+        let (records, kept) = (self.records, attributes.clone());
+        match self.table.insert(new, |index| records.set_some(index, kept)) {
             Ok(index) => {
                 let (nodes, shard) = self.table.split();
                 shard.queues.link(&nodes, index, placement);
                 shard.tally.writes += 1;
                 self.schedule(index, deadline, now);
             }
-            Err(new) => self.turn_away(new, out),
+            Err(new) => self.turn_away(Arrival { node: new, attributes }, out),
         }
     }
 
     #[inline(never)]
-    fn add_anew(&mut self, new: NewNode<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
+    fn add_anew(&mut self, new: Arrival<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
         self.add(new, now, out);
     }
 
     /// Puts a newer value in the place of an older one.
     #[inline(never)]
-    fn replace(&mut self, old: u32, new: NewNode<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
+    fn replace(&mut self, old: u32, new: Arrival<K, V>, now: Millis, out: &mut Outgoing<K, V>) {
         let (nodes, shard) = self.table.split();
         let was_pinned = nodes.flags(old) & flag::PINNED != 0;
         let lighter = u64::from(nodes.at(old).weight());
-        let weight = u64::from(new.weight);
+        let weight = u64::from(new.node.weight);
         // A newer value that is no heavier never loses the pin, not even after the shard has shrunk.
         let stays_pinned = was_pinned
             && (weight <= lighter || shard.pinned_weight - lighter + weight <= shard.capacity / 2);
@@ -781,11 +910,14 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
         }
         if self.engine.listened {
             let found = self.table.get(old).expect("make_room spared it");
-            out.push(found.key().clone(), entry_of(&found), EvictionCause::Replaced);
+            let entry = entry_of(self.records, &found);
+            out.push(found.key().clone(), entry, EvictionCause::Replaced);
         }
+        let Arrival { node: new, attributes } = new;
         let (deadline, pinned) = (new.deadline, if stays_pinned { flag::PINNED } else { 0 });
         let new = NewNode { flags: new.flags | pinned, ..new };
-        match self.table.replace(old, new) {
+        let (records, kept) = (self.records, attributes.clone());
+        match self.table.replace(old, new, |index| records.set_some(index, kept)) {
             Ok(index) => {
                 let (nodes, shard) = self.table.split();
                 if stays_pinned {
@@ -799,34 +931,45 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
             }
             Err(new) => {
                 self.take_out(old, EvictionCause::Replaced, out);
-                self.turn_away(new, out);
+                self.turn_away(Arrival { node: new, attributes }, out);
             }
         }
     }
 
     /// Gives back an entry for which the shard has no node left.
     #[cold]
-    fn turn_away(&mut self, new: NewNode<K, V>, out: &mut Outgoing<K, V>) {
+    fn turn_away(&mut self, new: Arrival<K, V>, out: &mut Outgoing<K, V>) {
+        let Arrival { node: new, attributes } = new;
         self.table.state().tally.capacity += 1;
         let entry = Entry {
             value: new.value,
             expires_at: new.deadline,
             weight: new.weight,
             stored_below: new.flags & flag::STORED_BELOW != 0,
+            attributes,
         };
         out.push(new.key, entry, EvictionCause::Capacity);
     }
 
-    /// Takes out some entries from node `from` on, and tells from which to go on; `None` at the end.
-    fn clear_some(&mut self, from: u32, out: &mut Outgoing<K, V>) -> Option<u32> {
+    /// Takes out some entries from node `from` on that are `wanted` out; tells how many, and from which to
+    /// go on, `None` at the end.
+    fn take_some(
+        &mut self,
+        from: u32,
+        cause: EvictionCause,
+        out: &mut Outgoing<K, V>,
+        wanted: impl Fn(&Records, &Found<'_, K, V>) -> bool,
+    ) -> (u64, Option<u32>) {
         let end = self.table.made().min(from.saturating_add(BATCH as u32));
+        let mut taken = 0;
         for index in from..end {
-            if self.table.get(index).is_some() {
-                self.take_out(index, EvictionCause::Removed, out);
+            if self.table.get(index).is_some_and(|found| wanted(self.records, &found)) {
+                self.take_out(index, cause, out);
+                taken += 1;
             }
         }
-        self.table.reclaim_now(&mut out.reclaimed);
-        (end < self.table.made()).then_some(end)
+        self.reclaim_now(out);
+        (taken, (end < self.table.made()).then_some(end))
     }
 
     /// Brings the shard some entries closer to a capacity, and tells whether it is there.
@@ -839,7 +982,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
                 self.table.resize(entries, limbo_options(entries, target));
                 let made = self.table.made();
                 self.table.state().wheel.shrink(made);
-                self.table.reclaim_now(&mut out.reclaimed);
+                self.reclaim_now(out);
                 return true;
             }
             // The last to go are the pinned ones, in no order.
@@ -852,7 +995,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
         }
         let (_, shard) = self.table.split();
         shard.capacity = shard.capacity.min(shard.queues.weight() + shard.pinned_weight);
-        self.table.reclaim_now(&mut out.reclaimed);
+        self.reclaim_now(out);
         false
     }
 
@@ -875,6 +1018,7 @@ where
     #[inline]
     fn insert(&mut self, hash: u64, key: K, entry: Entry<V>, out: &mut Outgoing<K, V>) {
         let engine = self.engine;
+        self.empty_records();
         let mut now = 0;
         if engine.expires.load(Ordering::Relaxed) {
             now = engine.clock.now();
@@ -897,37 +1041,41 @@ where
             }
             out.push(key, entry, EvictionCause::TooLarge);
         } else {
-            let Entry { value, expires_at, weight, stored_below } = entry;
+            let Entry { value, expires_at, weight, stored_below, attributes } = entry;
             let mut flags = if stored_below { flag::STORED_BELOW } else { 0 };
+            if attributes.is_some() {
+                flags |= flag::TIMED | flag::ATTRIBUTED;
+                engine.tagged.store(true, Ordering::Relaxed);
+            }
             if expires_at != NEVER || engine.idle.is_some() {
                 flags |= flag::TIMED;
             }
             let hash = hash as u32;
-            let new = NewNode { key, value, hash, weight, deadline: expires_at, flags };
+            let node = NewNode { key, value, hash, weight, deadline: expires_at, flags };
+            let new = Arrival { node, attributes };
             match old {
                 Some(old) => self.replace(old, new, now, out),
                 None => self.add(new, now, out),
             }
         }
-        self.table.reclaim(&mut out.reclaimed);
+        self.reclaim(out);
     }
 
     fn remove(&mut self, hash: u64, key: &K, out: &mut Outgoing<K, V>) {
         let Some(index) = self.table.find(hash as u32, key) else { return };
         let engine = self.engine;
-        let expires = engine.expires.load(Ordering::Relaxed);
-        let dead = expires && self.is_dead(index, engine.clock.now());
-        let cause = if dead { EvictionCause::Expired } else { EvictionCause::Removed };
+        let dead = engine.some_die() && self.is_dead(index, engine.clock.now());
+        let cause = if dead { self.cause_of_death(index) } else { EvictionCause::Removed };
         self.take_out(index, cause, out);
-        self.table.reclaim_now(&mut out.reclaimed);
+        self.reclaim_now(out);
     }
 
     fn entry_of(&self, hash: u64, key: &K) -> Option<Entry<V>> {
         let index = self.table.find(hash as u32, key)?;
         let found = self.table.get(index)?;
-        let expires = self.engine.expires.load(Ordering::Relaxed);
-        let dead = expires && self.engine.is_dead(&found, self.engine.clock.now());
-        (!dead).then(|| entry_of(&found))
+        let engine = self.engine;
+        let dead = engine.some_die() && engine.is_dead(self.records, &found, engine.clock.now());
+        (!dead).then(|| entry_of(self.records, &found))
     }
 
     #[inline]
@@ -936,7 +1084,8 @@ where
     }
 }
 
-fn entry_of<K, V: Clone>(found: &Found<'_, K, V>) -> Entry<V> {
-    let EntryRef { value, expires_at, weight, stored_below } = entry_ref(found);
-    Entry { value: value.clone(), expires_at, weight, stored_below }
+fn entry_of<K, V: Clone>(records: &Records, found: &Found<'_, K, V>) -> Entry<V> {
+    let EntryRef { value, expires_at, weight, stored_below, attributes } =
+        entry_ref(records, found);
+    Entry { value: value.clone(), expires_at, weight, stored_below, attributes }
 }

@@ -10,6 +10,7 @@
 //! no lock is held: listeners hear of it, then it is dropped. Only the news of an eviction goes to the
 //! lower tiers under the lock.
 
+mod attributes;
 mod clock_pro;
 mod director;
 mod engine;
@@ -28,12 +29,13 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, Millis};
 use crate::flights::{Booking, Flight, Flights, Landing};
-use crate::freshness::Freshness;
+use crate::freshness::{Freshness, Life};
 use crate::lower::Write;
 use crate::policy::Policy;
 use crate::policy::curve::MissRatioCurve;
 use crate::policy::election::PolicyReport;
 use crate::stats::TierStats;
+use crate::tags::{Attributes, Stamp, TagTable};
 
 use clock_pro::ClockPro;
 use engine::Switchable;
@@ -81,6 +83,8 @@ pub enum EvictionCause {
     Expired,
     /// Was removed by a call of `remove` or `clear`.
     Removed,
+    /// Had a tag that was invalidated, or was picked out by a predicate.
+    Invalidated,
     /// Gave way to a newer value of its key.
     Replaced,
     /// Was never let in, because it is heavier than a shard may hold.
@@ -95,6 +99,8 @@ pub(crate) struct Entry<V> {
     pub(crate) weight: u32,
     /// Whether a lower tier already holds this very value.
     pub(crate) stored_below: bool,
+    /// What else it carries.
+    pub(crate) attributes: Option<Arc<Attributes>>,
 }
 
 /// An entry where it stands.
@@ -104,15 +110,8 @@ pub(crate) struct EntryRef<'a, V> {
     pub(crate) expires_at: Millis,
     pub(crate) weight: u32,
     pub(crate) stored_below: bool,
+    pub(crate) attributes: Option<Arc<Attributes>>,
 }
-
-impl<V> Clone for EntryRef<'_, V> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<V> Copy for EntryRef<'_, V> {}
 
 impl<V> Entry<V> {
     pub(crate) fn by_ref(&self) -> EntryRef<'_, V> {
@@ -121,6 +120,7 @@ impl<V> Entry<V> {
             expires_at: self.expires_at,
             weight: self.weight,
             stored_below: self.stored_below,
+            attributes: self.attributes.clone(),
         }
     }
 }
@@ -205,6 +205,7 @@ pub(crate) struct MemoryOptions<K, V, S> {
     pub(crate) time_to_idle: Option<Millis>,
     pub(crate) freshness: Freshness,
     pub(crate) clock: Clock,
+    pub(crate) tags: Arc<TagTable>,
     pub(crate) demote: Option<Demote<K, V>>,
     pub(crate) listener: Option<Listener<K, V>>,
 }
@@ -216,7 +217,9 @@ struct EngineOptions<K, V, S> {
     estimated_entries: usize,
     weighs: bool,
     time_to_idle: Option<Millis>,
+    freshness: Freshness,
     clock: Clock,
+    tags: Arc<TagTable>,
     demote: Option<Demote<K, V>>,
     /// Whether anybody hears of what leaves; only then are values cloned for it.
     listened: bool,
@@ -233,18 +236,14 @@ trait MemoryEngine<K, V> {
 
     fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64;
 
-    /// The value, if it is here and alive. One that is dead is taken out.
+    /// The value, if it is here and alive, and fresh where it has windows of its own. One that is dead
+    /// is taken out.
     fn get<Q>(&self, key: &Q, counted: bool) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized;
 
-    /// As `get`, with the deadline of the entry; one whose deadline is not wanted is a miss, and stays.
-    fn read<Q>(
-        &self,
-        key: &Q,
-        counted: bool,
-        wanted: impl Fn(Millis) -> bool,
-    ) -> Option<(V, Millis)>
+    /// As `get`, with what decides about the entry's life; one that is not wanted is a miss, and stays.
+    fn read<Q>(&self, key: &Q, counted: bool, wanted: impl Fn(&Life) -> bool) -> Option<(V, Life)>
     where
         Q: Hash + Equivalent<K> + ?Sized;
 
@@ -291,8 +290,11 @@ pub(crate) struct MemoryTier<K, V, S> {
     engine: Choice<K, V, S>,
     weigher: Option<Weigher<K, V>>,
     listener: Option<Listener<K, V>>,
-    /// Where there is no grace, nothing is here: what is alive is fresh.
-    freshness: Option<(Freshness, Clock)>,
+    freshness: Freshness,
+    clock: Clock,
+    /// Whether the cache has a grace: otherwise what is alive is fresh, unless an entry says otherwise.
+    grace: bool,
+    pub(crate) tags: Arc<TagTable>,
 }
 
 #[expect(clippy::large_enum_variant, reason = "there is one per cache, behind its Arc")]
@@ -353,14 +355,16 @@ where
     pub(crate) fn new(options: MemoryOptions<K, V, S>) -> Self {
         let MemoryOptions { engine, policy, curve, hasher, weigher, listener, freshness, .. } =
             options;
-        let freshness = (freshness.grace() > 0).then(|| (freshness, options.clock.clone()));
+        let (clock, tags) = (options.clock.clone(), Arc::clone(&options.tags));
         let engine_options = EngineOptions {
             hasher,
             capacity: options.capacity,
             estimated_entries: options.estimated_entries,
             weighs: weigher.is_some(),
             time_to_idle: options.time_to_idle,
+            freshness,
             clock: options.clock,
+            tags: options.tags,
             demote: options.demote,
             listened: listener.is_some(),
             policy,
@@ -370,7 +374,7 @@ where
             Engine::Switchable => Choice::Switchable(Switchable::new(engine_options)),
             Engine::ClockPro => Choice::ClockPro(ClockPro::new(engine_options)),
         };
-        Self { engine, weigher, listener, freshness }
+        Self { engine, weigher, listener, freshness, clock, grace: freshness.grace() > 0, tags }
     }
 
     /// The value, if it is here and fresh; counts a hit or a miss.
@@ -379,7 +383,7 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        if self.freshness.is_some() {
+        if self.grace {
             return self.get_fresh(key, true);
         }
         with_engine!(&self.engine, engine => engine.get(key, true))
@@ -398,30 +402,33 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let wanted = |deadline| self.is_fresh(deadline);
+        let wanted = |life: &Life| self.is_fresh(life);
         let read = with_engine!(&self.engine, engine => engine.read(key, counted, wanted));
         read.map(|(value, _)| value)
     }
 
-    /// Whether what has this deadline is fresh now.
-    pub(crate) fn is_fresh(&self, deadline: Millis) -> bool {
-        let Some((freshness, clock)) = &self.freshness else { return true };
-        freshness.is_fresh(deadline, clock.now())
+    /// Whether what has this life is fresh now.
+    pub(crate) fn is_fresh(&self, life: &Life) -> bool {
+        self.freshness.is_fresh(life, self.clock.now())
     }
 
-    /// The value, fresh or not, with its deadline; counts a hit or a miss.
-    pub(crate) fn read(&self, key: &K) -> Option<(V, Millis)> {
+    /// The value, fresh or not, with what decides about its life; counts a hit or a miss.
+    #[inline]
+    pub(crate) fn read<Q>(&self, key: &Q) -> Option<(V, Life)>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
         with_engine!(&self.engine, engine => engine.read(key, true, |_| true))
     }
 
     /// As [`read`](Self::read), uncounted.
-    pub(crate) fn peek(&self, key: &K) -> Option<(V, Millis)> {
+    pub(crate) fn peek(&self, key: &K) -> Option<(V, Life)> {
         with_engine!(&self.engine, engine => engine.read(key, false, |_| true))
     }
 
     /// The values of several keys, in their order; counted like so many look-ups.
     pub(crate) fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
-        if self.freshness.is_some() {
+        if self.grace {
             return keys.iter().map(|key| self.get_fresh(key, true)).collect();
         }
         with_engine!(&self.engine, engine => engine.get_many(keys))
@@ -434,6 +441,7 @@ where
         key: &K,
         value: V,
         expires_at: Millis,
+        attributes: Option<Arc<Attributes>>,
         stored_below: bool,
     ) -> Entry<V> {
         if expires_at != crate::clock::NEVER {
@@ -441,7 +449,7 @@ where
         }
         let weight = self.weigher.as_ref().map_or(1, |weigh| weigh(key, &value).max(1));
         let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-        Entry { value, expires_at, weight, stored_below }
+        Entry { value, expires_at, weight, stored_below, attributes }
     }
 
     /// Whether an entry is light enough for a shard.
@@ -580,16 +588,18 @@ where
     pub(crate) fn ticket(self: &Arc<Self>, key: &K) -> Ticket<K, V, S> {
         // Cloned before anything is booked: a user's `Clone` may panic.
         let ticket_key = key.clone();
+        let stamp = self.tags.stamp();
         let mut locked = self.lock(key);
         let hash = locked.hash;
         let booking = locked.flights().book(hash, key);
         drop(locked);
-        Ticket { memory: Arc::clone(self), key: ticket_key, booking }
+        Ticket { memory: Arc::clone(self), key: ticket_key, booking, stamp }
     }
 
     /// Joins the key's flight, or starts one.
     pub(crate) fn join(self: &Arc<Self>, key: &K) -> Role<K, V, S> {
         let ticket_key = key.clone();
+        let stamp = self.tags.stamp();
         let mut locked = self.lock(key);
         let hash = locked.hash;
         if let Some(flight) = locked.flights().flight(hash, key) {
@@ -598,7 +608,8 @@ where
         let (booking, sender, landed) = locked.flights().start(hash, key);
         drop(locked);
         drop(landed);
-        Role::Leader(Ticket { memory: Arc::clone(self), key: ticket_key, booking }, sender)
+        let ticket = Ticket { memory: Arc::clone(self), key: ticket_key, booking, stamp };
+        Role::Leader(ticket, sender)
     }
 }
 
@@ -652,6 +663,7 @@ where
     memory: Arc<MemoryTier<K, V, S>>,
     key: K,
     booking: Booking,
+    stamp: Stamp,
 }
 
 /// The part that a call plays in a single flight.
@@ -675,6 +687,11 @@ where
 {
     pub(crate) fn key(&self) -> &K {
         &self.key
+    }
+
+    /// The time at which the ticket was taken, for the tags of the value that it is for.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
     }
 
     /// Locks the key's shard, unless the key has been written since the ticket was taken.
@@ -705,6 +722,7 @@ impl fmt::Display for EvictionCause {
             Self::Capacity => "capacity",
             Self::Expired => "expired",
             Self::Removed => "removed",
+            Self::Invalidated => "invalidated",
             Self::Replaced => "replaced",
             Self::TooLarge => "too large",
         })

@@ -114,6 +114,9 @@ const MAX_LOAD: f64 = 0.87;
 /// table: its key and its value can be read.
 const LIVE: u32 = 1 << INDEX_BITS;
 
+/// A flag: [`Locked::take_released`] tells when the node has left limbo.
+pub(crate) const REPORTED: u8 = 1 << 7;
+
 /// How long what was removed may wait for its readers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LimboOptions {
@@ -146,7 +149,7 @@ pub(crate) struct NewNode<K, V> {
     pub(crate) weight: u32,
     /// Milliseconds, of which 48 bits are kept, or [`NEVER`].
     pub(crate) deadline: u64,
-    /// The caller's own.
+    /// The caller's own, but for [`REPORTED`].
     pub(crate) flags: u8,
 }
 
@@ -526,6 +529,9 @@ struct Inner<K, V, X> {
     closed: usize,
     closed_weight: u64,
     memory: usize,
+    /// Whether any node was ever to be reported, and those that have left limbo since they were asked for.
+    reports: bool,
+    released: Vec<u32>,
     options: TableOptions,
     state: X,
 }
@@ -685,6 +691,8 @@ impl<K, V, X> Table<K, V, X> {
                 closed: 0,
                 closed_weight: 0,
                 memory: 0,
+                reports: false,
+                released: Vec::new(),
                 options,
                 state,
             })),
@@ -930,17 +938,22 @@ impl<K, V, X> Locked<'_, K, V, X> {
         self.node(index).hot.flags.store(flags, Relaxed);
     }
 
-    /// Puts an entry in whose key is not there.
+    /// Puts an entry in whose key is not there; `prepare` is told its index before anybody finds it.
     ///
     /// # Errors
     ///
     /// Gives the entry back if the shard holds as many nodes as it has names for.
     #[inline]
-    pub(crate) fn insert(&mut self, new: NewNode<K, V>) -> Result<u32, NewNode<K, V>> {
+    pub(crate) fn insert(
+        &mut self,
+        new: NewNode<K, V>,
+        prepare: impl FnOnce(u32),
+    ) -> Result<u32, NewNode<K, V>> {
         let hash = new.hash;
         let Some(index) = self.vacancy() else { return Err(new) };
         // SAFETY: the vacancy is this call's.
         unsafe { self.fill(index, new) };
+        prepare(index);
         if self.inner.len >= self.inner.room {
             self.grow();
         }
@@ -958,7 +971,8 @@ impl<K, V, X> Locked<'_, K, V, X> {
         self.rebuild(Array::chunks_for(grown.max(len + 1)));
     }
 
-    /// Puts an entry in the place of one with the same key and hash, which goes to limbo.
+    /// Puts an entry in the place of one with the same key and hash, which goes to limbo; `prepare` is
+    /// told its index before anybody finds it.
     ///
     /// # Errors
     ///
@@ -967,7 +981,12 @@ impl<K, V, X> Locked<'_, K, V, X> {
     /// # Panics
     ///
     /// If `old` is not in the table, or has another hash.
-    pub(crate) fn replace(&mut self, old: u32, new: NewNode<K, V>) -> Result<u32, NewNode<K, V>> {
+    pub(crate) fn replace(
+        &mut self,
+        old: u32,
+        new: NewNode<K, V>,
+        prepare: impl FnOnce(u32),
+    ) -> Result<u32, NewNode<K, V>> {
         let node = self.node(old);
         assert!(node.is_live(), "only an entry of the table is replaced");
         assert_eq!(node.hash.load(Relaxed), new.hash, "the same key has the same hash");
@@ -976,6 +995,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
         let Some(index) = self.vacancy() else { return Err(new) };
         // SAFETY: the vacancy is this call's.
         unsafe { self.fill(index, new) };
+        prepare(index);
         // Release: the new node is complete. Pairs with the Acquire of the look-ups; checked by
         // `loom_a_look_up_sees_the_old_value_or_the_new`.
         self.chunks()[place.chunk].slots[place.slot].store(index, Release);
@@ -1039,6 +1059,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
     unsafe fn fill(&mut self, index: u32, new: NewNode<K, V>) {
         let node = self.node(index);
         let NewNode { key, value, hash, weight, deadline, flags } = new;
+        let reported = flags & REPORTED != 0;
         // SAFETY: the node is free: no reader can hold it, and the lock keeps writers away. It owns no
         // key and no value that would be lost.
         node.hot.key.with_mut(|place| unsafe { (*place).write(key) });
@@ -1058,6 +1079,7 @@ impl<K, V, X> Locked<'_, K, V, X> {
             let stamp = unsafe { Found::new(&self.table.slab, index) }.touched();
             stamp.expect("stamps are kept").store(0, Relaxed);
         }
+        self.inner.reports |= reported;
     }
 
     /// # Safety
@@ -1191,6 +1213,9 @@ impl<K, V, X> Locked<'_, K, V, X> {
             self.inner.closed -= nodes.len();
             self.inner.closed_weight -= weight;
             for index in nodes.drain(..) {
+                if self.inner.reports && self.node(index).hot.flags.load(Relaxed) & REPORTED != 0 {
+                    self.inner.released.push(index);
+                }
                 if needs_drop::<(K, V)>() || cfg!(loom) {
                     let hot = &self.node(index).hot;
                     // SAFETY: a node in limbo holds a key and a value. Its readers are gone, and once
@@ -1216,6 +1241,13 @@ impl<K, V, X> Locked<'_, K, V, X> {
         if self.inner.spare.len() >= self.inner.trim_at {
             self.trim();
         }
+    }
+
+    /// The nodes with [`REPORTED`] that have left limbo since the last call. To be asked for before an
+    /// entry is put in, which may be given one of them.
+    #[inline]
+    pub(crate) fn take_released(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.inner.released)
     }
 
     /// Whether limbo is over its bounds, and [`Table::settle`] called for.

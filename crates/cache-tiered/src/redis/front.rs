@@ -110,8 +110,15 @@ where
     /// What the queue says of a key: a value, its absence, or nothing.
     fn pending(&self, key: &K) -> Option<Option<Found<V>>> {
         Some(match self.queue.lookup(key)? {
-            Write::Put(item) if item.expires_at > self.sealer.clock.now() => {
-                Some(Found { value: item.value.clone(), expires_at: item.expires_at })
+            Write::Put(item)
+                if item.expires_at > self.sealer.clock.now()
+                    && self.sealer.is_valid(item.attributes.as_deref()) =>
+            {
+                Some(Found {
+                    value: item.value.clone(),
+                    expires_at: item.expires_at,
+                    attributes: item.attributes.clone(),
+                })
             }
             _ => None,
         })
@@ -229,6 +236,11 @@ where
             self.queue.after_pending(|| ()).await;
             self.tier.clear().await;
         })
+    }
+
+    /// Nothing: values with tags are not read from Redis.
+    fn note_invalidated<'a>(&'a self, _: u64, _: &'a [u64]) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
     }
 
     fn remove_expired(&self) -> BoxFuture<'_, u64> {
@@ -387,6 +399,8 @@ fn open<K: 'static, V: 'static>(
 ) -> Option<Found<V>> {
     let Lookup::Hit(sealed) = lookup else { return None };
     match sealer.open(key, sealed) {
+        // What other machines have done to tags is not known here.
+        Opening::Value(found) if found.attributes.as_ref().is_some_and(|it| it.has_tags()) => None,
         Opening::Value(found) => Some(found),
         Opening::Miss => None,
         Opening::NoDictionary(id) => {

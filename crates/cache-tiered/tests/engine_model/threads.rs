@@ -684,12 +684,12 @@ impl World {
         let key = rng.u32(ORDERED_KEYS..KEYS);
         let value = fresh(key);
         let version = value.version;
-        cache.insert_with(key, value, forever);
+        cache.insert_with(key, value, forever.clone());
         if !cache.pin(&key).expect("this engine pins") {
             return;
         }
         for other in (ORDERED_KEYS..KEYS).filter(|other| *other != key) {
-            cache.insert_with(other, fresh(other), forever);
+            cache.insert_with(other, fresh(other), forever.clone());
         }
         let found = cache.get_in_memory(&key).map(|value| value.version);
         assert_eq!(found, Some(version), "{}: a pinned entry is gone", self.scenario.name);

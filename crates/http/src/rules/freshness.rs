@@ -184,6 +184,14 @@ impl Freshness {
         }
     }
 
+    /// Returns that of an answer whose lifetime was ended from outside: it is stale from `now_ms` on, with
+    /// its windows yet to come.
+    #[must_use]
+    pub fn ended(self, now_ms: u64) -> Self {
+        let age_s = u32::try_from(self.age_ms(now_ms) / 1000).unwrap_or(u32::MAX);
+        Self { lifetime_s: self.lifetime_s.min(age_s), ..self }
+    }
+
     /// Returns the age and the remaining lifetime.
     pub fn age(&self, now_ms: u64) -> Age {
         let age_s = self.age_ms(now_ms) / 1000;

@@ -16,6 +16,7 @@ mod serving;
 mod stale;
 mod storing;
 mod streaming;
+mod tags;
 mod variants;
 
 use std::sync::{

@@ -44,7 +44,7 @@ fn node(key: u64, value: u64) -> NewNode<u64, Watched> {
 }
 
 fn insert(shard: &Shard, key: u64, value: u64) -> u32 {
-    shard.lock().insert(node(key, value)).ok().expect("there is room")
+    shard.lock().insert(node(key, value), |_| ()).ok().expect("there is room")
 }
 
 fn get(shard: &Shard, key: u64) -> Option<u64> {
@@ -129,7 +129,7 @@ fn loom_a_look_up_sees_the_old_value_or_the_new() {
         let reader = thread::spawn(move || (get(&theirs, 1), get(&theirs, 1)));
         let mut dropped = Vec::new();
         let mut locked = shard.lock();
-        assert!(locked.replace(old, node(1, 11)).is_ok());
+        assert!(locked.replace(old, node(1, 11), |_| ()).is_ok());
         locked.reclaim_now(&mut dropped);
         drop(locked);
         drop(dropped);

@@ -57,8 +57,8 @@ fn put<V, X>(table: &Table<u64, V, X>, key: u64, value: V) -> u32 {
     let mut locked = table.lock();
     let new = node(key, value, false);
     let index = match locked.find(new.hash, &key) {
-        Some(old) => locked.replace(old, new),
-        None => locked.insert(new),
+        Some(old) => locked.replace(old, new, |_| ()),
+        None => locked.insert(new, |_| ()),
     };
     locked.reclaim(&mut dropped);
     drop(locked);
@@ -129,8 +129,8 @@ fn compare(expected_entries: usize, crowded: bool, ops: Vec<Op>) {
             Op::Insert(key, value) => {
                 let new = node(key, Counted::new(value, &alive), crowded);
                 let index = match locked.find(new.hash, &key) {
-                    Some(old) => locked.replace(old, new),
-                    None => locked.insert(new),
+                    Some(old) => locked.replace(old, new, |_| ()),
+                    None => locked.insert(new, |_| ()),
                 };
                 let index = index.unwrap_or_else(|_| panic!("the shard is not full"));
                 model.insert(key, value);
@@ -384,7 +384,7 @@ fn deadlines_and_flags_come_back_as_they_went_in() {
     let deadlines = [0, 1, 0xffff_ffff, 0x1_0000_0000, 0xabcd_1234_5678, (1 << 48) - 2, NEVER];
     for (key, deadline) in (0..).zip(deadlines) {
         let new = NewNode { deadline, flags: 7, ..node(key, key, false) };
-        let index = table.lock().insert(new).expect("there is room");
+        let index = table.lock().insert(new, |_| ()).expect("there is room");
         let guard = epoch::pin();
         let found = table.find(&guard, hash(key, false), &key).expect("it is in");
         assert_eq!((found.deadline(), found.flags(), found.index()), (deadline, 7, index));
@@ -469,7 +469,7 @@ impl std::hash::Hash for Touchy {
 fn a_panicking_eq_leaves_table_and_guard_in_order() {
     let table: Table<Touchy, u64, ()> = Table::new(options(32), ());
     let new = NewNode { key: Touchy(1), value: 5, hash: 9, weight: 1, deadline: NEVER, flags: 0 };
-    let index = table.lock().insert(new).expect("there is room");
+    let index = table.lock().insert(new, |_| ()).expect("there is room");
     ARMED.set(true);
     let look = || {
         let guard = epoch::pin();
