@@ -532,7 +532,7 @@ where
     #[cfg(feature = "disk")]
     pub fn disk(self, config: DiskConfig) -> Self
     where
-        K: Serialize,
+        K: Serialize + DeserializeOwned,
         V: Serialize + DeserializeOwned,
     {
         self.disk_with(config, Bincode)
@@ -550,7 +550,7 @@ where
     #[cfg(feature = "redis")]
     pub fn redis(self, config: RedisConfig) -> Self
     where
-        K: Serialize,
+        K: Serialize + DeserializeOwned,
         V: Serialize + DeserializeOwned,
     {
         self.redis_with(config, Bincode)
