@@ -29,7 +29,7 @@ use crate::flights::Landed;
 use crate::freshness::{Freshness, Life, State, Windows};
 use crate::hasher::DefaultHashBuilder;
 use crate::invalidation::Events;
-use crate::lower::{Found, Item, LowerTier, Room, Tier, Write};
+use crate::lower::{Found, Item, LowerTier, Room, Sink, Tier, Write};
 use crate::memory::{
     Entry, EntryRef, Locked, MemoryTier, Outgoing, Role, Ticket, UnsupportedByEngine,
 };
@@ -236,6 +236,13 @@ impl<K, V> LowerTiers<K, V> {
         }
     }
 
+    /// Notes that a key's value may come into memory; called before it is asked for, under no lock.
+    fn watch(&self, key: &K, warmed: bool) {
+        for tier in &self.tiers {
+            tier.watch(key, warmed);
+        }
+    }
+
     /// Keeps evictions from being written. Those that have begun are done when the caller has locked
     /// every shard of memory once.
     fn begin_clearing(&self) -> Clearing<'_> {
@@ -430,7 +437,7 @@ where
         if self.inner.lower.tiers.is_empty() || found.as_ref().is_some_and(|hit| !hit.stale) {
             return found;
         }
-        let ticket = self.inner.memory.ticket(key);
+        let ticket = self.inner.ticket(key);
         match self.inner.get_below(key, &ticket).await {
             Some(landed) => Some(Hit { value: landed.value, stale: false }),
             // What is stale below was brought up by that.
@@ -459,7 +466,7 @@ where
         if inner.lower.tiers.is_empty() {
             return None;
         }
-        let ticket = inner.memory.ticket(key);
+        let ticket = inner.ticket(key);
         match inner.memory.peek_fresh(key) {
             // It came between the first look and the ticket.
             Some(value) => Some(value),
@@ -484,7 +491,7 @@ where
         }
         let mut missing = Vec::new();
         for (at, value) in values.iter_mut().enumerate().filter(|(_, value)| value.is_none()) {
-            let ticket = inner.memory.ticket(&keys[at]);
+            let ticket = inner.ticket(&keys[at]);
             *value = inner.memory.peek_fresh(&keys[at]);
             if value.is_none() {
                 missing.push((at, ticket));
@@ -530,6 +537,7 @@ where
         };
         let mut out = Outgoing::default();
         let Prepared { entry, write } = inner.prepare(&key, value, terms);
+        inner.lower.watch(&key, false);
         let mut locked = inner.memory.overtake(&key, &mut out);
         inner.store(&mut locked, key, entry, write.as_ref(), &mut out);
         locked.release(&out);
@@ -619,7 +627,7 @@ where
         let inner = &*self.inner;
         let began = inner.memory.tags.now();
         let (ticket, publish) = loop {
-            match inner.memory.join(key) {
+            match inner.join(key) {
                 Role::Leader(ticket, publish) => break (ticket, publish),
                 Role::Waiter(mut landing) => {
                     // An error here means that the leader was dropped: the key is free again.
@@ -663,7 +671,7 @@ where
     /// stores it. [`Reservation::insert`] stores only what no write has overtaken.
     #[must_use = "a reservation that is dropped stores nothing"]
     pub fn reserve(&self, key: &K) -> Reservation<K, V, S> {
-        let ticket = self.inner.memory.ticket(key);
+        let ticket = self.inner.ticket(key);
         Reservation { inner: Arc::clone(&self.inner), ticket }
     }
 
@@ -691,8 +699,8 @@ where
     /// Empties one tier, or all of them with `None`.
     ///
     /// Entries written before the call are not read again from that tier, nor is a value kept whose
-    /// load began before. In Redis the whole namespace is replaced at once, for other machines within
-    /// about a second. What is written meanwhile may be lost.
+    /// load began before. In Redis the whole namespace is replaced at once; other machines that follow it
+    /// empty their memory then, and others within about a second. What is written meanwhile may be lost.
     ///
     /// # Cancel safety
     ///
@@ -896,6 +904,7 @@ where
         for tier in &inner.lower.tiers {
             // The tiers share what seals their values, so any of them tells all.
             stats.compression = tier.compression();
+            stats.coherence = stats.coherence.or_else(|| tier.coherence());
             match tier.tier() {
                 Tier::Redis => stats.redis = Some(tier.stats()),
                 Tier::Disk => stats.disk = Some(tier.stats()),
@@ -954,6 +963,7 @@ where
         };
         let mut out = Outgoing::default();
         let Prepared { entry, write } = inner.prepare(key, value, terms);
+        inner.lower.watch(key, false);
         let mut locked = inner.memory.overtake(key, &mut out);
         inner.store(&mut locked, key.clone(), entry, write.as_ref(), &mut out);
         locked.release(&out);
@@ -973,6 +983,18 @@ where
     V: Clone + Send + Sync + 'static,
     S: BuildHasher + Clone + Send + Sync + 'static,
 {
+    /// Takes a ticket for a key that is about to be fetched.
+    fn ticket(&self, key: &K) -> Ticket<K, V, S> {
+        self.lower.watch(key, false);
+        self.memory.ticket(key)
+    }
+
+    /// Joins the key's flight, or starts one.
+    pub(crate) fn join(&self, key: &K) -> Role<K, V, S> {
+        self.lower.watch(key, false);
+        self.memory.join(key)
+    }
+
     /// What an entry that comes now is kept by; `None` when it is not kept. `stamp` says when its value
     /// began to be made, if that was not now.
     fn terms(
@@ -1146,6 +1168,7 @@ where
         expires_at: Millis,
         attributes: Option<Arc<Attributes>>,
     ) -> bool {
+        self.lower.watch(&key, true);
         let ticket = self.memory.ticket(&key);
         let entry = self.memory.entry(&key, value, expires_at, attributes, true);
         if self.memory.peek_fresh(&key).is_some() {
@@ -1250,6 +1273,36 @@ fn shortened(ttl: Millis, percent: u8) -> Millis {
     let most = u128::from(ttl) * u128::from(percent.min(100)) / 100;
     let most = u64::try_from(most).unwrap_or(u64::MAX);
     (ttl - fastrand::u64(..=most)).max(1)
+}
+
+impl<K, V, S> Sink<K> for Inner<K, V, S>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
+{
+    fn changed(&self, key: &K, shared: Tier) {
+        let mut out = Outgoing::default();
+        let mut locked = self.memory.overtake(key, &mut out);
+        locked.invalidate(key, &mut out);
+        for tier in self.lower.tiers.iter().filter(|it| it.tier() != shared) {
+            tier.push(key, Write::Remove, &mut out.writes);
+        }
+        locked.release(&out);
+    }
+
+    fn forget(&self, key: &K) {
+        let mut out = Outgoing::default();
+        let mut locked = self.memory.overtake(key, &mut out);
+        locked.invalidate(key, &mut out);
+        locked.release(&out);
+    }
+
+    fn forget_all(&self) {
+        // First: what has been asked for by now must not come into memory behind its back.
+        self.memory.overtake_all();
+        self.memory.invalidate_all();
+    }
 }
 
 impl<K, V, S> Sweep for Inner<K, V, S>

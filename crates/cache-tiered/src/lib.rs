@@ -111,7 +111,7 @@ pub use similarity::{
 };
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
-pub use stats::{CacheStats, CompressionStats, Evictions, TierStats};
+pub use stats::{CacheStats, CoherenceStats, CompressionStats, Evictions, TierStats};
 pub use tags::Tag;
 
 #[cfg(all(doctest, feature = "disk"))]
