@@ -15,6 +15,8 @@ use crate::clock::{Clock, millis};
 use crate::codec::{Bincode, Codec};
 #[cfg(feature = "__lower")]
 use crate::compression::{Compressing, Compression, Floor};
+#[cfg(feature = "__lower")]
+use crate::dictionary::Dictionaries;
 #[cfg(feature = "disk")]
 use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
 #[cfg(all(feature = "encryption", feature = "__lower"))]
@@ -115,6 +117,23 @@ impl<K, V> Default for LowerSettings<K, V> {
             disk: None,
             #[cfg(feature = "redis")]
             redis: None,
+        }
+    }
+}
+
+/// The opened tiers below memory, in reading order.
+struct Below<K, V> {
+    tiers: Vec<Box<dyn LowerTier<K, V>>>,
+    #[cfg(feature = "__lower")]
+    dictionaries: Option<Arc<Dictionaries>>,
+}
+
+impl<K, V> Default for Below<K, V> {
+    fn default() -> Self {
+        Self {
+            tiers: Vec::new(),
+            #[cfg(feature = "__lower")]
+            dictionaries: None,
         }
     }
 }
@@ -379,7 +398,7 @@ where
         if !problems.is_empty() {
             return Err(BuildError::Invalid { cache: self.name, problems });
         }
-        self.finish(Vec::new())
+        self.finish(Below::default())
     }
 
     fn problems(&self) -> Vec<Problem> {
@@ -426,8 +445,8 @@ where
         problems
     }
 
-    /// Starts a memory tier over the lower tiers given, which are in reading order.
-    fn finish(self, lower: Vec<Box<dyn LowerTier<K, V>>>) -> Result<Cache<K, V, S>, BuildError> {
+    /// Starts a memory tier over the lower tiers given.
+    fn finish(self, below: Below<K, V>) -> Result<Cache<K, V, S>, BuildError> {
         let weighs_bytes = self.bytes.is_some();
         let (capacity, weigher, estimated) = match (self.bytes, self.entries) {
             (None, entries) => {
@@ -442,7 +461,7 @@ where
                 (bytes, Some(weigher), entries.min(bytes / EXPECTED_WEIGHT))
             }
         };
-        let lower = Arc::new(LowerTiers::new(lower));
+        let lower = Arc::new(LowerTiers::new(below.tiers));
         let demotes = self.write_policy == WritePolicy::OnEviction && !lower.tiers.is_empty();
         let demote: Option<Demote<K, V>> = demotes.then(|| {
             let (lower, clock) = (Arc::clone(&lower), self.clock.clone());
@@ -464,6 +483,8 @@ where
             clock: self.clock.clone(),
             demote,
         });
+        #[cfg(all(feature = "encryption", feature = "__lower"))]
+        let encryption = self.lower.encryption.map(|keys| Encryption::new(keys, &self.name));
         let inner = Arc::new(Inner {
             name: self.name,
             memory: Arc::new(memory),
@@ -476,6 +497,10 @@ where
             refreshes: Arc::new(Semaphore::new(REFRESHES)),
             write_policy: self.write_policy,
             weighs_bytes,
+            #[cfg(feature = "__lower")]
+            dictionaries: below.dictionaries,
+            #[cfg(all(feature = "encryption", feature = "__lower"))]
+            encryption,
             #[cfg(feature = "__lower")]
             schema: self.lower.schema_version,
             counters: Counters::default(),
@@ -592,7 +617,7 @@ where
     /// Encrypts what the tiers below memory keep; what is not encrypted there is a miss from then on.
     ///
     /// The names of keys stay visible: in Redis as names, on the disk in the engine's records. The
-    /// files of [`Cache::save`] are not encrypted.
+    /// files of [`Cache::save`] are encrypted altogether, and others are not loaded any more.
     #[cfg(feature = "encryption")]
     pub fn encryption(mut self, keys: EncryptionKeys) -> Self {
         self.lower.encryption = Some(keys);
@@ -633,14 +658,15 @@ where
             return Err(BuildError::Invalid { cache: self.name, problems });
         }
         // Tiers close when they are dropped, so an error or a dropped future leaves none behind.
-        let mut tiers: Vec<Box<dyn LowerTier<K, V>>> = Vec::new();
+        let mut below = Below::default();
         if let Some(codec) = self.lower.codec.clone() {
             let sealer = Arc::new(self.sealer(codec));
             for tier in &self.order {
-                tiers.extend(self.open_tier(*tier, &sealer).await?);
+                below.tiers.extend(self.open_tier(*tier, &sealer).await?);
             }
+            below.dictionaries = Some(Arc::clone(sealer.envelopes.compressing.dictionaries()));
         }
-        self.finish(tiers)
+        self.finish(below)
     }
 
     fn sealer(&self, codec: Arc<dyn Codec<K, V>>) -> Sealer<K, V> {

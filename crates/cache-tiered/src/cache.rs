@@ -214,6 +214,12 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) refreshes: Arc<Semaphore>,
     pub(crate) write_policy: WritePolicy,
     pub(crate) weighs_bytes: bool,
+    /// What the tiers below compress with, where there are any.
+    #[cfg(feature = "__lower")]
+    pub(crate) dictionaries: Option<Arc<crate::dictionary::Dictionaries>>,
+    /// The keys of snapshots; the tiers below have theirs.
+    #[cfg(all(feature = "encryption", feature = "__lower"))]
+    pub(crate) encryption: Option<crate::encryption::Encryption>,
     /// The schema version of the values, for what is written down.
     #[cfg(feature = "__lower")]
     pub(crate) schema: u32,
@@ -720,6 +726,10 @@ where
             inner.write_all_down().await;
         }
         join_all(inner.lower.tiers.iter().map(|tier| tier.close())).await;
+        #[cfg(feature = "__lower")]
+        if let Some(dictionaries) = &inner.dictionaries {
+            dictionaries.close().await;
+        }
     }
 
     /// Returns what the cache has done and holds.
