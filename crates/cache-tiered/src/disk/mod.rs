@@ -549,6 +549,7 @@ where
             refused_admission: self.counters.refused_admission.get(),
             refused_budget: self.counters.refused_budget.get(),
             copied_forward: engine.copied_forward,
+            checkpoints: engine.checkpoints,
             queue_depth: depth + reads,
             queue_bytes: weight,
         }
