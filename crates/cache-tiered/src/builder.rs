@@ -33,6 +33,7 @@ use crate::memory::{
     Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
 };
 use crate::policy::Policy;
+use crate::prefetch::{self, Prefetch, Prefetcher, Related};
 #[cfg(feature = "redis")]
 use crate::redis::{RedisConfig, RedisFront};
 use crate::sweeper;
@@ -75,6 +76,8 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     ttl_jitter: u8,
     ttl_by: Option<TtlBy<K, V>>,
     freshness: Freshness,
+    prefetch: Option<Prefetch>,
+    related: Option<Related<K>>,
     time_to_idle: Option<Duration>,
     expiry_sweep: Duration,
     clock: Clock,
@@ -170,6 +173,8 @@ where
             ttl_jitter: 0,
             ttl_by: None,
             freshness: Freshness::default(),
+            prefetch: None,
+            related: None,
             time_to_idle: None,
             expiry_sweep: Duration::from_secs(60),
             clock: Clock::default(),
@@ -247,6 +252,8 @@ where
             ttl_jitter: self.ttl_jitter,
             ttl_by: self.ttl_by,
             freshness: self.freshness,
+            prefetch: self.prefetch,
+            related: self.related,
             time_to_idle: self.time_to_idle,
             expiry_sweep: self.expiry_sweep,
             clock: self.clock,
@@ -343,6 +350,49 @@ where
         self
     }
 
+    /// Lets a [`LoadingCache`](crate::LoadingCache) learn which keys follow each other, and load what
+    /// comes next before it is asked for.
+    ///
+    /// It learns from what memory lacks, and predicts what has followed in half of the cases. While
+    /// fewer than 30 % of what it loaded was of use, it follows fewer of its predictions, down to one of
+    /// 64; [`CacheStats::prefetch`](crate::CacheStats::prefetch) tells. Requests of other handles of the
+    /// cache teach it nothing.
+    ///
+    /// # Cost
+    ///
+    /// Some 100 ns for a miss. A hit costs a second hash and a look into a small table while values that
+    /// were loaded ahead wait for their first hit, and nothing otherwise.
+    pub fn prefetch(mut self, prefetch: Prefetch) -> Self {
+        self.prefetch = Some(prefetch);
+        self
+    }
+
+    /// Lets a [`LoadingCache`](crate::LoadingCache) load keys that belong to one that memory lacks, as
+    /// `related` tells them: at most 16, and no more while they turn out to be of no use.
+    ///
+    /// It is called under no lock, with each key that memory lacks and with each that was loaded ahead
+    /// and is hit for the first time. Alone, without [`prefetch`](Self::prefetch), nothing is learned.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use cache_tiered::Cache;
+    ///
+    /// // Whoever reads a page of a list will turn to the next one.
+    /// let pages = Cache::<(u64, u32), String>::builder("pages")
+    ///     .related(|(list, page)| [(*list, page + 1)])
+    ///     .build()?;
+    /// # Ok::<_, cache_tiered::BuildError>(())
+    /// ```
+    pub fn related<F, I>(mut self, related: F) -> Self
+    where
+        F: Fn(&K) -> I + Send + Sync + 'static,
+        I: IntoIterator<Item = K>,
+    {
+        self.related = Some(prefetch::related(related));
+        self
+    }
+
     /// Lets memory drop entries that nobody has read for this long; tiers below keep their copies.
     ///
     /// With [`WritePolicy::OnEviction`] there may be none below: an idle entry is not written down.
@@ -434,6 +484,7 @@ where
             let expected = "must be a number from 0 on";
             problems.push(Problem::new("early_refresh", self.freshness.early, expected));
         }
+        problems.extend(self.prefetch.iter().flat_map(Prefetch::problems));
         for (at, tier) in self.order.iter().enumerate() {
             if *tier == Tier::Memory || self.order[..at].contains(tier) {
                 let expected = "must name tiers below memory, each once";
@@ -483,6 +534,10 @@ where
             clock: self.clock.clone(),
             demote,
         });
+        let prefetcher = (self.prefetch.is_some() || self.related.is_some()).then(|| {
+            let nothing_learned = Prefetch::default().successions(0);
+            Arc::new(Prefetcher::new(self.prefetch.unwrap_or(nothing_learned), self.related))
+        });
         #[cfg(all(feature = "encryption", feature = "__lower"))]
         let encryption = self.lower.encryption.map(|keys| Encryption::new(keys, &self.name));
         let inner = Arc::new(Inner {
@@ -495,6 +550,7 @@ where
             ttl_by: self.ttl_by,
             freshness: self.freshness,
             refreshes: Arc::new(Semaphore::new(REFRESHES)),
+            prefetcher,
             write_policy: self.write_policy,
             weighs_bytes,
             #[cfg(feature = "__lower")]

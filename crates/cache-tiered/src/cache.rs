@@ -33,6 +33,7 @@ use crate::memory::{
 use crate::policy::Policy;
 use crate::policy::curve::{Estimate, MissRatioCurve};
 use crate::policy::election::PolicyReport;
+use crate::prefetch::Prefetcher;
 use crate::stats::{CacheStats, Counter};
 use crate::sweeper::Sweep;
 
@@ -212,6 +213,8 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) freshness: Freshness,
     /// Permits for loads in the background.
     pub(crate) refreshes: Arc<Semaphore>,
+    /// What a loader is asked for ahead of requests.
+    pub(crate) prefetcher: Option<Arc<Prefetcher<K>>>,
     pub(crate) write_policy: WritePolicy,
     pub(crate) weighs_bytes: bool,
     /// What the tiers below compress with, where there are any.
@@ -540,6 +543,7 @@ where
         let inner = &*self.inner;
         let mut out = Outgoing::default();
         let mut locked = inner.memory.overtake(key, &mut out);
+        inner.displace(&locked);
         locked.remove(key, &mut out);
         inner.lower.push(key, &Write::Remove, &mut out.writes);
         locked.release(&out);
@@ -752,6 +756,7 @@ where
             stale_hits: counters.stale_hits.get(),
             stale_on_error: counters.stale_on_error.get(),
             in_flight: inner.memory.in_flight(),
+            prefetch: inner.prefetcher.as_ref().map(|it| it.stats()).unwrap_or_default(),
             ..CacheStats::default()
         };
         for tier in &inner.lower.tiers {
@@ -863,6 +868,7 @@ where
         write: Option<&Write<V>>,
         out: &mut Outgoing<K, V>,
     ) {
+        self.displace(locked);
         let Some(write) = write else { return locked.insert(key, entry, out) };
         if self.write_policy == WritePolicy::Through {
             self.lower.push(&key, write, &mut out.writes);
@@ -878,6 +884,14 @@ where
             out.turned_away(&below).map(|it| write_of(it.by_ref(), &self.clock, self.weighs_bytes));
         self.lower.push(&below, refused.as_ref().unwrap_or(write), &mut out.writes);
         out.writes.extend(refused);
+    }
+
+    /// Notes that the value of a key that was fetched ahead goes, with nobody having asked for it.
+    #[inline]
+    fn displace(&self, locked: &Locked<'_, K, V, S>) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.displaced(locked.hash());
+        }
     }
 
     fn store_unless_overtaken(
@@ -899,7 +913,7 @@ where
         true
     }
 
-    async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<V> {
+    pub(crate) async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<V> {
         for tier in &self.lower.tiers {
             if let Some(found) = tier.get(key).await {
                 // One that is not fresh any more does not keep the tiers below from being asked.

@@ -61,6 +61,7 @@ mod loading;
 mod lower;
 mod memory;
 mod policy;
+mod prefetch;
 #[cfg(feature = "metrics")]
 mod publish;
 #[cfg(feature = "redis")]
@@ -99,6 +100,7 @@ pub use memory::{Engine, EvictionCause, UnsupportedByEngine};
 pub use policy::Policy;
 pub use policy::curve::{CurvePoint, Estimate, MissRatioCurve};
 pub use policy::election::{CandidateReport, PolicyReport, PolicySwitch};
+pub use prefetch::Prefetch;
 #[cfg(feature = "metrics")]
 pub use publish::Publisher;
 pub use quick_cache::Equivalent;

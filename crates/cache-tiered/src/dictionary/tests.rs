@@ -174,9 +174,9 @@ async fn closing_waits_for_the_thread_that_trains_and_nothing_is_trained_afterwa
     let dictionaries = compressing.dictionaries();
     (0..4_001).for_each(|index| drop(compressing.pack(&record(index))));
     dictionaries.close().await;
-    let trainer = dictionaries.trainer.lock();
-    assert!(!trainer.busy && trainer.thread.is_none() && trainer.samples.is_empty());
-    drop(trainer);
+    let is_idle =
+        |trainer: &Trainer| !trainer.busy && trainer.thread.is_none() && trainer.samples.is_empty();
+    assert!(is_idle(&dictionaries.trainer.lock()));
     assert_eq!(dictionaries.trained(), 1);
 
     let closed = Dictionaries::new(Clock::manual());
