@@ -613,7 +613,7 @@ where
     #[cfg(feature = "disk")]
     pub fn disk(self, config: DiskConfig) -> Self
     where
-        K: Serialize,
+        K: Serialize + DeserializeOwned,
         V: Serialize + DeserializeOwned,
     {
         self.disk_with(config, Bincode)
@@ -631,7 +631,7 @@ where
     #[cfg(feature = "redis")]
     pub fn redis(self, config: RedisConfig) -> Self
     where
-        K: Serialize,
+        K: Serialize + DeserializeOwned,
         V: Serialize + DeserializeOwned,
     {
         self.redis_with(config, Bincode)

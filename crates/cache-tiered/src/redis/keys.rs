@@ -10,8 +10,9 @@
 //! ```
 //!
 //! The last part is `t:` and the text of a string key, `r:` and the key's own bytes where these are
-//! printable, or `x:` and a 128-bit hash in hex. The three never meet, so no two short keys share a
-//! name; a hashed key is told from another by the envelope, which holds the whole key.
+//! printable, `x:` and the key's bytes in hex, or `h:` and a 128-bit hash in hex where the name would
+//! be too long. The four never meet, so no two keys with short names share one; a hashed key is told
+//! from another by the envelope, which holds the whole key. A name that is not hashed tells its key.
 
 use std::fmt::Write;
 
@@ -20,6 +21,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// Longer keys are hashed: a name costs memory on the server for every entry.
 const TEXT_MAX_BYTES: usize = 200;
+/// Longer keys are hashed where their bytes have to be written in hex.
+const HEX_MAX_BYTES: usize = 100;
 /// The length that the encoding puts before a string.
 const LENGTH_BYTES: usize = 8;
 
@@ -59,7 +62,7 @@ impl Names {
     /// The key that holds an entry of one version of the namespace.
     pub(super) fn entry(&self, version: u64, key: &[u8]) -> Bytes {
         let mut name =
-            BytesMut::with_capacity(self.stem.len() + 24 + key.len().min(TEXT_MAX_BYTES));
+            BytesMut::with_capacity(self.stem.len() + 24 + (2 * key.len()).min(TEXT_MAX_BYTES));
         name.put_slice(self.stem.as_bytes());
         write!(name, "{version}:").expect("a buffer takes every write");
         match (string(key), is_printable(key)) {
@@ -71,8 +74,14 @@ impl Names {
                 name.put_slice(b"r:");
                 name.put_slice(key);
             }
+            (None, false) if key.len() <= HEX_MAX_BYTES => {
+                name.put_slice(b"x:");
+                for byte in key {
+                    name.put_slice(&[hex_digit(byte >> 4), hex_digit(byte & 15)]);
+                }
+            }
             (None, false) => {
-                write!(name, "x:{:032x}", xxh3_128(key)).expect("a buffer takes every write");
+                write!(name, "h:{:032x}", xxh3_128(key)).expect("a buffer takes every write");
             }
         }
         name.freeze()
@@ -83,6 +92,10 @@ impl Names {
 fn string(key: &[u8]) -> Option<&[u8]> {
     let (length, text) = key.split_first_chunk::<LENGTH_BYTES>()?;
     (u64::from_le_bytes(*length) == text.len() as u64 && is_printable(text)).then_some(text)
+}
+
+fn hex_digit(value: u8) -> u8 {
+    b"0123456789abcdef"[usize::from(value)]
 }
 
 fn is_printable(text: &[u8]) -> bool {
@@ -115,13 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn printable_bytes_are_themselves_and_all_else_is_hashed() {
+    fn printable_bytes_are_themselves_all_else_is_hex_and_what_is_long_a_hash() {
         check(b"alice", "r:alice");
-        check(&5_u32.to_le_bytes(), &format!("x:{:032x}", xxh3_128(&5_u32.to_le_bytes())));
-        let long = encoded(&"a".repeat(201));
-        check(&long, &format!("x:{:032x}", xxh3_128(&long)));
-        let broken_lines = encoded("a\nb");
-        check(&broken_lines, &format!("x:{:032x}", xxh3_128(&broken_lines)));
+        check(&0xAF05_u32.to_le_bytes(), "x:05af0000");
+        check(&[7; 100], &format!("x:{}", "07".repeat(100)));
+        check(&encoded("a\nb"), "x:0300000000000000610a62");
+        for long in [vec![7; 101], encoded(&"a".repeat(201))] {
+            check(&long, &format!("h:{:032x}", xxh3_128(&long)));
+        }
     }
 
     #[test]
