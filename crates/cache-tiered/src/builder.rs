@@ -100,6 +100,8 @@ struct LowerSettings<K, V> {
     queue_bytes: u64,
     #[cfg(feature = "disk")]
     disk: Option<DiskConfig>,
+    #[cfg(feature = "disk")]
+    warm_up: bool,
     #[cfg(feature = "redis")]
     redis: Option<RedisConfig>,
 }
@@ -118,6 +120,8 @@ impl<K, V> Default for LowerSettings<K, V> {
             queue_bytes: 64 << 20,
             #[cfg(feature = "disk")]
             disk: None,
+            #[cfg(feature = "disk")]
+            warm_up: false,
             #[cfg(feature = "redis")]
             redis: None,
         }
@@ -627,6 +631,16 @@ where
         self
     }
 
+    /// Has [`open`](Self::open) fill memory with the newest entries of the disk tier, in the background;
+    /// off unless told otherwise.
+    ///
+    /// See [`Cache::warm_from_disk`].
+    #[cfg(feature = "disk")]
+    pub fn warm_up(mut self, warm_up: bool) -> Self {
+        self.lower.warm_up = warm_up;
+        self
+    }
+
     /// Gives the cache a Redis tier, its values written through serde.
     #[cfg(feature = "redis")]
     pub fn redis(self, config: RedisConfig) -> Self
@@ -722,7 +736,14 @@ where
             }
             below.dictionaries = Some(Arc::clone(sealer.envelopes.compressing.dictionaries()));
         }
-        self.finish(below)
+        #[cfg(feature = "disk")]
+        let warm_up = self.lower.warm_up;
+        let cache = self.finish(below)?;
+        #[cfg(feature = "disk")]
+        if warm_up {
+            cache.begin_to_warm_up();
+        }
+        Ok(cache)
     }
 
     fn sealer(&self, codec: Arc<dyn Codec<K, V>>) -> Sealer<K, V> {

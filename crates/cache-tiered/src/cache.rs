@@ -956,6 +956,38 @@ where
         true
     }
 
+    /// Puts a value that was read below into memory, unless its key is there, is not `current` below any
+    /// more, or is written meanwhile; tells whether it did.
+    #[cfg(feature = "disk")]
+    pub(crate) fn warm_if(
+        &self,
+        key: K,
+        value: V,
+        expires_at: Millis,
+        current: &dyn Fn(&K) -> bool,
+    ) -> bool {
+        let ticket = self.memory.ticket(&key);
+        // After the ticket: what was written before it is seen here, and what is written after it
+        // overtakes it.
+        if !current(&key) || self.memory.contains(&key) {
+            return false;
+        }
+        let entry = self.memory.entry(&key, value, expires_at, true);
+        let Some(mut locked) = ticket.redeem() else { return false };
+        let mut out = Outgoing::default();
+        locked.insert(key, entry, &mut out);
+        locked.release(&out);
+        true
+    }
+
+    /// How much more memory takes, in the unit of its capacity.
+    #[cfg(feature = "disk")]
+    pub(crate) fn room_in_memory(&self) -> u64 {
+        let stats = self.memory.stats();
+        let held = if self.weighs_bytes { stats.bytes } else { stats.entries };
+        stats.capacity.saturating_sub(held)
+    }
+
     /// An older value that may be served because the loader has failed.
     fn serve_on_error(&self, key: &K) -> Option<V> {
         if self.freshness.if_error == 0 {

@@ -74,6 +74,8 @@ mod snapshot;
 mod stats;
 mod sweeper;
 mod sync;
+#[cfg(feature = "disk")]
+mod warm_up;
 #[cfg(feature = "__lower")]
 mod write_behind;
 
@@ -111,6 +113,8 @@ pub use similarity::{
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
 pub use stats::{CacheStats, CompressionStats, Evictions, PrefetchStats, TierStats};
+#[cfg(feature = "disk")]
+pub use warm_up::WarmProgress;
 
 #[cfg(all(doctest, feature = "disk"))]
 #[doc = include_str!("../README.md")]
