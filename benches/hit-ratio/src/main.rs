@@ -11,6 +11,7 @@ mod judge;
 mod kept;
 mod page;
 mod plot;
+mod prediction;
 mod traces;
 
 use std::io;
@@ -54,6 +55,9 @@ struct Options {
     /// Measure again what is kept from earlier runs.
     #[arg(long)]
     fresh: bool,
+    /// Measure what fetching ahead brings, and nothing else; writes the table into this file.
+    #[arg(long, value_name = "FILE")]
+    prediction: Option<PathBuf>,
     /// Measure only what is kept for later runs, and show nothing.
     #[arg(long)]
     prepare: bool,
@@ -71,6 +75,12 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> io::Result<ExitCode> {
+    if let Some(page) = &options.prediction {
+        let folder = options.traces.clone().unwrap_or_else(traces::folder);
+        let named = |name: &str| options.trace.as_ref().is_none_or(|part| name.contains(part));
+        prediction::write(page, &folder, named, &options.provenance)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let entrants = entrants::all();
     let mut kept = Kept::open()?;
     if options.fresh {

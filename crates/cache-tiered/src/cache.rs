@@ -36,6 +36,7 @@ use crate::memory::{
 use crate::policy::Policy;
 use crate::policy::curve::{Estimate, MissRatioCurve};
 use crate::policy::election::PolicyReport;
+use crate::prefetch::Prefetcher;
 use crate::stats::{CacheStats, Counter};
 use crate::sweeper::Sweep;
 use crate::tags::{Attributes, Stamp, Standing, TAGS_MAX, Tag, TagTable};
@@ -316,8 +317,16 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) freshness: Freshness,
     /// Permits for loads in the background.
     pub(crate) refreshes: Arc<Semaphore>,
+    /// What a loader is asked for ahead of requests.
+    pub(crate) prefetcher: Option<Arc<Prefetcher<K>>>,
     pub(crate) write_policy: WritePolicy,
     pub(crate) weighs_bytes: bool,
+    /// What the tiers below compress with, where there are any.
+    #[cfg(feature = "__lower")]
+    pub(crate) dictionaries: Option<Arc<crate::dictionary::Dictionaries>>,
+    /// The keys of snapshots; the tiers below have theirs.
+    #[cfg(all(feature = "encryption", feature = "__lower"))]
+    pub(crate) encryption: Option<crate::encryption::Encryption>,
     /// The schema version of the values, for what is written down.
     #[cfg(feature = "__lower")]
     pub(crate) schema: u32,
@@ -691,6 +700,7 @@ where
         let inner = &*self.inner;
         let mut out = Outgoing::default();
         let mut locked = inner.memory.overtake(key, &mut out);
+        inner.displace(&locked);
         locked.remove(key, &mut out);
         inner.lower.push(key, &Write::Remove, &mut out.writes);
         locked.release(&out);
@@ -877,6 +887,10 @@ where
             inner.write_all_down().await;
         }
         join_all(inner.lower.tiers.iter().map(|tier| tier.close())).await;
+        #[cfg(feature = "__lower")]
+        if let Some(dictionaries) = &inner.dictionaries {
+            dictionaries.close().await;
+        }
     }
 
     /// Returns what the cache has done and holds.
@@ -899,6 +913,7 @@ where
             stale_hits: counters.stale_hits.get(),
             stale_on_error: counters.stale_on_error.get(),
             in_flight: inner.memory.in_flight(),
+            prefetch: inner.prefetcher.as_ref().map(|it| it.stats()).unwrap_or_default(),
             ..CacheStats::default()
         };
         for tier in &inner.lower.tiers {
@@ -1076,6 +1091,7 @@ where
         write: Option<&Write<V>>,
         out: &mut Outgoing<K, V>,
     ) {
+        self.displace(locked);
         let Some(write) = write else { return locked.insert(key, entry, out) };
         if self.write_policy == WritePolicy::Through {
             self.lower.push(&key, write, &mut out.writes);
@@ -1092,6 +1108,14 @@ where
             .map(|it| write_of(&it.by_ref(), &self.clock, self.weighs_bytes));
         self.lower.push(&below, refused.as_ref().unwrap_or(write), &mut out.writes);
         out.writes.extend(refused);
+    }
+
+    /// Notes that the value of a key that was fetched ahead goes, with nobody having asked for it.
+    #[inline]
+    fn displace(&self, locked: &Locked<'_, K, V, S>) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.displaced(locked.hash());
+        }
     }
 
     fn store_unless_overtaken(
@@ -1123,7 +1147,7 @@ where
         attributes.is_none_or(|it| it.standing(&self.memory.tags).0 != Standing::Invalid)
     }
 
-    async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<Landed<V>> {
+    pub(crate) async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<Landed<V>> {
         for tier in &self.lower.tiers {
             if let Some(found) = tier.get(key).await {
                 // One that is not fresh any more does not keep the tiers below from being asked.
@@ -1181,11 +1205,37 @@ where
         true
     }
 
+    /// Puts a value that was read below into memory, unless its key is there, is not `current` below any
+    /// more, or is written meanwhile; tells whether it did.
+    #[cfg(feature = "disk")]
+    pub(crate) fn warm_if(&self, key: K, found: Found<V>, current: &dyn Fn(&K) -> bool) -> bool {
+        let Found { value, expires_at, attributes } = found;
+        self.lower.watch(&key, true);
+        let ticket = self.memory.ticket(&key);
+        // After the ticket: what was written before it is seen here, and what is written after it
+        // overtakes it.
+        let valid = self.is_valid(attributes.as_deref());
+        if !valid || !current(&key) || self.memory.contains(&key) {
+            return false;
+        }
+        let entry = self.memory.entry(&key, value, expires_at, attributes, true);
+        let Some(mut locked) = ticket.redeem() else { return false };
+        let mut out = Outgoing::default();
+        locked.insert(key, entry, &mut out);
+        locked.release(&out);
+        true
+    }
+
+    /// How much more memory takes, in the unit of its capacity.
+    #[cfg(feature = "disk")]
+    pub(crate) fn room_in_memory(&self) -> u64 {
+        let stats = self.memory.stats();
+        let held = if self.weighs_bytes { stats.bytes } else { stats.entries };
+        stats.capacity.saturating_sub(held)
+    }
+
     /// An older value that may be served because the loader has failed.
     fn serve_on_error(&self, key: &K) -> Option<V> {
-        if self.freshness.if_error == 0 {
-            return None;
-        }
         let (value, life) = self.memory.peek(key)?;
         let serves = self.freshness.serves_on_error(&life, self.clock.now());
         serves.then(|| {

@@ -62,6 +62,7 @@ mod loading;
 mod lower;
 mod memory;
 mod policy;
+mod prefetch;
 #[cfg(feature = "metrics")]
 mod publish;
 #[cfg(feature = "redis")]
@@ -75,6 +76,8 @@ mod stats;
 mod sweeper;
 mod sync;
 mod tags;
+#[cfg(feature = "disk")]
+mod warm_up;
 #[cfg(feature = "__lower")]
 mod write_behind;
 
@@ -102,6 +105,7 @@ pub use memory::{Engine, EvictionCause, UnsupportedByEngine};
 pub use policy::Policy;
 pub use policy::curve::{CurvePoint, Estimate, MissRatioCurve};
 pub use policy::election::{CandidateReport, PolicyReport, PolicySwitch};
+pub use prefetch::Prefetch;
 #[cfg(feature = "metrics")]
 pub use publish::Publisher;
 pub use quick_cache::Equivalent;
@@ -111,8 +115,12 @@ pub use similarity::{
 };
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
-pub use stats::{CacheStats, CoherenceStats, CompressionStats, Evictions, TierStats};
+pub use stats::{
+    CacheStats, CoherenceStats, CompressionStats, Evictions, PrefetchStats, TierStats,
+};
 pub use tags::Tag;
+#[cfg(feature = "disk")]
+pub use warm_up::WarmProgress;
 
 #[cfg(all(doctest, feature = "disk"))]
 #[doc = include_str!("../README.md")]

@@ -1,5 +1,6 @@
 //! What the cache asks of a tier below memory, and what the two such tiers share.
 
+use std::ops::ControlFlow;
 #[cfg(feature = "__lower")]
 use std::sync::OnceLock;
 use std::sync::{Arc, Weak};
@@ -134,6 +135,24 @@ pub(crate) trait Sink<K>: Send + Sync {
     fn forget_all(&self);
 }
 
+/// How much of a tier's newest entries is asked for: entries, and bytes as the tier stores them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+}
+
+/// One of a tier's newest entries.
+pub(crate) struct Shown<'a, K, V> {
+    /// `None` if it is not for this cache: of another schema or codec, or under an unknown key.
+    pub(crate) found: Option<(K, Found<V>)>,
+    pub(crate) bytes: u64,
+    /// What will be shown altogether, as far as is known.
+    pub(crate) total_bytes: u64,
+    /// Whether the tier, its queue included, still has this for the key.
+    pub(crate) is_current: &'a dyn Fn(&K) -> bool,
+}
+
 /// A tier below memory.
 ///
 /// Tiers are called through this, in their reading order. Nothing here fails: a tier that cannot
@@ -158,6 +177,15 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
 
     /// Looks several keys up, in the order given.
     fn get_many<'a>(&'a self, keys: &'a [&'a K]) -> BoxFuture<'a, Vec<Option<Found<V>>>>;
+
+    /// Shows the newest entries, the older of them first; a tier that cannot tell shows none. Blocks.
+    fn visit_newest(
+        &self,
+        wanted: Wanted,
+        each: &mut dyn FnMut(Shown<'_, K, V>) -> ControlFlow<()>,
+    ) {
+        let _ = (wanted, each);
+    }
 
     /// Empties the tier; what was written before is not read again.
     fn clear(&self) -> BoxFuture<'_, ()>;
@@ -252,9 +280,8 @@ mod sealing {
             matches!(encoded, Ok(Ok(()))).then_some(bytes)
         }
 
-        /// The key that these bytes name.
-        #[cfg(feature = "redis")]
-        pub(crate) fn key_of(&self, bytes: &[u8]) -> Option<K> {
+        /// Reads a key back, as `key` has written it.
+        pub(crate) fn decode_key(&self, bytes: &[u8]) -> Option<K> {
             catch_unwind(AssertUnwindSafe(|| self.codec.decode_key(bytes))).ok()?.ok()
         }
 

@@ -329,6 +329,15 @@ async fn an_entry_has_windows_of_its_own() {
         clock.advance(seconds(41));
         assert_eq!(loading.get(&1).await.unwrap(), 3, "the window has an end");
 
+        // Some of its own where the cache has none.
+        let cache = builder(engine).ttl(seconds(10)).clock(clock.clone()).build().unwrap();
+        let own = InsertOptions::default().stale_if_error(seconds(30));
+        let (loading, count) = counting(&cache, own);
+        assert_eq!(loading.get(&1).await.unwrap(), 1);
+        clock.advance(seconds(11));
+        count.store(100, Ordering::Relaxed);
+        assert_eq!(loading.get(&1).await.unwrap(), 1);
+
         // None of its own where the cache has some.
         let cache = builder(engine)
             .ttl(seconds(10))

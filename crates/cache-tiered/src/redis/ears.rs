@@ -154,7 +154,7 @@ where
 {
     fn changed(&self, entry: Changed<'_>) -> bool {
         let key = match entry {
-            Changed::Key(bytes) => match self.sealer.key_of(bytes) {
+            Changed::Key(bytes) => match self.sealer.decode_key(bytes) {
                 Some(key) => key,
                 None => return false,
             },

@@ -841,10 +841,10 @@ async fn a_value_that_is_on_its_way_when_its_key_changes_does_not_reach_memory()
         until(|| tier.stats().coherent).await;
         sleep(Duration::from_millis(1)).await;
         assert_eq!(found, hit(1));
-        assert!(!reservation.insert(1, options), "{loss:?} has overtaken it");
+        assert!(!reservation.insert(1, options.clone()), "{loss:?} has overtaken it");
         assert_eq!(cache.get_in_memory(&key), None);
         // And after it.
-        assert!(cache.reserve(&key).insert(1, options));
+        assert!(cache.reserve(&key).insert(1, options.clone()));
         pushes.push(loss);
         until(|| cache.get_in_memory(&key).is_none()).await;
         until(|| tier.stats().coherent).await;
