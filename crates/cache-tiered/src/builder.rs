@@ -31,7 +31,7 @@ use crate::memory::{
     Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
 };
 use crate::policy::Policy;
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 use crate::redis::{RedisConfig, RedisFront};
 use crate::sweeper;
 #[cfg(feature = "__lower")]
@@ -95,7 +95,7 @@ struct LowerSettings<K, V> {
     queue_bytes: u64,
     #[cfg(feature = "disk")]
     disk: Option<DiskConfig>,
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     redis: Option<RedisConfig>,
 }
 
@@ -113,7 +113,7 @@ impl<K, V> Default for LowerSettings<K, V> {
             queue_bytes: 64 << 20,
             #[cfg(feature = "disk")]
             disk: None,
-            #[cfg(feature = "redis")]
+            #[cfg(feature = "__redis")]
             redis: None,
         }
     }
@@ -547,7 +547,7 @@ where
     }
 
     /// Gives the cache a Redis tier, its values written through serde.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     pub fn redis(self, config: RedisConfig) -> Self
     where
         K: Serialize,
@@ -557,7 +557,7 @@ where
     }
 
     /// Gives the cache a Redis tier and its own codec; the last codec given is used by all tiers.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     pub fn redis_with(mut self, config: RedisConfig, codec: impl Codec<K, V>) -> Self {
         self.lower.redis = Some(config);
         self.lower.codec = Some(Arc::new(codec));
@@ -681,7 +681,7 @@ where
                     }
                 }
             }
-            #[cfg(feature = "redis")]
+            #[cfg(feature = "__redis")]
             Tier::Redis => {
                 let Some(config) = self.lower.redis.clone() else { return Ok(None) };
                 let sealer = Arc::clone(sealer);
@@ -698,7 +698,7 @@ where
     /// The tiers below memory that were asked for.
     fn tiers(&self) -> Vec<Tier> {
         let mut tiers = Vec::new();
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         tiers.extend(self.lower.redis.as_ref().map(|_| Tier::Redis));
         #[cfg(feature = "disk")]
         tiers.extend(self.lower.disk.as_ref().map(|_| Tier::Disk));
@@ -722,7 +722,7 @@ where
             let learns = self.lower.compression == Compression::ZstdDictionary;
             problems.extend(self.lower.disk.iter().flat_map(|disk| disk.problems(learns)));
         }
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         problems.extend(self.lower.redis.iter().flat_map(RedisConfig::validate));
     }
 }

@@ -63,7 +63,7 @@ mod memory;
 mod policy;
 #[cfg(feature = "metrics")]
 mod publish;
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 pub mod redis;
 mod similarity;
 #[cfg(feature = "simulate")]

@@ -239,7 +239,7 @@ mod sealing {
         }
 
         /// How many bytes opening an envelope has to go through.
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         pub(crate) fn opening_bytes(&self, sealed: &[u8]) -> usize {
             sealed.len().max(crate::envelope::raw_len(sealed))
         }

@@ -17,17 +17,25 @@
 //! is seen within about a second, and so is a version that was lost with the server's memory; and an
 //! outage that only other machines had is theirs to clean up.
 //!
-//! The client behind the seam in `client` is `fred`.
+//! Behind the seam in `client` is `fred` (feature `redis`) or `redis-rs` (feature of that name);
+//! [`RedisConfig::client`] chooses.
 
+mod address;
 mod batch;
 mod client;
 mod coherence;
 mod config;
+#[cfg(feature = "redis")]
 mod fred_client;
 mod front;
 mod keys;
+#[cfg(feature = "redis-rs")]
+mod redis_rs_client;
+#[cfg(feature = "redis-rs")]
+mod redis_rs_link;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod upkeep;
 
 use std::collections::HashSet;
@@ -43,7 +51,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-pub use self::config::RedisConfig;
+pub use self::config::{RedisClient, RedisConfig};
 pub(crate) use self::front::RedisFront;
 pub use resilience::State as BreakerState;
 
@@ -308,11 +316,11 @@ impl RedisTier {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let client = fred_client::parse_url(&config.url)
-            .map(|parsed| fred_client::Fred::start(parsed, config.connections, config.timeout))
+        let client = config
+            .start_client()
             .map_err(|expected| vec![Problem::new("redis.url", config.redacted_url(), expected)])?;
         let nonce = RandomState::new().hash_one(0);
-        Self::with_client(namespace, config, Box::new(client), nonce)
+        Self::with_client(namespace, config, client, nonce)
     }
 
     /// Starts the tier over a client; `nonce` makes its versions differ from other machines'.

@@ -1,0 +1,603 @@
+//! The client over `redis-rs`: a connection to a server, or one to each master of a cluster.
+//!
+//! The connections are [`Link`]s. redis-rs' own manager and cluster client are not used: they repeat
+//! commands, and they do not tell when they have changed connections, on which the order of the tier's
+//! writes depends.
+//!
+//! **Cluster.** A task keeps the map of slots ([`Cluster`]): it asks whichever node answers first, when
+//! a connection has ended, when a node has said that a slot moved, and every few seconds. Commands are
+//! grouped by node, one pipeline each; gets are single, because an MGET must not cross slots. A command
+//! that meets a moved slot follows the server's direction once. Every change of the map counts as a
+//! change of connections, and so does every direction before it is followed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, join_all, select_ok};
+use parking_lot::Mutex;
+use redis::{Cmd, Pipeline, ServerErrorKind, Value};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+use super::Lookup;
+use super::address::{Address, Kind};
+use super::client::{Command, Fetched, RemoteClient, RemoteError};
+use super::redis_rs_link::{Link, Settings, refused};
+
+/// How often the map of slots is read at least, and at most.
+const MAP_EVERY: Duration = Duration::from_secs(5);
+const MAP_PAUSE: Duration = Duration::from_millis(250);
+/// How long goodbye may take.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// One or two multiplexed connections; to a cluster, that many to each of its masters.
+pub(super) struct RedisRs {
+    lanes: Vec<Lane>,
+}
+
+#[derive(Clone)]
+enum Lane {
+    Server(Arc<Link>),
+    Cluster(Arc<Cluster>),
+}
+
+impl RedisRs {
+    /// Says what is wrong with an address, for this client.
+    pub(super) fn check(address: &Address) -> Result<(), String> {
+        match address.kind {
+            Kind::Server | Kind::Cluster => {}
+            Kind::Sentinel { .. } => {
+                return Err("sentinels are reached through the client fred only".to_owned());
+            }
+        }
+        if address.tls {
+            super::tls::trusted()?;
+        }
+        Ok(())
+    }
+
+    /// Begins to connect, in the background, on the current runtime.
+    pub(super) fn start(address: Address, lanes: usize, budget: Duration) -> Result<Self, String> {
+        let tls = match address.tls {
+            true => Some(Arc::new(super::tls::trusted()?)),
+            false => None,
+        };
+        // Shorter than the tier's own limit, so that the tier learns what became of each command.
+        let settings = Arc::new(Settings { address, tls, timeout: budget - budget / 10 });
+        let lane = |_| match settings.address.kind {
+            Kind::Cluster => Lane::Cluster(Cluster::start(Arc::clone(&settings))),
+            Kind::Server | Kind::Sentinel { .. } => {
+                let host = settings.address.hosts[0].clone();
+                Lane::Server(Arc::new(Link::start(Arc::clone(&settings), host, Arc::default())))
+            }
+        };
+        Ok(Self { lanes: (0..lanes).map(lane).collect() })
+    }
+}
+
+impl Drop for RedisRs {
+    fn drop(&mut self) {
+        self.lanes.iter().for_each(Lane::end);
+    }
+}
+
+impl Lane {
+    fn end(&self) {
+        if let Self::Cluster(cluster) = self {
+            cluster.task.lock().take().inspect(AbortHandle::abort);
+        }
+        for link in self.links() {
+            link.end();
+        }
+    }
+
+    fn links(&self) -> Vec<Arc<Link>> {
+        match self {
+            Self::Server(link) => vec![Arc::clone(link)],
+            Self::Cluster(cluster) => cluster.links(),
+        }
+    }
+
+    /// Runs commands, in this order where they go to one server; one answer for each.
+    async fn run(&self, commands: Vec<(u16, Cmd)>) -> Vec<Result<Value, RemoteError>> {
+        match self {
+            Self::Server(link) => run_on(link, commands.into_iter().map(|(_, it)| it)).await,
+            Self::Cluster(cluster) => cluster.run(commands).await,
+        }
+    }
+}
+
+async fn run_on(
+    link: &Link,
+    commands: impl ExactSizeIterator<Item = Cmd>,
+) -> Vec<Result<Value, RemoteError>> {
+    let wanted = commands.len();
+    let mut pipeline = Pipeline::with_capacity(wanted);
+    for command in commands {
+        pipeline.add_command(command);
+    }
+    match link.send_all(&pipeline).await {
+        Ok(answers) if answers.len() == wanted => answers.into_iter().map(Ok).collect(),
+        Ok(_) => vec![Err(unexpected("a pipeline")); wanted],
+        Err(error) => vec![Err(error); wanted],
+    }
+}
+
+/// An answer without the server's errors.
+fn accepted(answer: Result<Value, RemoteError>) -> Result<Value, RemoteError> {
+    match answer? {
+        Value::ServerError(error) => Err(refused(&error)),
+        value => Ok(value),
+    }
+}
+
+fn found(value: Value) -> Lookup {
+    match value {
+        Value::BulkString(value) => Lookup::Hit(Bytes::from(value)),
+        _ => Lookup::Miss,
+    }
+}
+
+fn unexpected(command: &str) -> RemoteError {
+    RemoteError::Refused(format!("not an answer to {command}"))
+}
+
+fn command(name: &str, arguments: &[&[u8]]) -> Cmd {
+    let bytes = arguments.iter().map(|it| it.len()).sum::<usize>() + name.len();
+    let mut command = Cmd::with_capacity(arguments.len() + 1, bytes);
+    command.arg(name);
+    for argument in arguments {
+        command.arg(*argument);
+    }
+    command
+}
+
+fn write(write: &Command) -> (u16, Cmd) {
+    match write {
+        Command::Set { key, value, ttl: None } => (slot(key), command("SET", &[key, value])),
+        Command::Set { key, value, ttl: Some(ttl) } => {
+            let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1).to_string();
+            (slot(key), command("SET", &[key, value, b"PX", ttl.as_bytes()]))
+        }
+        Command::SetIfMissing { key, value } => (slot(key), command("SET", &[key, value, b"NX"])),
+        Command::Delete { key } => (slot(key), command("DEL", &[key])),
+    }
+}
+
+async fn identity(link: &Link) -> Result<String, RemoteError> {
+    let info = match accepted(link.send(&command("INFO", &[b"server"])).await)? {
+        Value::BulkString(info) => String::from_utf8_lossy(&info).into_owned(),
+        Value::VerbatimString { text, .. } | Value::SimpleString(text) => text,
+        _ => return Err(unexpected("INFO")),
+    };
+    let id = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+    id.map(|id| id.trim().to_owned()).ok_or_else(|| unexpected("INFO"))
+}
+
+impl RemoteClient for RedisRs {
+    fn get_many(&self, lane: usize, keys: Vec<Bytes>) -> BoxFuture<'static, Fetched> {
+        let lane = self.lanes[lane].clone();
+        async move {
+            let wanted = keys.len();
+            let Lane::Server(link) = &lane else {
+                let gets = keys.iter().map(|key| (slot(key), command("GET", &[key]))).collect();
+                let mut all = Fetched { values: Vec::with_capacity(wanted), error: None };
+                for answer in lane.run(gets).await {
+                    match accepted(answer) {
+                        Ok(value) => all.values.push(found(value)),
+                        Err(error) => {
+                            all.values.push(Lookup::Unavailable);
+                            all.error.get_or_insert(error);
+                        }
+                    }
+                }
+                return all;
+            };
+            let names: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+            match accepted(link.send(&command("MGET", &names)).await) {
+                Ok(Value::Array(values)) if values.len() == wanted => {
+                    Fetched { values: values.into_iter().map(found).collect(), error: None }
+                }
+                Ok(_) => Fetched::failed(wanted, unexpected("MGET")),
+                Err(error) => Fetched::failed(wanted, error),
+            }
+        }
+        .boxed()
+    }
+
+    fn run(&self, writes: Vec<Command>) -> BoxFuture<'static, Vec<Result<(), RemoteError>>> {
+        let lane = self.lanes[0].clone();
+        async move {
+            let answers = lane.run(writes.iter().map(write).collect()).await;
+            answers.into_iter().map(|answer| accepted(answer).map(drop)).collect()
+        }
+        .boxed()
+    }
+
+    fn servers(&self, lane: usize) -> BoxFuture<'static, Result<Vec<String>, RemoteError>> {
+        let mut links = self.lanes[lane].links();
+        // A node that is away is identified when it is back, on its new connection.
+        links.retain(|link| link.is_up());
+        async move {
+            if links.is_empty() {
+                return Err(RemoteError::Disconnected("no connection".to_owned()));
+            }
+            let identities = join_all(links.iter().map(|link| identity(link))).await;
+            match identities.into_iter().collect() {
+                // Whoever may not ask who the server is has to do without.
+                Err(RemoteError::Refused(_)) => Ok(Vec::new()),
+                identities => identities,
+            }
+        }
+        .boxed()
+    }
+
+    fn connection(&self, lane: usize) -> u64 {
+        match &self.lanes[lane] {
+            Lane::Server(link) => link.connections(),
+            Lane::Cluster(cluster) => cluster.connections(),
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.lanes.iter().all(|lane| {
+            let links = lane.links();
+            !links.is_empty() && links.iter().all(|link| link.is_up())
+        })
+    }
+
+    fn tend(&self, stuck: bool) {
+        if stuck {
+            for link in self.lanes.iter().flat_map(Lane::links) {
+                link.give_up();
+            }
+        }
+    }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        let lanes = self.lanes.clone();
+        async move {
+            let links: Vec<_> = lanes.iter().flat_map(Lane::links).collect();
+            let quit = command("QUIT", &[]);
+            // A server that does not take its leave is left without.
+            let _ = timeout(GOODBYE, join_all(links.iter().map(|link| link.send(&quit)))).await;
+            lanes.iter().for_each(Lane::end);
+        }
+        .boxed()
+    }
+}
+
+/// Connections to all masters of a cluster, and which of them has which slots.
+struct Cluster {
+    settings: Arc<Settings>,
+    map: Mutex<Map>,
+    /// The map may be out of date.
+    stale: Arc<Notify>,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.task.get_mut().take().inspect(AbortHandle::abort);
+    }
+}
+
+#[derive(Default)]
+struct Map {
+    /// By the first of their slots.
+    ranges: BTreeMap<u16, Range>,
+    nodes: BTreeMap<Node, Arc<Link>>,
+    /// Changes of this map, and the connections of the nodes that have left it.
+    changes: u64,
+}
+
+type Node = (String, u16);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Range {
+    last: u16,
+    node: Node,
+}
+
+impl Map {
+    fn link(&self, slot: u16) -> Option<&Arc<Link>> {
+        let (_, range) = self.ranges.range(..=slot).next_back()?;
+        self.nodes.get(&range.node).filter(|_| slot <= range.last)
+    }
+}
+
+/// Where a server sends a command that came to the wrong node.
+enum Direction {
+    Moved(Node),
+    Ask(Node),
+}
+
+/// Reads a direction such as `MOVED 3999 127.0.0.1:6381`.
+fn direction(answer: &Value) -> Option<Direction> {
+    let Value::ServerError(error) = answer else { return None };
+    let kind = error.kind()?;
+    let place = error.details()?.split_ascii_whitespace().nth(1)?;
+    let (host, port) = place.rsplit_once(':')?;
+    let node = (host.to_owned(), port.parse().ok()?);
+    match kind {
+        ServerErrorKind::Moved => Some(Direction::Moved(node)),
+        ServerErrorKind::Ask => Some(Direction::Ask(node)),
+        _ => None,
+    }
+}
+
+impl Cluster {
+    fn start(settings: Arc<Settings>) -> Arc<Self> {
+        let cluster = Arc::new(Self {
+            settings,
+            map: Mutex::default(),
+            stale: Arc::default(),
+            task: Mutex::default(),
+        });
+        let weak = Arc::downgrade(&cluster);
+        let stale = Arc::clone(&cluster.stale);
+        let keep = async move {
+            loop {
+                let Some(cluster) = weak.upgrade() else { return };
+                match cluster.read_map().await {
+                    Ok(ranges) => cluster.adopt(ranges),
+                    Err(error) => tracing::debug!(%error, "cannot read the map of a redis cluster"),
+                }
+                drop(cluster);
+                sleep(MAP_PAUSE).await;
+                // Either way there is nothing to do but to read it again.
+                let _ = timeout(MAP_EVERY, stale.notified()).await;
+            }
+        };
+        *cluster.task.lock() = Some(tokio::spawn(keep).abort_handle());
+        cluster
+    }
+
+    fn links(&self) -> Vec<Arc<Link>> {
+        self.map.lock().nodes.values().cloned().collect()
+    }
+
+    fn connections(&self) -> u64 {
+        let map = self.map.lock();
+        map.changes + map.nodes.values().map(|link| link.connections()).sum::<u64>()
+    }
+
+    /// Asks all nodes that are connected, or else all in the URL, and takes the first answer.
+    async fn read_map(&self) -> Result<BTreeMap<u16, Range>, RemoteError> {
+        let ask = command("CLUSTER", &[b"SLOTS"]);
+        let ask = &ask;
+        let nodes: Vec<_> = {
+            let map = self.map.lock();
+            let up = map.nodes.iter().filter(|(_, link)| link.is_up());
+            up.map(|(node, link)| (node.clone(), Arc::clone(link))).collect()
+        };
+        if !nodes.is_empty() {
+            let answers = nodes.iter().map(|(node, link)| {
+                let answer = async move { ranges(accepted(link.send(ask).await)?, &node.0) };
+                answer.boxed()
+            });
+            if let Ok((ranges, _)) = select_ok(answers).await {
+                return Ok(ranges);
+            }
+        }
+        let answers = self.settings.address.hosts.iter().map(|host| {
+            let answer = async move {
+                let (mut connection, driver) = self.settings.connect(host).await?;
+                let answer = async {
+                    let answer = connection.send_packed_command(ask).await;
+                    answer.map_err(|error| RemoteError::Disconnected(error.to_string()))
+                };
+                let answer = tokio::select! {
+                    answer = timeout(self.settings.timeout.max(MAP_PAUSE), answer) => answer,
+                    () = driver => return Err(unexpected("CLUSTER SLOTS")),
+                };
+                ranges(accepted(answer.map_err(|_| RemoteError::Timeout)?)?, &host.0)
+            };
+            answer.boxed()
+        });
+        select_ok(answers).await.map(|(ranges, _)| ranges)
+    }
+
+    fn adopt(&self, ranges: BTreeMap<u16, Range>) {
+        let mut map = self.map.lock();
+        if map.ranges == ranges {
+            return;
+        }
+        let mut nodes = BTreeMap::new();
+        for range in ranges.values() {
+            nodes.entry(range.node.clone()).or_insert_with(|| {
+                match map.nodes.remove(&range.node) {
+                    Some(link) => link,
+                    None => Arc::new(Link::start(
+                        Arc::clone(&self.settings),
+                        range.node.clone(),
+                        Arc::clone(&self.stale),
+                    )),
+                }
+            });
+        }
+        // The count only grows: what the nodes that left have counted stays in it. One of their
+        // connections may be counted just now; it carries nothing.
+        let left: u64 = map.nodes.values().map(|link| link.connections()).sum();
+        map.changes += 1 + left;
+        map.nodes = nodes;
+        map.ranges = ranges;
+    }
+
+    async fn run(&self, commands: Vec<(u16, Cmd)>) -> Vec<Result<Value, RemoteError>> {
+        let nobody = || RemoteError::Disconnected("no node has the slot".to_owned());
+        let mut answers: Vec<_> = commands.iter().map(|_| Err(nobody())).collect();
+        // By the address of the link: the order between nodes means nothing.
+        let mut parts: BTreeMap<usize, (Arc<Link>, Vec<usize>)> = BTreeMap::new();
+        {
+            let map = self.map.lock();
+            for (index, (slot, _)) in commands.iter().enumerate() {
+                if let Some(link) = map.link(*slot) {
+                    let part = || (Arc::clone(link), Vec::new());
+                    parts.entry(Arc::as_ptr(link).addr()).or_insert_with(part).1.push(index);
+                }
+            }
+        }
+        let commands = &commands;
+        let parts = parts.into_values().map(|(link, indices)| async move {
+            let part = indices.iter().map(|index| commands[*index].1.clone());
+            let answers = run_on(&link, part).await;
+            let redirected = indices.into_iter().zip(answers).map(|(index, answer)| async move {
+                match answer {
+                    Ok(answer) => (index, self.follow(&commands[index].1, answer).await),
+                    Err(error) => (index, Err(error)),
+                }
+            });
+            join_all(redirected).await
+        });
+        for (index, answer) in join_all(parts).await.into_iter().flatten() {
+            answers[index] = answer;
+        }
+        if answers.iter().any(|it| matches!(it, Err(RemoteError::Disconnected(_)))) {
+            self.stale.notify_one();
+        }
+        answers
+    }
+
+    /// Follows the direction in an answer, if there is one.
+    async fn follow(&self, command: &Cmd, answer: Value) -> Result<Value, RemoteError> {
+        let Some(direction) = direction(&answer) else { return Ok(answer) };
+        let (Direction::Moved(node) | Direction::Ask(node)) = &direction;
+        let link = {
+            let mut map = self.map.lock();
+            map.changes += 1;
+            map.nodes.get(node).cloned()
+        };
+        self.stale.notify_one();
+        let Some(link) = link else {
+            let (host, port) = node;
+            return Err(RemoteError::Disconnected(format!("{host}:{port} is a new node")));
+        };
+        match direction {
+            Direction::Moved(_) => link.send(command).await,
+            Direction::Ask(_) => {
+                let asking = [self::command("ASKING", &[]), command.clone()];
+                let mut answers = run_on(&link, asking.into_iter()).await;
+                answers.pop().unwrap_or_else(|| Err(unexpected("ASKING")))
+            }
+        }
+    }
+}
+
+/// Reads the answer to `CLUSTER SLOTS`: the masters only. A node without a host is the one asked.
+fn ranges(answer: Value, asked: &str) -> Result<BTreeMap<u16, Range>, RemoteError> {
+    let wrong = || unexpected("CLUSTER SLOTS");
+    let Value::Array(entries) = answer else { return Err(wrong()) };
+    let mut ranges = BTreeMap::new();
+    for entry in entries {
+        let Value::Array(entry) = entry else { return Err(wrong()) };
+        let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = &entry[..] else {
+            return Err(wrong());
+        };
+        let [host, Value::Int(port), ..] = &master[..] else { return Err(wrong()) };
+        let host = match host {
+            Value::BulkString(host) => String::from_utf8_lossy(host).into_owned(),
+            Value::SimpleString(host) => host.clone(),
+            _ => String::new(),
+        };
+        let host = if host.is_empty() { asked.to_owned() } else { host };
+        let number = |number: &i64| u16::try_from(*number).map_err(|_| wrong());
+        let range = Range { last: number(last)?, node: (host, number(port)?) };
+        ranges.insert(number(first)?, range);
+    }
+    match ranges.is_empty() {
+        true => Err(RemoteError::Refused("the cluster has no slots".to_owned())),
+        false => Ok(ranges),
+    }
+}
+
+/// The slot of a key: CRC-16 of the key, or of what stands between its first braces.
+fn slot(key: &[u8]) -> u16 {
+    let tag = key.iter().position(|byte| *byte == b'{').and_then(|open| {
+        let rest = &key[open + 1..];
+        let close = rest.iter().position(|byte| *byte == b'}')?;
+        Some(&rest[..close]).filter(|tag| !tag.is_empty())
+    });
+    crc16(tag.unwrap_or(key)) % 16_384
+}
+
+/// CRC-16 as XMODEM has it.
+fn crc16(bytes: &[u8]) -> u16 {
+    const TABLE: [u16; 256] = {
+        let mut table = [0; 256];
+        let mut index = 0;
+        while index < 256 {
+            let mut crc = (index as u16) << 8;
+            let mut bit = 0;
+            while bit < 8 {
+                crc = if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 };
+                bit += 1;
+            }
+            table[index] = crc;
+            index += 1;
+        }
+        table
+    };
+    bytes.iter().fold(0, |crc, byte| {
+        let index = usize::from((crc >> 8) as u8 ^ byte);
+        crc << 8 ^ TABLE[index]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_what_redis_says() {
+        for (key, expected) in [
+            ("123456789", 0x31c3),
+            ("", 0),
+            ("foo", 12_182),
+            ("{foo}bar", 12_182),
+            ("x{foo}{bar}", 12_182),
+            ("foo{}{bar}", 8_363),
+        ] {
+            assert_eq!(slot(key.as_bytes()), expected, "{key}");
+        }
+        #[cfg(feature = "redis")]
+        for _ in 0..1_000 {
+            let key: Vec<u8> =
+                std::iter::repeat_with(|| fastrand::choice(b"{}ab\xff").copied().unwrap())
+                    .take(fastrand::usize(..12))
+                    .collect();
+            assert_eq!(slot(&key), fred::util::redis_keyslot(&key), "{key:?}");
+        }
+    }
+
+    fn entry(first: i64, last: i64, host: &str, port: i64) -> Value {
+        let text = |text: &str| Value::BulkString(text.into());
+        let node = Value::Array(vec![text(host), Value::Int(port), text("id")]);
+        Value::Array(vec![Value::Int(first), Value::Int(last), node.clone(), node])
+    }
+
+    #[test]
+    fn the_map_of_a_cluster_is_read_and_nonsense_is_refused() {
+        let answer = Value::Array(vec![entry(8_192, 16_383, "", 2), entry(0, 8_191, "a", 1)]);
+        let map = ranges(answer, "asked").unwrap();
+        let told: Vec<_> = map
+            .iter()
+            .map(|(first, it)| (*first, it.last, it.node.0.as_str(), it.node.1))
+            .collect();
+        assert_eq!(told, [(0, 8_191, "a", 1), (8_192, 16_383, "asked", 2)]);
+        for wrong in [
+            Value::Nil,
+            Value::Array(Vec::new()),
+            Value::Array(vec![Value::Nil]),
+            Value::Array(vec![Value::Array(vec![Value::Int(0), Value::Int(1)])]),
+            Value::Array(vec![entry(0, 70_000, "a", 1)]),
+            Value::Array(vec![entry(-1, 1, "a", 1)]),
+        ] {
+            assert!(ranges(wrong.clone(), "asked").is_err(), "{wrong:?}");
+        }
+    }
+}
