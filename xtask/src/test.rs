@@ -43,7 +43,8 @@ pub(crate) fn run(args: &[String]) -> Outcome {
     tests.and(doc_tests)
 }
 
-fn provide_redis() -> Outcome {
+/// Installs a Redis server where there is none.
+pub(crate) fn provide_redis() -> Outcome {
     if repo::installed("redis-server") {
         return Ok(());
     }
