@@ -1,7 +1,7 @@
 //! Describes a cache, checks the description once, and starts it.
 
 use std::hash::{BuildHasher, Hash};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 #[cfg(feature = "__lower")]
@@ -26,7 +26,7 @@ use crate::freshness::Freshness;
 use crate::hasher::DefaultHashBuilder;
 #[cfg(feature = "__lower")]
 use crate::lower::Sealer;
-use crate::lower::{LowerTier, Tier};
+use crate::lower::{LowerTier, Sink, Tier};
 use crate::memory::{
     Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
 };
@@ -480,6 +480,10 @@ where
             schema: self.lower.schema_version,
             counters: Counters::default(),
         });
+        for tier in &inner.lower.tiers {
+            let sink: Weak<dyn Sink<K>> = Arc::<Inner<K, V, S>>::downgrade(&inner);
+            tier.attach(sink);
+        }
         sweeper::register(&inner, self.expiry_sweep)
             .map_err(|source| BuildError::Thread { cache: inner.name.clone(), source })?;
         Ok(Cache::from_inner(inner))
@@ -532,7 +536,7 @@ where
     #[cfg(feature = "disk")]
     pub fn disk(self, config: DiskConfig) -> Self
     where
-        K: Serialize,
+        K: Serialize + DeserializeOwned,
         V: Serialize + DeserializeOwned,
     {
         self.disk_with(config, Bincode)
@@ -550,7 +554,7 @@ where
     #[cfg(feature = "__redis")]
     pub fn redis(self, config: RedisConfig) -> Self
     where
-        K: Serialize,
+        K: Serialize + DeserializeOwned,
         V: Serialize + DeserializeOwned,
     {
         self.redis_with(config, Bincode)

@@ -22,8 +22,8 @@ pub type CodecError = Box<dyn Error + Send + Sync>;
 /// # Contract
 ///
 /// `encode_key` is injective and the same in every process and version: it names the entry. What
-/// `encode` writes, `decode` reads back. `decode` gets only bytes whose checksum, codec id, schema
-/// version and key were right; it must all the same fail, and not panic, on bytes that it does not
+/// `encode_key` and `encode` write, `decode_key` and `decode` read back. `decode` gets only bytes whose checksum, codec id, schema
+/// version and key were right; both must all the same fail, and not panic, on bytes that they do not
 /// understand.
 pub trait Codec<K, V>: Send + Sync + 'static {
     /// Names the format, 128 to 255 for a user's own. Bytes of another id are a miss.
@@ -35,6 +35,13 @@ pub trait Codec<K, V>: Send + Sync + 'static {
     ///
     /// A key that cannot be written stays in memory only.
     fn encode_key(&self, key: &K, out: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// Reads a key back: whatever names an entry below memory tells its key.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that `encode_key` does not write are no key.
+    fn decode_key(&self, bytes: &[u8]) -> Result<K, CodecError>;
 
     /// Appends the bytes of a value.
     ///
@@ -74,7 +81,7 @@ pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecEr
 
 impl<K, V> Codec<K, V> for Bincode
 where
-    K: Serialize,
+    K: Serialize + DeserializeOwned,
     V: Serialize + DeserializeOwned,
 {
     fn id(&self) -> u8 {
@@ -83,6 +90,10 @@ where
 
     fn encode_key(&self, key: &K, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Ok(bincode().serialize_into(out, key)?)
+    }
+
+    fn decode_key(&self, bytes: &[u8]) -> Result<K, CodecError> {
+        Ok(bincode().deserialize(bytes)?)
     }
 
     fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -105,7 +116,7 @@ pub struct Wincode;
 #[cfg(feature = "wincode")]
 impl<K, V> Codec<K, V> for Wincode
 where
-    K: wincode::Serialize<Src = K>,
+    K: wincode::Serialize<Src = K> + wincode::DeserializeOwned<Dst = K>,
     V: wincode::Serialize<Src = V> + wincode::DeserializeOwned<Dst = V>,
 {
     fn id(&self) -> u8 {
@@ -114,6 +125,10 @@ where
 
     fn encode_key(&self, key: &K, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Ok(wincode::serialize_into(out, key)?)
+    }
+
+    fn decode_key(&self, bytes: &[u8]) -> Result<K, CodecError> {
+        Ok(wincode::deserialize_exact(bytes)?)
     }
 
     fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -136,7 +151,7 @@ pub struct MessagePack;
 #[cfg(feature = "messagepack")]
 impl<K, V> Codec<K, V> for MessagePack
 where
-    K: Serialize,
+    K: Serialize + DeserializeOwned,
     V: Serialize + DeserializeOwned,
 {
     fn id(&self) -> u8 {
@@ -145,6 +160,10 @@ where
 
     fn encode_key(&self, key: &K, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Ok(bincode().serialize_into(out, key)?)
+    }
+
+    fn decode_key(&self, bytes: &[u8]) -> Result<K, CodecError> {
+        Ok(bincode().deserialize(bytes)?)
     }
 
     fn encode(&self, value: &V, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -186,6 +205,17 @@ mod tests {
         assert!(decode(&bytes).is_err());
     }
 
+    #[test]
+    fn a_key_is_read_back_and_bytes_left_over_are_none() {
+        let key = ("alice".to_owned(), 7_u16);
+        let mut bytes = Vec::new();
+        Codec::<(String, u16), u8>::encode_key(&Bincode, &key, &mut bytes).unwrap();
+        let decode = |bytes: &[u8]| Codec::<(String, u16), u8>::decode_key(&Bincode, bytes);
+        assert_eq!(decode(&bytes).unwrap(), key);
+        bytes.push(0);
+        assert!(decode(&bytes).is_err());
+    }
+
     #[cfg(feature = "wincode")]
     #[test]
     fn wincode_writes_and_reads_the_bytes_of_bincode_1() {
@@ -209,6 +239,7 @@ mod tests {
         Codec::<String, u64>::encode_key(&Wincode, &key, &mut one).unwrap();
         Codec::<String, u64>::encode_key(&Bincode, &key, &mut other).unwrap();
         assert_eq!(one, other);
+        assert_eq!(Codec::<String, u64>::decode_key(&Wincode, &one).unwrap(), key);
     }
 
     #[cfg(feature = "messagepack")]

@@ -165,6 +165,10 @@ impl Codec<u32, Option<Nosy>> for NosyCodec {
         Ok(())
     }
 
+    fn decode_key(&self, bytes: &[u8]) -> Result<u32, CodecError> {
+        Ok(u32::from_be_bytes(bytes.try_into()?))
+    }
+
     fn encode(&self, value: &Option<Nosy>, out: &mut Vec<u8>) -> Result<(), CodecError> {
         out.extend(value.iter().flat_map(|nosy| nosy.key.to_be_bytes()));
         Ok(())
@@ -276,6 +280,10 @@ impl Codec<u32, u64> for Gated {
     fn encode_key(&self, key: &u32, out: &mut Vec<u8>) -> Result<(), CodecError> {
         out.extend_from_slice(&key.to_be_bytes());
         Ok(())
+    }
+
+    fn decode_key(&self, bytes: &[u8]) -> Result<u32, CodecError> {
+        Ok(u32::from_be_bytes(bytes.try_into()?))
     }
 
     fn encode(&self, value: &u64, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -485,6 +493,10 @@ impl Codec<u32, Fragile> for FragileCodec {
     fn encode_key(&self, key: &u32, out: &mut Vec<u8>) -> Result<(), CodecError> {
         out.extend_from_slice(&key.to_be_bytes());
         Ok(())
+    }
+
+    fn decode_key(&self, bytes: &[u8]) -> Result<u32, CodecError> {
+        Ok(u32::from_be_bytes(bytes.try_into()?))
     }
 
     fn encode(&self, _: &Fragile, _: &mut Vec<u8>) -> Result<(), CodecError> {

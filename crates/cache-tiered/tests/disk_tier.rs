@@ -275,6 +275,10 @@ impl Codec<u32, String> for Moody {
         Ok(())
     }
 
+    fn decode_key(&self, bytes: &[u8]) -> Result<u32, CodecError> {
+        Ok(u32::from_be_bytes(bytes.try_into()?))
+    }
+
     fn encode(&self, value: &String, out: &mut Vec<u8>) -> Result<(), CodecError> {
         assert_ne!(value, "panic");
         if value == "fail" {

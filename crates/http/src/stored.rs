@@ -137,6 +137,16 @@ impl Codec<ResponseKey, Stored> for StoredCodec {
         Ok(())
     }
 
+    fn decode_key(&self, bytes: &[u8]) -> Result<ResponseKey, CodecError> {
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let (target, variant) = match end {
+            Some(end) if end + 1 == bytes.len() => return Err("a variant without a name".into()),
+            Some(end) => (&bytes[..end], &bytes[end + 1..]),
+            None => (bytes, &[][..]),
+        };
+        Ok(ResponseKey::target(std::str::from_utf8(target)?).variant(variant))
+    }
+
     fn encode(&self, stored: &Stored, out: &mut Vec<u8>) -> Result<(), CodecError> {
         match stored {
             Stored::Response(response) => {
@@ -223,6 +233,19 @@ mod tests {
             codec().encode(&stored, &mut bytes).unwrap();
             let read = codec().decode(&bytes).unwrap();
             assert_eq!(format!("{stored:?}"), format!("{read:?}"));
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_written_is_read_back() {
+        let target = ResponseKey::target("http://host/path");
+        for key in [target.variant(b"gzip\n\xff"), target] {
+            let mut bytes = Vec::new();
+            codec().encode_key(&key, &mut bytes).unwrap();
+            assert_eq!(codec().decode_key(&bytes).unwrap(), key);
+        }
+        for bytes in [&b"http://host/path\n"[..], b"\xff"] {
+            assert!(codec().decode_key(bytes).is_err());
         }
     }
 

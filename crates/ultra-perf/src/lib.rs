@@ -75,7 +75,7 @@ impl UltraPerf {
     #[cfg(any(feature = "disk", feature = "redis"))]
     pub fn cache<K, V>(&self, name: &str) -> CacheBuilder<K, V>
     where
-        K: Hash + Eq + Clone + Send + Sync + Serialize + 'static,
+        K: Hash + Eq + Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
         V: Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
     {
         self.cache_with_codec(name, Bincode)

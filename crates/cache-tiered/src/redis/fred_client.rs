@@ -12,15 +12,24 @@
 //! - A socket is closed with a reset (`linger` 0), so that nothing in its send buffer reaches the
 //!   server later than what a new connection sends.
 //! - `broadcast_channel_capacity` stays small, because every one of a client's channels allocates it
-//!   at once; a lag in the only two that are listened to is harmless.
+//!   at once. Pushes are carried into the tier's own queue without delay, and a lag is a loss.
+//! - fred's own tracking in broadcast mode asks one node of a cluster only, so each is asked here. Which
+//!   connections have been asked is remembered by their ids. The news that a server was emptied
+//!   comes without names, and fred drops it: `invalidation` tells what remains.
+//! - fred does not wait for the answer to a SUBSCRIBE, and takes a refusal for the answer to the next
+//!   command. So there is a connection for that alone, and a PING that tells what became of it.
 //! - Commands go out raw. That spares a validation of every value as UTF-8.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, EventInterface};
+use fred::interfaces::{
+    ClientInterface, ClientLike, ClusterInterface, EventInterface, PubsubInterface,
+    TrackingInterface,
+};
 use fred::types::config::{
     Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, Server, ServerConfig,
     TcpConfig, TlsConfig, TlsHostMapping, UnresponsiveConfig,
@@ -29,13 +38,18 @@ use fred::types::{
     ClusterHash, ClusterStateChange, ConnectHandle, CustomCommand, Resp3Frame, RespVersion, Value,
 };
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::{BoxFuture, join, join_all};
 use parking_lot::Mutex;
-use tokio::sync::broadcast::{self, error::TryRecvError};
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
+use tokio::task::AbortHandle;
 
-use super::Lookup;
 use super::address::{Address, Kind};
-use super::client::{Command, Fetched, RemoteClient, RemoteError};
+use super::client::{Command, Fetched, Follow, Push, RemoteClient, RemoteError};
+use super::invalidation::PushQueue;
+use super::{Coherence, Lookup, RedisConfig};
 
 /// How long a connection may take to be set up. A server that is frozen meanwhile has it ready when
 /// it goes on.
@@ -45,6 +59,11 @@ const SET_UP: Duration = Duration::from_secs(5);
 const RECONNECT_MAX_MS: u32 = 2_000;
 /// How long a server may stay silent before its connection is given up.
 const SILENT: Duration = Duration::from_secs(1);
+/// What waits in each of a client's channels; more where pushes come.
+const EVENTS: usize = 16;
+const PUSHES: usize = 4_096;
+/// How often the nodes of a cluster are asked to tell of changes while they come and go.
+const FOLLOW_TRIES: usize = 3;
 /// How long goodbye may take.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -55,6 +74,21 @@ pub(super) struct Fred {
     options: Options,
     clustered: bool,
     lanes: Vec<Mutex<Link>>,
+    /// The connection for messages, once it is wanted.
+    subscriber: Mutex<Option<Link>>,
+    pushes: Arc<PushQueue>,
+    /// Whether anything is to be followed.
+    follows: bool,
+    followed: Arc<Mutex<Followed>>,
+}
+
+/// The connections on which the last `follow` asked, by their ids.
+#[derive(Debug, Default)]
+enum Followed {
+    #[default]
+    Nothing,
+    Tracking(HashMap<Server, i64>),
+    Channel(HashMap<Server, i64>),
 }
 
 /// A fred client, its driving task, and the count of its connections.
@@ -64,13 +98,21 @@ struct Link {
     connected: broadcast::Receiver<Server>,
     moved: broadcast::Receiver<Vec<ClusterStateChange>>,
     connections: u64,
+    /// The task that carries pushes on.
+    carrier: Option<AbortHandle>,
 }
 
 impl Link {
-    fn start(config: &Config, timeout: Duration, connections: u64) -> Self {
+    /// Begins to connect. With `pushes`, what the servers tell goes there.
+    fn start(
+        config: &Config,
+        timeout: Duration,
+        connections: u64,
+        pushes: Option<&Arc<PushQueue>>,
+    ) -> Self {
         let performance = PerformanceConfig {
             default_command_timeout: timeout,
-            broadcast_channel_capacity: 16,
+            broadcast_channel_capacity: if pushes.is_some() { PUSHES } else { EVENTS },
             ..PerformanceConfig::default()
         };
         let connection = ConnectionConfig {
@@ -93,8 +135,10 @@ impl Link {
         let policy = ReconnectPolicy::new_exponential(0, 100, RECONNECT_MAX_MS, 2);
         let client = Client::new(config.clone(), Some(performance), Some(connection), Some(policy));
         let (connected, moved) = (client.reconnect_rx(), client.cluster_change_rx());
+        let carrier =
+            pushes.map(|pushes| tokio::spawn(carry(&client, Arc::clone(pushes))).abort_handle());
         let task = client.connect();
-        Self { client, task, connected, moved, connections }
+        Self { client, task, connected, moved, connections, carrier }
     }
 
     /// fred tells of a new connection before it sends anything on it, so an answer that came over a
@@ -108,6 +152,41 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.task.abort();
+        if let Some(carrier) = &self.carrier {
+            carrier.abort();
+        }
+    }
+}
+
+/// Carries what a client is told into the queue, until the client ends.
+fn carry(client: &Client, pushes: Arc<PushQueue>) -> impl Future<Output = ()> + Send + 'static {
+    let (mut connected, mut moved) = (client.reconnect_rx(), client.cluster_change_rx());
+    let (mut changes, mut messages) = (client.invalidation_rx(), client.message_rx());
+    async move {
+        loop {
+            let push = tokio::select! {
+                event = connected.recv() => told(event, |_| Push::Lost),
+                event = moved.recv() => told(event, |_| Push::Lost),
+                event = changes.recv() => told(event, |it| {
+                    Push::Changed(it.keys.into_iter().map(fred::types::Key::into_bytes).collect())
+                }),
+                event = messages.recv() => told(event, |it| {
+                    it.value.into_bytes().map_or(Push::Lost, Push::Message)
+                }),
+            };
+            match push {
+                Some(push) => pushes.push(push),
+                None => return,
+            }
+        }
+    }
+}
+
+fn told<T>(event: Result<T, RecvError>, push: impl FnOnce(T) -> Push) -> Option<Push> {
+    match event {
+        Ok(event) => Some(push(event)),
+        Err(RecvError::Lagged(_)) => Some(Push::Lost),
+        Err(RecvError::Closed) => None,
     }
 }
 
@@ -124,7 +203,9 @@ fn count<T: Clone>(events: &mut broadcast::Receiver<T>) -> u64 {
 
 impl Fred {
     /// Begins to connect, in the background, on the current runtime.
-    pub(super) fn start(config: Config, lanes: usize, budget: Duration) -> Self {
+    pub(super) fn start(config: Config, tier: &RedisConfig, pushes: Arc<PushQueue>) -> Self {
+        let budget = tier.timeout;
+        let follows = tier.coherence != Coherence::Off;
         // Shorter than the tier's own limit, so that the tier learns what became of each command.
         let timeout = budget - budget / 10;
         let options = Options {
@@ -134,8 +215,21 @@ impl Fred {
             ..Options::default()
         };
         let clustered = config.server.is_clustered();
-        let lanes = (0..lanes).map(|_| Mutex::new(Link::start(&config, timeout, 0))).collect();
-        Self { config, timeout, options, clustered, lanes }
+        // The servers tell of changes on the connection that writes.
+        let pushes_of = |lane| (lane == 0 && follows).then_some(&pushes);
+        let lane = |lane| Mutex::new(Link::start(&config, timeout, 0, pushes_of(lane)));
+        let lanes = (0..tier.connections).map(lane).collect();
+        Self {
+            config,
+            timeout,
+            options,
+            clustered,
+            lanes,
+            subscriber: Mutex::new(None),
+            pushes,
+            follows,
+            followed: Arc::default(),
+        }
     }
 
     fn caller(&self, lane: usize) -> Caller {
@@ -182,6 +276,9 @@ impl Caller {
                 ("SET", vec![key.into(), value.into(), word("NX")])
             }
             Command::Delete { key } => ("DEL", vec![key.into()]),
+            Command::Publish { channel, message } => {
+                ("PUBLISH", vec![channel.into(), message.into()])
+            }
         };
         self.call(name, ClusterHash::FirstKey, arguments).await.map(drop)
     }
@@ -196,6 +293,90 @@ impl Caller {
             }
             Ok(_) => Fetched::failed(wanted, unexpected("MGET")),
             Err(error) => Fetched::failed(wanted, error),
+        }
+    }
+
+    /// The same caller, for one node of a cluster.
+    fn to_node(&self, node: Server) -> Self {
+        let options = Options { cluster_node: Some(node), ..self.options.clone() };
+        Self { client: self.client.clone(), options }
+    }
+
+    /// The ids of the connections, if there is one to every master.
+    fn connections(&self, clustered: bool) -> Option<HashMap<Server, i64>> {
+        let ids = self.client.connection_ids();
+        if !clustered {
+            return Some(ids);
+        }
+        let masters = self.client.cached_cluster_state()?.unique_primary_nodes();
+        let complete = !masters.is_empty() && masters.iter().all(|it| ids.contains_key(it));
+        complete.then_some(ids)
+    }
+
+    /// Asks every node to tell of changes; returns the connections that were asked.
+    async fn track(
+        &self,
+        clustered: bool,
+        prefix: &Bytes,
+    ) -> Result<HashMap<Server, i64>, RemoteError> {
+        for _ in 0..FOLLOW_TRIES {
+            let Some(before) = self.connections(clustered) else { break };
+            if clustered {
+                let nodes = before.keys().map(|node| self.to_node(node.clone()));
+                let asked = nodes.map(|node| async move { node.track_here(prefix).await });
+                join_all(asked).await.into_iter().collect::<Result<(), _>>()?;
+            } else {
+                self.track_here(prefix).await?;
+            }
+            // The answers came after whatever the client was doing to its connections.
+            if self.connections(clustered).as_ref() == Some(&before) {
+                return Ok(before);
+            }
+        }
+        Err(RemoteError::Disconnected("the nodes are coming and going".to_owned()))
+    }
+
+    async fn track_here(&self, prefix: &Bytes) -> Result<(), RemoteError> {
+        let hash = || {
+            if self.options.cluster_node.is_some() {
+                ClusterHash::Random
+            } else {
+                ClusterHash::FirstKey
+            }
+        };
+        // What is asked for already cannot be asked for again.
+        let off = self.call("CLIENT", hash(), vec![word("TRACKING"), word("OFF")]);
+        let on = vec![
+            word("TRACKING"),
+            word("ON"),
+            word("BCAST"),
+            word("PREFIX"),
+            prefix.clone().into(),
+            word("NOLOOP"),
+        ];
+        let (_, on) = join(off, self.call("CLIENT", hash(), on)).await;
+        on.map(drop)
+    }
+
+    /// Subscribes to a channel; returns the connections that there are.
+    async fn subscribe(
+        &self,
+        clustered: bool,
+        channel: &Bytes,
+    ) -> Result<HashMap<Server, i64>, RemoteError> {
+        if !self.client.is_connected() {
+            return Err(RemoteError::Disconnected("the connection for messages".to_owned()));
+        }
+        let before = self.connections(clustered);
+        let channel = String::from_utf8_lossy(channel).into_owned();
+        let subscribed = self.client.with_options(&self.options).subscribe(channel).await;
+        subscribed.map_err(|error| RemoteError::Disconnected(error.details().to_owned()))?;
+        // To the node that fred has chosen for the subscription.
+        let slot = fred::util::redis_keyslot(self.client.id().as_bytes());
+        self.call("PING", ClusterHash::Custom(slot), Vec::new()).await?;
+        match before {
+            Some(before) if self.connections(clustered).as_ref() == Some(&before) => Ok(before),
+            _ => Err(RemoteError::Disconnected("the nodes are coming and going".to_owned())),
         }
     }
 
@@ -269,11 +450,7 @@ impl RemoteClient for Fred {
         async move {
             let callers = if clustered {
                 let nodes = caller.client.active_connections().into_iter();
-                let to_node = |node| Caller {
-                    client: caller.client.clone(),
-                    options: Options { cluster_node: Some(node), ..caller.options.clone() },
-                };
-                nodes.map(to_node).collect()
+                nodes.map(|node| caller.to_node(node)).collect()
             } else {
                 vec![caller]
             };
@@ -287,6 +464,52 @@ impl RemoteClient for Fred {
         .boxed()
     }
 
+    fn follow(&self, follow: Follow) -> BoxFuture<'static, Result<(), RemoteError>> {
+        let (clustered, followed) = (self.clustered, Arc::clone(&self.followed));
+        *followed.lock() = Followed::Nothing;
+        match follow {
+            Follow::Tracking { prefix } => {
+                self.subscriber.lock().take();
+                let caller = self.caller(0);
+                async move {
+                    let connections = caller.track(clustered, &prefix).await?;
+                    *followed.lock() = Followed::Tracking(connections);
+                    Ok(())
+                }
+                .boxed()
+            }
+            Follow::Channel { name } => {
+                let mut subscriber = self.subscriber.lock();
+                let link = subscriber.get_or_insert_with(|| {
+                    Link::start(&self.config, self.timeout, 0, Some(&self.pushes))
+                });
+                let caller = Caller { client: link.client.clone(), options: self.options.clone() };
+                async move {
+                    let connections = caller.subscribe(clustered, &name).await?;
+                    *followed.lock() = Followed::Channel(connections);
+                    Ok(())
+                }
+                .boxed()
+            }
+        }
+    }
+
+    fn is_following(&self) -> bool {
+        let now = |client: Client| {
+            Caller { client, options: self.options.clone() }.connections(self.clustered)
+        };
+        match &*self.followed.lock() {
+            Followed::Nothing => false,
+            Followed::Tracking(then) => {
+                now(self.lanes[0].lock().client.clone()).as_ref() == Some(then)
+            }
+            Followed::Channel(then) => {
+                let client = self.subscriber.lock().as_ref().map(|link| link.client.clone());
+                client.and_then(now).as_ref() == Some(then)
+            }
+        }
+    }
+
     fn connection(&self, lane: usize) -> u64 {
         self.lanes[lane].lock().connections()
     }
@@ -296,12 +519,19 @@ impl RemoteClient for Fred {
     }
 
     fn tend(&self, stuck: bool) {
-        for link in &self.lanes {
+        for (lane, link) in self.lanes.iter().enumerate() {
             let mut link = link.lock();
             if stuck || link.task.is_finished() {
                 let connections = link.connections() + 1;
-                *link = Link::start(&self.config, self.timeout, connections);
+                let pushes = (lane == 0 && self.follows).then_some(&self.pushes);
+                *link = Link::start(&self.config, self.timeout, connections, pushes);
+                self.pushes.push(Push::Lost);
             }
+        }
+        // It is made anew when `follow` is called again, and that is when pushes are lost.
+        let mut subscriber = self.subscriber.lock();
+        if subscriber.take_if(|link| stuck || link.task.is_finished()).is_some() {
+            self.pushes.push(Push::Lost);
         }
     }
 
@@ -310,6 +540,7 @@ impl RemoteClient for Fred {
             let link = link.lock();
             (link.client.clone(), link.task.abort_handle())
         };
+        self.subscriber.lock().take();
         let links: Vec<_> = self.lanes.iter().map(both).collect();
         async move {
             let connected = links.iter().filter(|(client, _)| client.is_connected());

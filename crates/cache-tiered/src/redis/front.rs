@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,11 +20,12 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{DICTIONARY_SPARE, Lookup, RedisConfig, RedisTier, RemoteWrite};
+use super::ears::Ears;
+use super::{Coherence, DICTIONARY_SPARE, Lookup, RedisConfig, RedisTier, RemoteWrite};
 use crate::envelope;
 use crate::error::Problem;
-use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
-use crate::stats::{CompressionStats, Counter, TierStats};
+use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Sink, Tier, Write};
+use crate::stats::{CoherenceStats, CompressionStats, Counter, TierStats};
 use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
 /// Writes that go to Redis together.
@@ -50,6 +51,8 @@ pub(crate) struct RedisFront<K, V> {
     counters: Arc<Counters>,
     /// Numbers of dictionaries that look-ups have missed; none after the tier was closed.
     wanted: Mutex<Option<mpsc::Sender<u32>>>,
+    /// `None` if memory does not follow Redis.
+    ears: Option<Arc<Ears<K, V>>>,
     /// Closed when the writer and the fetcher of dictionaries have ended.
     ended: watch::Receiver<()>,
 }
@@ -80,6 +83,8 @@ where
         queue: WriteBehind<K, V>,
     ) -> Result<Self, Vec<Problem>> {
         config.schema_version = sealer.schema;
+        let follows = config.coherence != Coherence::Off;
+        let ears = follows.then(|| Arc::new(Ears::new(Arc::clone(&sealer))));
         let tier = RedisTier::start(name, config)?;
         let queue = Arc::new(queue);
         let counters = Arc::new(Counters::default());
@@ -104,7 +109,7 @@ where
             drop(end);
         });
         let wanted = Mutex::new(Some(wanted));
-        Ok(Self { tier, queue, sealer, counters, wanted, ended })
+        Ok(Self { tier, queue, sealer, counters, wanted, ears, ended })
     }
 
     /// What the queue says of a key: a value, its absence, or nothing.
@@ -249,6 +254,27 @@ where
             // The channel carries nothing: it only closes, with the writer.
             while ended.changed().await.is_ok() {}
         })
+    }
+
+    fn attach(&self, sink: Weak<dyn Sink<K>>) {
+        if let Some(ears) = &self.ears
+            && ears.attach(sink)
+        {
+            self.tier.listen(Arc::clone(ears) as _);
+        }
+    }
+
+    fn watch(&self, key: &K, warmed: bool) {
+        if let Some(ears) = &self.ears {
+            ears.watch(key, warmed);
+        }
+    }
+
+    fn coherence(&self) -> Option<CoherenceStats> {
+        let tier = self.tier.stats();
+        let (invalidations, resets) = self.ears.as_ref().map_or((0, 0), |ears| ears.counts());
+        let mode = tier.following.map(Coherence::as_str);
+        Some(CoherenceStats { coherent: tier.coherent, mode, invalidations, resets })
     }
 
     fn stats(&self) -> TierStats {

@@ -14,8 +14,11 @@
 //! **Never stale.** A get is answered only if the version that counts is known, the key has no lost
 //! write behind it, and the server is known not to have forgotten any; it is checked again when the
 //! answer has come. `coherence` holds these rules. What they do not cover: another machine's `clear`
-//! is seen within about a second, and so is a version that was lost with the server's memory; and an
-//! outage that only other machines had is theirs to clean up.
+//! is seen within about a second where the server does not tell of it, and so is a version that was lost
+//! with the server's memory; and an outage that only other machines had is theirs to clean up.
+//!
+//! **Followed in memory.** What other machines change leaves the memory of a cache over this tier
+//! (`invalidation`).
 //!
 //! Behind the seam in `client` is `fred` (feature `redis`) or `redis-rs` (feature of that name);
 //! [`RedisConfig::client`] chooses.
@@ -25,9 +28,11 @@ mod batch;
 mod client;
 mod coherence;
 mod config;
+mod ears;
 #[cfg(feature = "redis")]
 mod fred_client;
 mod front;
+mod invalidation;
 mod keys;
 #[cfg(feature = "redis-rs")]
 mod redis_rs_client;
@@ -51,13 +56,14 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-pub use self::config::{RedisClient, RedisConfig};
+pub use self::config::{Coherence, RedisClient, RedisConfig};
 pub(crate) use self::front::RedisFront;
 pub use resilience::State as BreakerState;
 
 use self::batch::{Lane, Reply, Request};
 use self::client::{Command, RemoteClient, RemoteError};
-use self::coherence::{Coherence, Sent};
+use self::coherence::{Rules, Sent};
+use self::invalidation::{Following, Listener, PushQueue};
 use self::keys::Names;
 use crate::error::Problem;
 use crate::stats::Counter;
@@ -144,6 +150,10 @@ pub struct RedisStats {
     pub breaker_opened: u64,
     /// The round trip of an MGET: a moving average of the last dozen.
     pub latency: Duration,
+    /// How the server tells what other machines change; `None` while it does not.
+    pub following: Option<Coherence>,
+    /// Whether memory holds nothing that others have changed without its being told of that.
+    pub coherent: bool,
 }
 
 #[derive(Debug, Default)]
@@ -169,7 +179,8 @@ struct Shared {
     names: Names,
     client: Box<dyn RemoteClient>,
     breaker: CircuitBreaker,
-    coherence: Mutex<Coherence>,
+    coherence: Mutex<Rules>,
+    following: Following,
     /// The version that counts, zero while there is none: what `coherence` says, without its lock.
     serving: AtomicU64,
     /// How many keys are dirty, likewise.
@@ -236,6 +247,22 @@ impl Shared {
         let old = self.latency_nanos.load(Ordering::Relaxed);
         let mean = if old == 0 { new } else { old - old / 8 + new / 8 };
         self.latency_nanos.store(mean, Ordering::Relaxed);
+    }
+
+    /// Runs writes, and tells other machines of them where the server does not.
+    async fn run(&self, commands: Vec<Command>) -> Vec<Result<(), RemoteError>> {
+        let message = self.following.message(self.config.coherence, &self.names, &commands);
+        let mut results = self.client.run(commands).await;
+        let Some(message) = message else { return results };
+        // Not along with them: in a cluster it could be there before a write on another node is made.
+        let outcome = self.client.run(vec![message]).await.pop();
+        let outcome = outcome.unwrap_or(Err(RemoteError::Timeout));
+        if let Err(error) = self.following.published(outcome) {
+            // Written, perhaps, but others may not know: it has to be done again.
+            let made = results.iter_mut().filter(|result| result.is_ok());
+            made.for_each(|result| *result = Err(error.clone()));
+        }
+        results
     }
 
     /// Marks keys whose writes are lost.
@@ -316,18 +343,21 @@ impl RedisTier {
         if !problems.is_empty() {
             return Err(problems);
         }
+        let pushes = Arc::new(PushQueue::default());
         let client = config
-            .start_client()
+            .start_client(&pushes)
             .map_err(|expected| vec![Problem::new("redis.url", config.redacted_url(), expected)])?;
         let nonce = RandomState::new().hash_one(0);
-        Self::with_client(namespace, config, client, nonce)
+        Self::with_client(namespace, config, client, pushes, nonce)
     }
 
-    /// Starts the tier over a client; `nonce` makes its versions differ from other machines'.
+    /// Starts the tier over a client and what that is told; `nonce` makes its versions and messages
+    /// differ from other machines'.
     fn with_client(
         namespace: &str,
         config: RedisConfig,
         client: Box<dyn RemoteClient>,
+        pushes: Arc<PushQueue>,
         nonce: u64,
     ) -> Result<Self, Vec<Problem>> {
         let breaker = CircuitBreaker::builder(format!("redis tier of {namespace}"))
@@ -345,7 +375,8 @@ impl RedisTier {
             namespace: namespace.to_owned(),
             client,
             breaker,
-            coherence: Mutex::new(Coherence::new(config.dirty_keys, nonce)),
+            coherence: Mutex::new(Rules::new(config.dirty_keys, nonce)),
+            following: Following::new(pushes, nonce),
             serving: AtomicU64::new(0),
             dirty: AtomicUsize::new(0),
             verified: lanes.iter().map(|_| AtomicU64::new(u64::MAX)).collect(),
@@ -356,7 +387,10 @@ impl RedisTier {
             latency_nanos: AtomicU64::new(0),
             config,
         });
-        let mut tasks = vec![tokio::spawn(upkeep::run(Arc::clone(&shared)))];
+        let mut tasks = vec![
+            tokio::spawn(upkeep::run(Arc::clone(&shared))),
+            tokio::spawn(invalidation::run(Arc::clone(&shared))),
+        ];
         for queue in queues {
             tasks.push(tokio::spawn(batch::run(Arc::clone(&shared), queue)));
         }
@@ -478,7 +512,7 @@ impl RedisTier {
         let connection = shared.client.connection(0);
         let sent = shared.coherence.lock().sending(connection, Instant::now());
         let mut open = Undecided { shared, sent, keys };
-        let answer = timeout(shared.config.timeout, shared.client.run(commands)).await;
+        let answer = timeout(shared.config.timeout, shared.run(commands)).await;
         let connection = shared.client.connection(0);
         let mut error = None;
         match answer {
@@ -594,12 +628,20 @@ impl RedisTier {
         let _ = timeout(shared.config.timeout, done.wait_for(|done| *done >= wanted)).await;
     }
 
+    /// Has entries let go when other machines change them, from soon on.
+    fn listen(&self, listener: Arc<dyn Listener>) {
+        let shared = &*self.handle.shared;
+        shared.following.listen(listener);
+        shared.wake.notify_one();
+    }
+
     /// Returns what the tier has done, and how it is.
     #[must_use]
     pub fn stats(&self) -> RedisStats {
         let shared = &*self.handle.shared;
         let counters = &shared.counters;
         let breaker = shared.breaker.stats_at(Instant::now().into_std());
+        let (following, coherent) = shared.following.stats();
         RedisStats {
             hits: counters.hits.get(),
             misses: counters.misses.get(),
@@ -619,6 +661,8 @@ impl RedisTier {
             breaker: breaker.state,
             breaker_opened: breaker.opened,
             latency: Duration::from_nanos(shared.latency_nanos.load(Ordering::Relaxed)),
+            following,
+            coherent,
         }
     }
 

@@ -9,9 +9,12 @@
 //! grouped by node, one pipeline each; gets are single, because an MGET must not cross slots. A command
 //! that meets a moved slot follows the server's direction once. Every change of the map counts as a
 //! change of connections, and so does every direction before it is followed.
+//!
+//! **Pushes.** Every node is asked to track, on the connection of lane 0; messages come on a connection of
+//! their own, to any one node of a cluster. Which connections were asked is remembered ([`Followed`]).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,10 +26,11 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::Lookup;
 use super::address::{Address, Kind};
-use super::client::{Command, Fetched, RemoteClient, RemoteError};
+use super::client::{Command, Fetched, Follow, Push, RemoteClient, RemoteError};
+use super::invalidation::PushQueue;
 use super::redis_rs_link::{Link, Settings, refused};
+use super::{Coherence, Lookup, RedisConfig};
 
 /// How often the map of slots is read at least, and at most.
 const MAP_EVERY: Duration = Duration::from_secs(5);
@@ -36,7 +40,37 @@ const GOODBYE: Duration = Duration::from_millis(500);
 
 /// One or two multiplexed connections; to a cluster, that many to each of its masters.
 pub(super) struct RedisRs {
+    settings: Arc<Settings>,
     lanes: Vec<Lane>,
+    /// The connection for messages, once it is wanted.
+    subscriber: Mutex<Option<(Node, Arc<Link>)>>,
+    pushes: Arc<PushQueue>,
+    followed: Arc<Mutex<Followed>>,
+}
+
+/// The connections on which the last `follow` asked.
+#[derive(Default)]
+enum Followed {
+    #[default]
+    Nothing,
+    Tracking(Seen),
+    Channel(Seen),
+}
+
+/// Links, and how many connections each has had.
+type Seen = Vec<(Weak<Link>, u64)>;
+
+/// The links with their connections, if all of them are up.
+fn seen(links: &[Arc<Link>]) -> Option<Seen> {
+    let up = !links.is_empty() && links.iter().all(|link| link.is_up());
+    up.then(|| links.iter().map(|link| (Arc::downgrade(link), link.connections())).collect())
+}
+
+fn are_still_up(links: &[Arc<Link>], then: &Seen) -> bool {
+    let same = |(now, then): (&(Weak<Link>, u64), &(Weak<Link>, u64))| {
+        now.0.ptr_eq(&then.0) && now.1 == then.1
+    };
+    seen(links).is_some_and(|now| now.len() == then.len() && now.iter().zip(then).all(same))
 }
 
 #[derive(Clone)]
@@ -61,27 +95,61 @@ impl RedisRs {
     }
 
     /// Begins to connect, in the background, on the current runtime.
-    pub(super) fn start(address: Address, lanes: usize, budget: Duration) -> Result<Self, String> {
+    pub(super) fn start(
+        address: Address,
+        tier: &RedisConfig,
+        pushes: Arc<PushQueue>,
+    ) -> Result<Self, String> {
+        let budget = tier.timeout;
         let tls = match address.tls {
             true => Some(Arc::new(super::tls::trusted()?)),
             false => None,
         };
         // Shorter than the tier's own limit, so that the tier learns what became of each command.
         let settings = Arc::new(Settings { address, tls, timeout: budget - budget / 10 });
-        let lane = |_| match settings.address.kind {
-            Kind::Cluster => Lane::Cluster(Cluster::start(Arc::clone(&settings))),
-            Kind::Server | Kind::Sentinel { .. } => {
-                let host = settings.address.hosts[0].clone();
-                Lane::Server(Arc::new(Link::start(Arc::clone(&settings), host, Arc::default())))
+        let lane = |lane| {
+            // The servers tell of changes on the connection that writes.
+            let pushes = (lane == 0 && tier.coherence != Coherence::Off).then_some(&pushes);
+            match settings.address.kind {
+                Kind::Cluster => Lane::Cluster(Cluster::start(&settings, pushes)),
+                Kind::Server | Kind::Sentinel { .. } => {
+                    let host = settings.address.hosts[0].clone();
+                    Lane::Server(Arc::new(Link::start(&settings, host, &Arc::default(), pushes)))
+                }
             }
         };
-        Ok(Self { lanes: (0..lanes).map(lane).collect() })
+        let lanes = (0..tier.connections).map(lane).collect();
+        Ok(Self { settings, lanes, subscriber: Mutex::default(), pushes, followed: Arc::default() })
     }
 }
 
 impl Drop for RedisRs {
     fn drop(&mut self) {
         self.lanes.iter().for_each(Lane::end);
+    }
+}
+
+impl RedisRs {
+    /// The connection for messages: to the server, or to a node of the cluster that is up.
+    fn subscriber(&self) -> Result<Arc<Link>, RemoteError> {
+        let mut subscriber = self.subscriber.lock();
+        let node = match &self.lanes[0] {
+            Lane::Server(_) => Some(self.settings.address.hosts[0].clone()),
+            Lane::Cluster(cluster) => {
+                let map = cluster.map.lock();
+                let is_up = |node: &Node| map.nodes.get(node).is_some_and(|link| link.is_up());
+                let same = subscriber.as_ref().map(|(node, _)| node).filter(|node| is_up(node));
+                same.or_else(|| map.nodes.keys().find(|node| is_up(node))).cloned()
+            }
+        };
+        let node = node
+            .ok_or_else(|| RemoteError::Disconnected("no node of the cluster is up".to_owned()))?;
+        if subscriber.as_ref().is_none_or(|(before, _)| *before != node) {
+            let down = Arc::default();
+            let link = Link::start(&self.settings, node.clone(), &down, Some(&self.pushes));
+            *subscriber = Some((node, Arc::new(link)));
+        }
+        Ok(subscriber.as_ref().map(|(_, link)| Arc::clone(link)).expect("it was just set"))
     }
 }
 
@@ -165,7 +233,19 @@ fn write(write: &Command) -> (u16, Cmd) {
         }
         Command::SetIfMissing { key, value } => (slot(key), command("SET", &[key, value, b"NX"])),
         Command::Delete { key } => (slot(key), command("DEL", &[key])),
+        Command::Publish { channel, message } => {
+            (slot(channel), command("PUBLISH", &[channel, message]))
+        }
     }
+}
+
+/// Asks a server to tell of changes.
+async fn track(link: &Link, prefix: &[u8]) -> Result<(), RemoteError> {
+    // What is asked for already cannot be asked for again.
+    let off = command("CLIENT", &[b"TRACKING", b"OFF"]);
+    let on: [&[u8]; 6] = [b"TRACKING", b"ON", b"BCAST", b"PREFIX", prefix, b"NOLOOP"];
+    let mut answers = run_on(link, [off, command("CLIENT", &on)].into_iter()).await;
+    accepted(answers.pop().unwrap_or_else(|| Err(unexpected("CLIENT")))).map(drop)
 }
 
 async fn identity(link: &Link) -> Result<String, RemoteError> {
@@ -236,6 +316,55 @@ impl RemoteClient for RedisRs {
         .boxed()
     }
 
+    fn follow(&self, follow: Follow) -> BoxFuture<'static, Result<(), RemoteError>> {
+        let followed = Arc::clone(&self.followed);
+        *followed.lock() = Followed::Nothing;
+        let away = || RemoteError::Disconnected("the nodes are coming and going".to_owned());
+        match follow {
+            Follow::Tracking { prefix } => {
+                self.subscriber.lock().take();
+                let lane = self.lanes[0].clone();
+                async move {
+                    let links = lane.links();
+                    let before = seen(&links).ok_or_else(away)?;
+                    let asked = join_all(links.iter().map(|link| track(link, &prefix))).await;
+                    asked.into_iter().collect::<Result<(), _>>()?;
+                    if !are_still_up(&lane.links(), &before) {
+                        return Err(away());
+                    }
+                    *followed.lock() = Followed::Tracking(before);
+                    Ok(())
+                }
+                .boxed()
+            }
+            Follow::Channel { name } => {
+                let subscriber = self.subscriber();
+                async move {
+                    let link = [subscriber?];
+                    let before = seen(&link).ok_or_else(away)?;
+                    accepted(link[0].send(&command("SUBSCRIBE", &[&name])).await)?;
+                    if !are_still_up(&link, &before) {
+                        return Err(away());
+                    }
+                    *followed.lock() = Followed::Channel(before);
+                    Ok(())
+                }
+                .boxed()
+            }
+        }
+    }
+
+    fn is_following(&self) -> bool {
+        match &*self.followed.lock() {
+            Followed::Nothing => false,
+            Followed::Tracking(then) => are_still_up(&self.lanes[0].links(), then),
+            Followed::Channel(then) => {
+                let link = self.subscriber.lock().as_ref().map(|(_, link)| Arc::clone(link));
+                link.is_some_and(|link| are_still_up(&[link], then))
+            }
+        }
+    }
+
     fn connection(&self, lane: usize) -> u64 {
         match &self.lanes[lane] {
             Lane::Server(link) => link.connections(),
@@ -252,7 +381,8 @@ impl RemoteClient for RedisRs {
 
     fn tend(&self, stuck: bool) {
         if stuck {
-            for link in self.lanes.iter().flat_map(Lane::links) {
+            let subscriber = self.subscriber.lock().as_ref().map(|(_, link)| Arc::clone(link));
+            for link in self.lanes.iter().flat_map(Lane::links).chain(subscriber) {
                 link.give_up();
             }
         }
@@ -260,6 +390,7 @@ impl RemoteClient for RedisRs {
 
     fn close(&self) -> BoxFuture<'static, ()> {
         let lanes = self.lanes.clone();
+        self.subscriber.lock().take();
         async move {
             let links: Vec<_> = lanes.iter().flat_map(Lane::links).collect();
             let quit = command("QUIT", &[]);
@@ -277,6 +408,8 @@ struct Cluster {
     map: Mutex<Map>,
     /// The map may be out of date.
     stale: Arc<Notify>,
+    /// Where what the nodes tell goes.
+    pushes: Option<Arc<PushQueue>>,
     task: Mutex<Option<AbortHandle>>,
 }
 
@@ -331,9 +464,10 @@ fn direction(answer: &Value) -> Option<Direction> {
 }
 
 impl Cluster {
-    fn start(settings: Arc<Settings>) -> Arc<Self> {
+    fn start(settings: &Arc<Settings>, pushes: Option<&Arc<PushQueue>>) -> Arc<Self> {
         let cluster = Arc::new(Self {
-            settings,
+            settings: Arc::clone(settings),
+            pushes: pushes.map(Arc::clone),
             map: Mutex::default(),
             stale: Arc::default(),
             task: Mutex::default(),
@@ -386,7 +520,7 @@ impl Cluster {
         }
         let answers = self.settings.address.hosts.iter().map(|host| {
             let answer = async move {
-                let (mut connection, driver) = self.settings.connect(host).await?;
+                let (mut connection, driver) = self.settings.connect(host, None).await?;
                 let answer = async {
                     let answer = connection.send_packed_command(ask).await;
                     answer.map_err(|error| RemoteError::Disconnected(error.to_string()))
@@ -408,17 +542,19 @@ impl Cluster {
             return;
         }
         let mut nodes = BTreeMap::new();
+        let mut others = false;
         for range in ranges.values() {
             nodes.entry(range.node.clone()).or_insert_with(|| {
-                match map.nodes.remove(&range.node) {
-                    Some(link) => link,
-                    None => Arc::new(Link::start(
-                        Arc::clone(&self.settings),
-                        range.node.clone(),
-                        Arc::clone(&self.stale),
-                    )),
-                }
+                map.nodes.remove(&range.node).unwrap_or_else(|| {
+                    others = true;
+                    let (node, pushes) = (range.node.clone(), self.pushes.as_ref());
+                    Arc::new(Link::start(&self.settings, node, &self.stale, pushes))
+                })
             });
+        }
+        if let Some(pushes) = self.pushes.as_ref().filter(|_| others) {
+            // The new ones have not been asked to tell.
+            pushes.push(Push::Lost);
         }
         // The count only grows: what the nodes that left have counted stays in it. One of their
         // connections may be counted just now; it carries nothing.

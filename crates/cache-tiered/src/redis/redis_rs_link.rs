@@ -9,6 +9,8 @@
 //! - A server that leaves commands without an answer for longer than [`SILENT`] loses its connection.
 //! - The socket is closed with a reset (`linger` 0), so that nothing in its send buffer reaches the
 //!   server later than what a new connection sends.
+//! - What the server tells unasked goes into the tier's queue of pushes, if there is one; the end of the
+//!   connection is a loss, and so is the news that the server was emptied, which comes without names.
 //! - What waits to be sent is bounded: [`QUEUED`] commands and pipelines, and the tier's own limits.
 
 use std::pin::Pin;
@@ -16,11 +18,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, ProtocolVersion, RedisConnectionInfo,
-    RedisError, ServerError, Value,
+    AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, ProtocolVersion, PushInfo, PushKind,
+    RedisConnectionInfo, RedisError, ServerError, Value,
 };
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -31,7 +34,8 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::address::Address;
-use super::client::RemoteError;
+use super::client::{Push, RemoteError};
+use super::invalidation::PushQueue;
 
 /// How long a connection may take to be set up. A server that is frozen meanwhile has it ready when
 /// it goes on.
@@ -60,8 +64,9 @@ impl Settings {
     pub(super) async fn connect(
         &self,
         (host, port): &(String, u16),
+        pushes: Option<&Arc<PushQueue>>,
     ) -> Result<(MultiplexedConnection, Driver), RemoteError> {
-        let connected = timeout(SET_UP, self.connect_in_time(host, *port)).await;
+        let connected = timeout(SET_UP, self.connect_in_time(host, *port, pushes)).await;
         connected.map_err(|_| RemoteError::Timeout)?
     }
 
@@ -69,6 +74,7 @@ impl Settings {
         &self,
         host: &str,
         port: u16,
+        pushes: Option<&Arc<PushQueue>>,
     ) -> Result<(MultiplexedConnection, Driver), RemoteError> {
         let broken = |error: std::io::Error| RemoteError::Disconnected(error.to_string());
         let socket = TcpStream::connect((host, port)).await.map_err(broken)?;
@@ -84,10 +90,19 @@ impl Settings {
         if let Some(password) = &self.address.password {
             info = info.set_password(password);
         }
-        let config = AsyncConnectionConfig::new()
+        let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUED);
+        if let Some(pushes) = pushes {
+            let pushes = Arc::clone(pushes);
+            config = config.set_push_sender(move |told| {
+                if let Some(push) = push(told) {
+                    pushes.push(push);
+                }
+                Ok::<_, ()>(())
+            });
+        }
         let Some(tls) = &self.tls else {
             let (connection, driver) =
                 MultiplexedConnection::new_with_config(&info, socket, config)
@@ -136,12 +151,23 @@ struct Line {
 
 impl Link {
     /// Begins to connect, in the background, on the current runtime. `down` is told of each
-    /// connection that ends.
-    pub(super) fn start(settings: Arc<Settings>, host: (String, u16), down: Arc<Notify>) -> Self {
+    /// connection that ends, and `pushes` takes what the server tells.
+    pub(super) fn start(
+        settings: &Arc<Settings>,
+        host: (String, u16),
+        down: &Arc<Notify>,
+        pushes: Option<&Arc<PushQueue>>,
+    ) -> Self {
         let state = Arc::new(State::default());
-        let timeout = settings.timeout;
-        let task = tokio::spawn(keep(settings, host, Arc::clone(&state), down)).abort_handle();
-        Self { state, timeout, task }
+        let keeper = Keeper {
+            settings: Arc::clone(settings),
+            host,
+            state: Arc::clone(&state),
+            down: Arc::clone(down),
+            pushes: pushes.map(Arc::clone),
+        };
+        let task = tokio::spawn(keeper.keep()).abort_handle();
+        Self { state, timeout: settings.timeout, task }
     }
 
     /// Sends a command and waits for its answer, which may be the server's error.
@@ -216,35 +242,73 @@ impl Link {
     }
 }
 
-async fn keep(settings: Arc<Settings>, host: (String, u16), state: Arc<State>, down: Arc<Notify>) {
-    let mut delay = RECONNECT_MIN;
-    loop {
-        match settings.connect(&host).await {
-            Ok((connection, mut driver)) => {
-                let (began, give_up) = (Instant::now(), Arc::new(Notify::new()));
-                // Release: counted before anybody can send on it.
-                state.connections.fetch_add(1, Ordering::Release);
-                *state.silent_since.lock() = None;
-                *state.line.lock() = Some(Line { connection, give_up: Arc::clone(&give_up) });
-                tokio::select! {
-                    () = &mut driver => {}
-                    () = give_up.notified() => {}
+/// What keeps a connection up.
+struct Keeper {
+    settings: Arc<Settings>,
+    host: (String, u16),
+    state: Arc<State>,
+    down: Arc<Notify>,
+    pushes: Option<Arc<PushQueue>>,
+}
+
+impl Keeper {
+    async fn keep(self) {
+        let Self { settings, host, state, down, pushes } = self;
+        let mut delay = RECONNECT_MIN;
+        loop {
+            match settings.connect(&host, pushes.as_ref()).await {
+                Ok((connection, mut driver)) => {
+                    let (began, give_up) = (Instant::now(), Arc::new(Notify::new()));
+                    // Release: counted before anybody can send on it.
+                    state.connections.fetch_add(1, Ordering::Release);
+                    *state.silent_since.lock() = None;
+                    *state.line.lock() = Some(Line { connection, give_up: Arc::clone(&give_up) });
+                    tokio::select! {
+                        () = &mut driver => {}
+                        () = give_up.notified() => {}
+                    }
+                    *state.line.lock() = None;
+                    // Whoever waits for an answer is told; the socket goes with a reset.
+                    drop(driver);
+                    if let Some(pushes) = &pushes {
+                        pushes.push(Push::Lost);
+                    }
+                    down.notify_one();
+                    if began.elapsed() >= RECONNECT_MAX {
+                        delay = RECONNECT_MIN;
+                    }
                 }
-                *state.line.lock() = None;
-                // Whoever waits for an answer is told; the socket goes with a reset.
-                drop(driver);
-                down.notify_one();
-                if began.elapsed() >= RECONNECT_MAX {
-                    delay = RECONNECT_MIN;
+                Err(error) => {
+                    let (host, port) = &host;
+                    tracing::debug!(host, port, %error, "cannot connect to redis");
                 }
             }
-            Err(error) => {
-                let (host, port) = &host;
-                tracing::debug!(host, port, %error, "cannot connect to redis");
-            }
+            sleep(delay.mul_f64(0.5 + fastrand::f64())).await;
+            delay = (delay * 2).min(RECONNECT_MAX);
         }
-        sleep(delay.mul_f64(0.5 + fastrand::f64())).await;
-        delay = (delay * 2).min(RECONNECT_MAX);
+    }
+}
+
+/// What a server told unasked, if it matters.
+fn push(told: PushInfo) -> Option<Push> {
+    let bytes = |value| match value {
+        Value::BulkString(bytes) => Some(Bytes::from(bytes)),
+        Value::SimpleString(text) => Some(Bytes::from(text)),
+        _ => None,
+    };
+    let mut data = told.data.into_iter();
+    match told.kind {
+        PushKind::Invalidate => Some(match data.next() {
+            Some(Value::Array(names)) => {
+                let names: Option<Vec<_>> = names.into_iter().map(bytes).collect();
+                names.map_or(Push::Lost, Push::Changed)
+            }
+            // Without names: the server was emptied.
+            _ => Push::Lost,
+        }),
+        // The channel, then the message.
+        PushKind::Message => Some(data.nth(1).and_then(bytes).map_or(Push::Lost, Push::Message)),
+        _ => None,
     }
 }
 
@@ -264,4 +328,32 @@ pub(super) fn refused(error: &ServerError) -> RemoteError {
         Some(details) => format!("{} {details}", error.code()),
         None => error.code().to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_tells_is_names_or_a_message_or_a_loss() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let names = |names: &[&str]| Value::Array(names.iter().map(|name| text(name)).collect());
+        let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
+        for (kind, data, expected) in [
+            (
+                PushKind::Invalidate,
+                vec![names(&["a", "b"])],
+                Some(Push::Changed(vec![bytes("a"), bytes("b")])),
+            ),
+            (PushKind::Invalidate, vec![Value::Nil], Some(Push::Lost)),
+            (PushKind::Invalidate, vec![], Some(Push::Lost)),
+            (PushKind::Invalidate, vec![Value::Array(vec![Value::Nil])], Some(Push::Lost)),
+            (PushKind::Message, vec![text("channel"), text("m")], Some(Push::Message(bytes("m")))),
+            (PushKind::Message, vec![text("channel")], Some(Push::Lost)),
+            (PushKind::Subscribe, vec![text("channel"), Value::Int(1)], None),
+            (PushKind::Disconnection, vec![], None),
+        ] {
+            assert_eq!(push(PushInfo { kind, data }), expected);
+        }
+    }
 }

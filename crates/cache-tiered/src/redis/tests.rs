@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 use tokio::time::{advance, sleep};
 
-use super::client::Fetched;
+use super::client::{Fetched, Follow};
 use super::*;
 
 /// What the server does with a command.
@@ -36,6 +36,11 @@ struct Server {
     /// Writes in the sockets: the connection, and when they are executed at the latest.
     late: VecDeque<(u64, Option<Instant>, Command)>,
     calls: u64,
+    published: Vec<Bytes>,
+    follows: Vec<Follow>,
+    /// Whether it knows `CLIENT TRACKING`.
+    tracks: bool,
+    followed: Option<u64>,
     lookups: Vec<usize>,
 }
 
@@ -51,6 +56,10 @@ impl Script {
             process: 1,
             late: VecDeque::new(),
             calls: 0,
+            published: Vec::new(),
+            follows: Vec::new(),
+            tracks: true,
+            followed: None,
             lookups: Vec::new(),
         })))
     }
@@ -103,6 +112,7 @@ impl Server {
             Command::Delete { key } => {
                 self.data.remove(&key);
             }
+            Command::Publish { message, .. } => self.published.push(message),
         }
     }
 
@@ -196,6 +206,27 @@ impl RemoteClient for Script {
         }
     }
 
+    fn follow(&self, follow: Follow) -> BoxFuture<'static, Result<(), RemoteError>> {
+        let mut server = self.0.lock();
+        let answer = match server.call() {
+            Ok(()) if matches!(follow, Follow::Tracking { .. }) && !server.tracks => {
+                Err(RemoteError::Refused("unknown subcommand 'TRACKING'".to_owned()))
+            }
+            Ok(()) => {
+                server.follows.push(follow);
+                server.followed = Some(server.connection);
+                Ok(())
+            }
+            Err(_) => Err(RemoteError::Timeout),
+        };
+        async { answer }.boxed()
+    }
+
+    fn is_following(&self) -> bool {
+        let server = self.0.lock();
+        server.followed == Some(server.connection)
+    }
+
     fn connection(&self, _: usize) -> u64 {
         self.0.lock().connection
     }
@@ -221,7 +252,9 @@ fn config() -> RedisConfig {
 
 /// A tier over a script, in service.
 async fn tier(script: &Script, config: RedisConfig) -> RedisTier {
-    let tier = RedisTier::with_client("test", config, Box::new(script.clone()), 7).unwrap();
+    let pushes = Arc::default();
+    let client = Box::new(script.clone());
+    let tier = RedisTier::with_client("test", config, client, pushes, 7).unwrap();
     until(|| tier.stats().serving).await;
     tier
 }

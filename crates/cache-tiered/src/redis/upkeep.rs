@@ -1,6 +1,8 @@
 //! The background task: learns the namespace's version, probes a server that was away, and cleans up
 //! after lost writes.
 //!
+//! It also asks the server to tell what other machines change, whenever a promise to do so has ended.
+//!
 //! It is the only one who sets versions, and while the breaker is not closed the only one who talks to
 //! the server at all. So an outage ends without any caller's help, and before the first get goes
 //! through, the server's identity and the version have been looked at.
@@ -76,8 +78,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         match result {
             Ok(()) => {
+                let due = shared.following.is_due(shared.config.coherence, &*shared.client);
+                let pause = if due { RETRY } else { POLL };
                 // Either way there is nothing to do but the next round.
-                let _ = timeout(POLL, shared.wake.notified()).await;
+                let _ = timeout(pause, shared.wake.notified()).await;
             }
             Err(Trouble::Open(retry_after)) => sleep(retry_after.clamp(PAUSE_MIN, POLL)).await,
             Err(Trouble::Remote(_)) => sleep(RETRY).await,
@@ -95,13 +99,26 @@ async fn round(shared: &Shared) -> Result<(), Trouble> {
         let now = Instant::now().into_std();
         permit.complete_at(outcome, now);
         result.map_err(Trouble::Remote)?;
-        if shared.breaker.state_at(now) == State::Closed {
+        // A version that was set before the servers promised to tell has to be looked at.
+        if shared.breaker.state_at(now) == State::Closed && !follow(shared).await {
             break;
         }
     }
     let result = clean(shared).await;
     shared.publish();
     result
+}
+
+/// Asks to be told of changes where that is due; tells whether the servers have just promised to.
+async fn follow(shared: &Shared) -> bool {
+    if !shared.following.is_due(shared.config.coherence, &*shared.client) {
+        return false;
+    }
+    let asked = in_time(shared, shared.following.ask(shared)).await;
+    asked.flatten().unwrap_or_else(|error| {
+        tracing::debug!(namespace = shared.namespace, %error, "memory does not follow redis yet");
+        false
+    })
 }
 
 /// Makes sure that the servers are the known ones and that the version in use is the one that counts.
@@ -135,6 +152,7 @@ async fn learn(shared: &Shared) -> Result<(), RemoteError> {
         let candidate = {
             let mut coherence = shared.coherence.lock();
             let is_there = coherence.found(found);
+            shared.following.note_replaced(coherence.replaced());
             if is_there && coherence.serving().is_some() {
                 return Ok(());
             }
@@ -174,7 +192,7 @@ fn answered(shared: &Shared, connection: u64) {
 }
 
 async fn run_one(shared: &Shared, command: Command) -> Result<(), RemoteError> {
-    let results = in_time(shared, shared.client.run(vec![command])).await?;
+    let results = in_time(shared, shared.run(vec![command])).await?;
     results.into_iter().next().unwrap_or(Err(RemoteError::Timeout))
 }
 
@@ -195,7 +213,7 @@ async fn clean(shared: &Shared) -> Result<(), Trouble> {
         };
         let delete = |key: &Bytes| Command::Delete { key: shared.names.entry(version, key) };
         let deletes = keys.iter().map(delete).collect();
-        let results = in_time(shared, shared.client.run(deletes)).await;
+        let results = in_time(shared, shared.run(deletes)).await;
         let results = results.unwrap_or_else(|error| vec![Err(error); keys.len()]);
         let connection = shared.client.connection(0);
         let mut failure = None;
