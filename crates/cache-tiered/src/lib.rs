@@ -108,7 +108,7 @@ pub use similarity::{
 };
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
-pub use stats::{CacheStats, CompressionStats, Evictions, TierStats};
+pub use stats::{CacheStats, CoherenceStats, CompressionStats, Evictions, TierStats};
 
 #[cfg(all(doctest, feature = "disk"))]
 #[doc = include_str!("../README.md")]

@@ -59,6 +59,7 @@ pub(super) enum Command {
     SetIfMissing {
         key: Bytes,
         value: Bytes,
+        ttl: Option<Duration>,
     },
     Delete {
         key: Bytes,

@@ -62,6 +62,9 @@ const SILENT: Duration = Duration::from_secs(1);
 /// What waits in each of a client's channels; more where pushes come.
 const EVENTS: usize = 16;
 const PUSHES: usize = 4_096;
+/// How often a connection that pushes come over is sent something, so that the watch over silent
+/// servers sees it when it is dead. Longer than that watch takes.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// How often the nodes of a cluster are asked to tell of changes while they come and go.
 const FOLLOW_TRIES: usize = 3;
 /// How long goodbye may take.
@@ -75,7 +78,7 @@ pub(super) struct Fred {
     clustered: bool,
     lanes: Vec<Mutex<Link>>,
     /// The connection for messages, once it is wanted.
-    subscriber: Mutex<Option<Link>>,
+    subscriber: Arc<Mutex<Option<Link>>>,
     pushes: Arc<PushQueue>,
     /// Whether anything is to be followed.
     follows: bool,
@@ -98,8 +101,8 @@ struct Link {
     connected: broadcast::Receiver<Server>,
     moved: broadcast::Receiver<Vec<ClusterStateChange>>,
     connections: u64,
-    /// The task that carries pushes on.
-    carrier: Option<AbortHandle>,
+    /// The tasks that carry pushes on, and see to it that their end is noticed.
+    carriers: Vec<AbortHandle>,
 }
 
 impl Link {
@@ -135,10 +138,14 @@ impl Link {
         let policy = ReconnectPolicy::new_exponential(0, 100, RECONNECT_MAX_MS, 2);
         let client = Client::new(config.clone(), Some(performance), Some(connection), Some(policy));
         let (connected, moved) = (client.reconnect_rx(), client.cluster_change_rx());
-        let carrier =
-            pushes.map(|pushes| tokio::spawn(carry(&client, Arc::clone(pushes))).abort_handle());
+        let carriers = pushes.map(|pushes| {
+            let alive = keep_alive(client.clone(), timeout, config.server.is_clustered());
+            let carrier = tokio::spawn(carry(&client, Arc::clone(pushes)));
+            [carrier.abort_handle(), tokio::spawn(alive).abort_handle()]
+        });
+        let carriers = carriers.into_iter().flatten().collect();
         let task = client.connect();
-        Self { client, task, connected, moved, connections, carrier }
+        Self { client, task, connected, moved, connections, carriers }
     }
 
     /// fred tells of a new connection before it sends anything on it, so an answer that came over a
@@ -152,9 +159,7 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.task.abort();
-        if let Some(carrier) = &self.carrier {
-            carrier.abort();
-        }
+        self.carriers.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -180,6 +185,28 @@ fn carry(client: &Client, pushes: Arc<PushQueue>) -> impl Future<Output = ()> + 
             }
         }
     }
+}
+
+/// Sends something to every server now and then.
+async fn keep_alive(client: Client, timeout: Duration, clustered: bool) {
+    let caller = Caller { client, options: options(timeout) };
+    loop {
+        tokio::time::sleep(KEEP_ALIVE).await;
+        let callers = if clustered {
+            let nodes = caller.client.active_connections().into_iter();
+            nodes.map(|node| caller.to_node(node)).collect()
+        } else {
+            vec![caller.clone()]
+        };
+        // What has become of it, fred finds out by itself.
+        let ping = |it: Caller| async move { it.call("PING", ClusterHash::Random, vec![]).await };
+        let _ = join_all(callers.into_iter().map(ping)).await;
+    }
+}
+
+/// How every command is sent.
+fn options(timeout: Duration) -> Options {
+    Options { max_attempts: Some(1), timeout: Some(timeout), fail_fast: true, ..Options::default() }
 }
 
 fn told<T>(event: Result<T, RecvError>, push: impl FnOnce(T) -> Push) -> Option<Push> {
@@ -208,12 +235,7 @@ impl Fred {
         let follows = tier.coherence != Coherence::Off;
         // Shorter than the tier's own limit, so that the tier learns what became of each command.
         let timeout = budget - budget / 10;
-        let options = Options {
-            max_attempts: Some(1),
-            timeout: Some(timeout),
-            fail_fast: true,
-            ..Options::default()
-        };
+        let options = options(timeout);
         let clustered = config.server.is_clustered();
         // The servers tell of changes on the connection that writes.
         let pushes_of = |lane| (lane == 0 && follows).then_some(&pushes);
@@ -225,7 +247,7 @@ impl Fred {
             options,
             clustered,
             lanes,
-            subscriber: Mutex::new(None),
+            subscriber: Arc::default(),
             pushes,
             follows,
             followed: Arc::default(),
@@ -238,6 +260,7 @@ impl Fred {
 }
 
 /// What a future takes along to send commands.
+#[derive(Clone)]
 struct Caller {
     client: Client,
     options: Options,
@@ -272,8 +295,13 @@ impl Caller {
                 let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1);
                 ("SET", vec![key.into(), value.into(), word("PX"), Value::Integer(ttl)])
             }
-            Command::SetIfMissing { key, value } => {
-                ("SET", vec![key.into(), value.into(), word("NX")])
+            Command::SetIfMissing { key, value, ttl } => {
+                let mut arguments = vec![key.into(), value.into(), word("NX")];
+                if let Some(ttl) = ttl {
+                    let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1);
+                    arguments.extend([word("PX"), Value::Integer(ttl)]);
+                }
+                ("SET", arguments)
             }
             Command::Delete { key } => ("DEL", vec![key.into()]),
             Command::Publish { channel, message } => {
@@ -469,11 +497,13 @@ impl RemoteClient for Fred {
         *followed.lock() = Followed::Nothing;
         match follow {
             Follow::Tracking { prefix } => {
-                self.subscriber.lock().take();
                 let caller = self.caller(0);
+                let subscriber = Arc::clone(&self.subscriber);
                 async move {
                     let connections = caller.track(clustered, &prefix).await?;
                     *followed.lock() = Followed::Tracking(connections);
+                    // From a time when the server did not track.
+                    subscriber.lock().take();
                     Ok(())
                 }
                 .boxed()

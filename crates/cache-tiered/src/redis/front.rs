@@ -412,6 +412,10 @@ fn open<K: 'static, V: 'static>(
     (key, lookup): &(Bytes, Lookup),
 ) -> Option<Found<V>> {
     let Lookup::Hit(sealed) = lookup else { return None };
+    if sealed.is_empty() {
+        // It is just being removed.
+        return None;
+    }
     match sealer.open(key, sealed) {
         Opening::Value(found) => Some(found),
         Opening::Miss => None,

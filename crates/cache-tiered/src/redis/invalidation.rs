@@ -18,6 +18,10 @@
 //! the new promise memory answers as it would without all this: at most as stale as a time to live.
 //! [`RedisStats::coherent`](super::RedisStats::coherent) says whether that is so.
 //!
+//! A server tells of a removal only if there was something to remove. What only the memories and disks of
+//! machines hold has to be told of, too, so a removal puts an empty value there first, for as long as it
+//! takes to remove it again.
+//!
 //! At the start there is nothing to empty for: the keys that came before the first promise are
 //! remembered, and these alone are let go. What was brought from a snapshot or a list is not among
 //! them.
@@ -275,6 +279,11 @@ impl Following {
         if before != replaced && self.listener.get().is_some() {
             self.pushes.empty(None);
         }
+    }
+
+    /// Whether the server tells others of what is removed only if it was there.
+    pub(super) fn announces(&self, wanted: Coherence) -> bool {
+        wanted == Coherence::Tracking || self.state.lock().way == Some(Coherence::Tracking)
     }
 
     /// A message for those who follow by the channel, if there may be any.

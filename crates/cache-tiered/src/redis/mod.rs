@@ -72,6 +72,9 @@ use crate::stats::Counter;
 /// of that.
 const DICTIONARY_SPARE: Duration = Duration::from_secs(600);
 
+/// How long an empty value stays that announces a removal, if the removal itself is lost.
+const ANNOUNCED: Duration = Duration::from_secs(10);
+
 /// What a look-up found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
@@ -251,8 +254,13 @@ impl Shared {
 
     /// Runs writes, and tells other machines of them where the server does not.
     async fn run(&self, commands: Vec<Command>) -> Vec<Result<(), RemoteError>> {
-        let message = self.following.message(self.config.coherence, &self.names, &commands);
-        let mut results = self.client.run(commands).await;
+        let coherence = self.config.coherence;
+        let message = self.following.message(coherence, &self.names, &commands);
+        let mut results = if self.following.announces(coherence) {
+            self.announce_and_run(commands).await
+        } else {
+            self.client.run(commands).await
+        };
         let Some(message) = message else { return results };
         // Not along with them: in a cluster it could be there before a write on another node is made.
         let outcome = self.client.run(vec![message]).await.pop();
@@ -261,6 +269,32 @@ impl Shared {
             // Written, perhaps, but others may not know: it has to be done again.
             let made = results.iter_mut().filter(|result| result.is_ok());
             made.for_each(|result| *result = Err(error.clone()));
+        }
+        results
+    }
+
+    /// Runs writes so that the server tells of every removal, also of what is not there.
+    async fn announce_and_run(&self, commands: Vec<Command>) -> Vec<Result<(), RemoteError>> {
+        let (mut all, mut announced) = (Vec::with_capacity(commands.len()), Vec::new());
+        for command in commands {
+            if let Command::Delete { key } = &command {
+                announced.push(all.len());
+                let (key, value, ttl) = (key.clone(), Bytes::new(), Some(ANNOUNCED));
+                all.push(Command::SetIfMissing { key, value, ttl });
+            }
+            all.push(command);
+        }
+        let mut results = self.client.run(all).await;
+        // From the last one on, so that the places before it stay what they are.
+        for at in announced.into_iter().rev() {
+            if at + 1 >= results.len() {
+                continue;
+            }
+            match results.remove(at) {
+                // A server that takes no more values still removes them.
+                Ok(()) | Err(RemoteError::Refused(_)) => {}
+                Err(error) => results[at] = Err(error),
+            }
         }
         results
     }

@@ -106,7 +106,7 @@ impl Server {
             Command::Set { key, value, .. } => {
                 self.data.insert(key, value);
             }
-            Command::SetIfMissing { key, value } => {
+            Command::SetIfMissing { key, value, .. } => {
                 self.data.entry(key).or_insert(value);
             }
             Command::Delete { key } => {

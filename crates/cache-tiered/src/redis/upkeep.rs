@@ -160,7 +160,7 @@ async fn learn(shared: &Shared) -> Result<(), RemoteError> {
         };
         if let Some(candidate) = candidate {
             let (key, value) = (shared.names.version(), Bytes::from(candidate.to_string()));
-            run_one(shared, Command::SetIfMissing { key, value }).await?;
+            run_one(shared, Command::SetIfMissing { key, value, ttl: None }).await?;
         }
     }
     Err(RemoteError::Refused("the namespace's version does not stay".to_owned()))
