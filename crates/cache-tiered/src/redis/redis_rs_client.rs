@@ -43,7 +43,7 @@ pub(super) struct RedisRs {
     settings: Arc<Settings>,
     lanes: Vec<Lane>,
     /// The connection for messages, once it is wanted.
-    subscriber: Mutex<Option<(Node, Arc<Link>)>>,
+    subscriber: Arc<Mutex<Option<(Node, Arc<Link>)>>>,
     pushes: Arc<PushQueue>,
     followed: Arc<Mutex<Followed>>,
 }
@@ -119,7 +119,7 @@ impl RedisRs {
             }
         };
         let lanes = (0..tier.connections).map(lane).collect();
-        Ok(Self { settings, lanes, subscriber: Mutex::default(), pushes, followed: Arc::default() })
+        Ok(Self { settings, lanes, subscriber: Arc::default(), pushes, followed: Arc::default() })
     }
 }
 
@@ -224,14 +224,18 @@ fn command(name: &str, arguments: &[&[u8]]) -> Cmd {
     command
 }
 
+fn set(arguments: &[&[u8]], ttl: Option<Duration>) -> Cmd {
+    let mut set = command("SET", arguments);
+    if let Some(ttl) = ttl {
+        set.arg("PX").arg(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1));
+    }
+    set
+}
+
 fn write(write: &Command) -> (u16, Cmd) {
     match write {
-        Command::Set { key, value, ttl: None } => (slot(key), command("SET", &[key, value])),
-        Command::Set { key, value, ttl: Some(ttl) } => {
-            let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1).to_string();
-            (slot(key), command("SET", &[key, value, b"PX", ttl.as_bytes()]))
-        }
-        Command::SetIfMissing { key, value } => (slot(key), command("SET", &[key, value, b"NX"])),
+        Command::Set { key, value, ttl } => (slot(key), set(&[key, value], *ttl)),
+        Command::SetIfMissing { key, value, ttl } => (slot(key), set(&[key, value, b"NX"], *ttl)),
         Command::Delete { key } => (slot(key), command("DEL", &[key])),
         Command::Publish { channel, message } => {
             (slot(channel), command("PUBLISH", &[channel, message]))
@@ -322,7 +326,7 @@ impl RemoteClient for RedisRs {
         let away = || RemoteError::Disconnected("the nodes are coming and going".to_owned());
         match follow {
             Follow::Tracking { prefix } => {
-                self.subscriber.lock().take();
+                let subscriber = Arc::clone(&self.subscriber);
                 let lane = self.lanes[0].clone();
                 async move {
                     let links = lane.links();
@@ -333,6 +337,8 @@ impl RemoteClient for RedisRs {
                         return Err(away());
                     }
                     *followed.lock() = Followed::Tracking(before);
+                    // From a time when the server did not track.
+                    subscriber.lock().take();
                     Ok(())
                 }
                 .boxed()

@@ -4,7 +4,7 @@
 //! pushes. What keeps it alive is here, because the tier has to know which connection carried a command:
 //!
 //! - A task connects, counts the connection, and only then lets commands on it. When the connection ends
-//!   it connects again, after a growing and jittered delay.
+//!   it connects again: at once if the connection had lasted, then after a growing and jittered delay.
 //! - A command fails at once while there is no connection, and is sent once.
 //! - A server that leaves commands without an answer for longer than [`SILENT`] loses its connection.
 //! - The socket is closed with a reset (`linger` 0), so that nothing in its send buffer reaches the
@@ -45,6 +45,8 @@ const RECONNECT_MIN: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(2);
 /// How long a server may leave commands without an answer before its connection is given up.
 const SILENT: Duration = Duration::from_secs(1);
+/// How often a connection that pushes come over is sent something, so that it is noticed when it is dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// Commands and pipelines that wait for the socket to take them.
 const QUEUED: usize = 64;
 
@@ -262,10 +264,12 @@ impl Keeper {
                     // Release: counted before anybody can send on it.
                     state.connections.fetch_add(1, Ordering::Release);
                     *state.silent_since.lock() = None;
+                    let alive = pushes.is_some().then(|| connection.clone());
                     *state.line.lock() = Some(Line { connection, give_up: Arc::clone(&give_up) });
                     tokio::select! {
                         () = &mut driver => {}
                         () = give_up.notified() => {}
+                        () = until_dead(alive, SILENT.max(settings.timeout * 4)) => {}
                     }
                     *state.line.lock() = None;
                     // Whoever waits for an answer is told; the socket goes with a reset.
@@ -274,8 +278,10 @@ impl Keeper {
                         pushes.push(Push::Lost);
                     }
                     down.notify_one();
-                    if began.elapsed() >= RECONNECT_MAX {
+                    if began.elapsed() >= delay {
+                        // Most likely the server is there: the first attempt is at once.
                         delay = RECONNECT_MIN;
+                        continue;
                     }
                 }
                 Err(error) => {
@@ -285,6 +291,19 @@ impl Keeper {
             }
             sleep(delay.mul_f64(0.5 + fastrand::f64())).await;
             delay = (delay * 2).min(RECONNECT_MAX);
+        }
+    }
+}
+
+/// Sends something now and then, until there is no answer in time; for ever without a connection.
+async fn until_dead(connection: Option<MultiplexedConnection>, patience: Duration) {
+    let Some(mut connection) = connection else { return std::future::pending().await };
+    let mut ping = Cmd::new();
+    ping.arg("PING");
+    loop {
+        sleep(KEEP_ALIVE).await;
+        if timeout(patience, connection.send_packed_command(&ping)).await.is_err() {
+            return;
         }
     }
 }
