@@ -35,7 +35,7 @@ use crate::memory::{
 };
 use crate::policy::Policy;
 use crate::prefetch::{self, Prefetch, Prefetcher, Related};
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 use crate::redis::{RedisConfig, RedisFront};
 use crate::sweeper;
 use crate::tags::{Tag, TagTable};
@@ -106,7 +106,7 @@ struct LowerSettings<K, V> {
     disk: Option<DiskConfig>,
     #[cfg(feature = "disk")]
     warm_up: bool,
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     redis: Option<RedisConfig>,
 }
 
@@ -126,7 +126,7 @@ impl<K, V> Default for LowerSettings<K, V> {
             disk: None,
             #[cfg(feature = "disk")]
             warm_up: false,
-            #[cfg(feature = "redis")]
+            #[cfg(feature = "__redis")]
             redis: None,
         }
     }
@@ -671,7 +671,7 @@ where
     }
 
     /// Gives the cache a Redis tier, its values written through serde.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     pub fn redis(self, config: RedisConfig) -> Self
     where
         K: Serialize + DeserializeOwned,
@@ -681,7 +681,7 @@ where
     }
 
     /// Gives the cache a Redis tier and its own codec; the last codec given is used by all tiers.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     pub fn redis_with(mut self, config: RedisConfig, codec: impl Codec<K, V>) -> Self {
         self.lower.redis = Some(config);
         self.lower.codec = Some(Arc::new(codec));
@@ -819,7 +819,7 @@ where
                     }
                 }
             }
-            #[cfg(feature = "redis")]
+            #[cfg(feature = "__redis")]
             Tier::Redis => {
                 let Some(config) = self.lower.redis.clone() else { return Ok(None) };
                 let sealer = Arc::clone(sealer);
@@ -836,7 +836,7 @@ where
     /// The tiers below memory that were asked for.
     fn tiers(&self) -> Vec<Tier> {
         let mut tiers = Vec::new();
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         tiers.extend(self.lower.redis.as_ref().map(|_| Tier::Redis));
         #[cfg(feature = "disk")]
         tiers.extend(self.lower.disk.as_ref().map(|_| Tier::Disk));
@@ -860,7 +860,7 @@ where
             let learns = self.lower.compression == Compression::ZstdDictionary;
             problems.extend(self.lower.disk.iter().flat_map(|disk| disk.problems(learns)));
         }
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         problems.extend(self.lower.redis.iter().flat_map(RedisConfig::validate));
     }
 }

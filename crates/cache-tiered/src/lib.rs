@@ -65,7 +65,7 @@ mod policy;
 mod prefetch;
 #[cfg(feature = "metrics")]
 mod publish;
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 pub mod redis;
 mod similarity;
 #[cfg(feature = "simulate")]

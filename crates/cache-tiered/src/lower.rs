@@ -122,7 +122,7 @@ pub(crate) struct Found<V> {
 }
 
 /// Who lets entries go when others have changed them in a tier that is shared.
-#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "no tier is shared"))]
+#[cfg_attr(not(feature = "__redis"), expect(dead_code, reason = "no tier is shared"))]
 pub(crate) trait Sink<K>: Send + Sync {
     /// Others have written or removed this key in the tier `shared`: no other tier keeps its value, nor
     /// one that is on its way.
@@ -334,7 +334,7 @@ mod sealing {
         }
 
         /// How many bytes opening an envelope has to go through.
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         pub(crate) fn opening_bytes(&self, sealed: &[u8]) -> usize {
             sealed.len().max(crate::envelope::raw_len(sealed))
         }

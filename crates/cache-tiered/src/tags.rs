@@ -380,7 +380,7 @@ impl Attributes {
         self.since(self.stamp.load(Relaxed)) == Standing::Good
     }
 
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     pub(crate) fn has_tags(&self) -> bool {
         !self.tags.is_empty()
     }

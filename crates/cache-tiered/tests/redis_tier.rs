@@ -1,5 +1,5 @@
 //! The Redis tier against real servers that are killed, frozen, flushed and restarted.
-#![cfg(feature = "redis")]
+#![cfg(feature = "__redis")]
 
 #[path = "support/redis_server.rs"]
 mod redis_server;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use cache_tiered::redis::{BreakerState, Lookup, RedisConfig, RedisTier, RemoteWrite};
 use futures_util::future::join_all;
-use redis_server::{RedisCluster, RedisServer, free_port};
+use redis_server::{RedisCluster, RedisServer, config, free_port};
 use tokio::time::sleep;
 
 /// What a call may take beyond its budget, on a machine that does many things at once.
@@ -17,13 +17,9 @@ const SLACK: Duration = Duration::from_millis(150);
 /// How long something that comes by itself may take at most.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn config(url: &str) -> RedisConfig {
-    RedisConfig::new(url)
-}
-
 /// A tier in service.
 async fn tier(server: &RedisServer) -> RedisTier {
-    start(config(&server.url())).await
+    start(config(server.url())).await
 }
 
 async fn start(config: RedisConfig) -> RedisTier {
@@ -136,8 +132,7 @@ fn vec_text(length: usize) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_gets_share_commands() {
     let server = RedisServer::start();
-    let tier =
-        start(RedisConfig { timeout: Duration::from_secs(5), ..config(&server.url()) }).await;
+    let tier = start(RedisConfig { timeout: Duration::from_secs(5), ..config(server.url()) }).await;
     let keys: Vec<String> = (0..64).map(|key| key.to_string()).collect();
     tier.write(keys.iter().map(|key| put(key, key, None)).collect()).await;
     let before = server.calls("mget");
@@ -194,7 +189,7 @@ async fn a_server_whose_socket_is_full_is_found_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_comes_later_is_found() {
     let mut server = RedisServer::stopped(free_port(), &[]);
-    let tier = RedisTier::start("test", config(&server.url())).unwrap();
+    let tier = RedisTier::start("test", config(server.url())).unwrap();
     let start = Instant::now();
     assert_eq!(get(&tier, "k").await, Lookup::Unavailable);
     write(&tier, "k", "lost").await;
@@ -231,7 +226,7 @@ async fn an_overwritten_value_does_not_come_back_after_a_freeze() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_many_lost_writes_empty_the_namespace() {
     let server = RedisServer::start();
-    let tier = start(RedisConfig { dirty_keys: 8, ..config(&server.url()) }).await;
+    let tier = start(RedisConfig { dirty_keys: 8, ..config(server.url()) }).await;
     tier.write((0..20).map(|key| put(key, "old", None)).collect()).await;
     let version = server.cli(&["GET", "ultra-perf:test:0:version"]);
     server.freeze();
@@ -330,7 +325,7 @@ async fn a_server_that_takes_no_writes_is_still_read_and_nothing_stale_is_found(
 async fn the_password_in_the_url_opens_the_server() {
     let server = RedisServer::with_options(&["--requirepass", "sec/ret"]);
     let port = server.port();
-    let with = |password: &str| config(&format!("redis://:{password}@127.0.0.1:{port}/3"));
+    let with = |password: &str| config(format!("redis://:{password}@127.0.0.1:{port}/3"));
     works(&start(with("sec%2Fret")).await).await;
     let wrong = RedisTier::start("test", with("wrong")).unwrap();
     sleep(Duration::from_millis(500)).await;
@@ -340,7 +335,7 @@ async fn the_password_in_the_url_opens_the_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_connections_serve_as_one() {
     let server = RedisServer::start();
-    let tier = start(RedisConfig { connections: 2, ..config(&server.url()) }).await;
+    let tier = start(RedisConfig { connections: 2, ..config(server.url()) }).await;
     for value in 0..50 {
         write(&tier, "k", &value.to_string()).await;
         let pair = tokio::join!(get(&tier, "k"), get(&tier, "k"));
@@ -377,7 +372,7 @@ async fn closing_does_not_wait_for_a_frozen_server() {
 async fn a_cluster_is_one_tier() {
     let mut cluster = RedisCluster::start();
     let budget = Duration::from_secs(1);
-    let tier = start(RedisConfig { timeout: budget, ..config(&cluster.url()) }).await;
+    let tier = start(RedisConfig { timeout: budget, ..config(cluster.url()) }).await;
     let keys: Vec<Bytes> = (0..300).map(bytes).collect();
     tier.write(keys.iter().map(|key| put(key.escape_ascii(), key.escape_ascii(), None)).collect())
         .await;
