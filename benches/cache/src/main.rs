@@ -16,6 +16,7 @@ mod adaptive;
 mod bytes;
 mod loads;
 mod similarity;
+mod tags;
 mod upkeep;
 
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     upkeep::rows(&mut suite);
     bytes::rows(&mut suite);
     similarity::rows(&mut suite);
+    tags::rows(&mut suite);
     suite.finish()
 }
 

@@ -165,8 +165,8 @@ impl Envelopes {
             ENCRYPTED => self.open_encrypted(header, key, body)?,
             _ => return Err(Rejected::Foreign),
         };
-        let (attributes, payload) = match header[6] {
-            0 => (Cow::Borrowed(&[][..]), payload),
+        let [attributes, payload] = match header[6] {
+            0 => [Cow::Borrowed(&[][..]), payload],
             _ => split_attributes(payload).ok_or(Rejected::Corrupt)?,
         };
         let (compression, dictionary) = (header[4], u32_at(header, 12));
@@ -285,7 +285,7 @@ fn seal_encrypted(
 }
 
 /// Parts attributes and value.
-fn split_attributes(payload: Cow<'_, [u8]>) -> Option<(Cow<'_, [u8]>, Cow<'_, [u8]>)> {
+fn split_attributes(payload: Cow<'_, [u8]>) -> Option<[Cow<'_, [u8]>; 2]> {
     let length = usize::from(u16::from_le_bytes(*payload.first_chunk()?));
     if length == 0 || payload.len() < 2 + length {
         return None;
@@ -293,12 +293,12 @@ fn split_attributes(payload: Cow<'_, [u8]>) -> Option<(Cow<'_, [u8]>, Cow<'_, [u
     Some(match payload {
         Cow::Borrowed(payload) => {
             let (attributes, value) = payload[2..].split_at(length);
-            (Cow::Borrowed(attributes), Cow::Borrowed(value))
+            [Cow::Borrowed(attributes), Cow::Borrowed(value)]
         }
         Cow::Owned(mut payload) => {
             let value = payload.split_off(2 + length);
             payload.drain(..2);
-            (Cow::Owned(payload), Cow::Owned(value))
+            [Cow::Owned(payload), Cow::Owned(value)]
         }
     })
 }

@@ -1,4 +1,4 @@
-//! `ultra-perf purge`: asks the admin API of a running accelerator to forget a URL.
+//! `ultra-perf purge`: asks the admin API of a running accelerator to forget a URL, or tags.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,7 +17,14 @@ const MAX_ANSWER_BYTES: usize = 1 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct PurgeArgs {
     /// The URL as clients ask for it, with scheme and host
-    url: String,
+    #[arg(required_unless_present = "tags")]
+    url: Option<String>,
+    /// Every answer with this name in its Surrogate-Key or Cache-Tag; may be given several times
+    #[arg(long = "tag", value_name = "TAG", conflicts_with = "url")]
+    tags: Vec<String>,
+    /// Leave what has the tags stale: it is refreshed behind the next request where it allows that
+    #[arg(long, requires = "tags")]
+    soft: bool,
     /// Address of the admin API
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8600")]
     admin: SocketAddr,
@@ -58,11 +65,14 @@ async fn ask(args: &PurgeArgs) -> Result<String, PurgeError> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
-    let body = serde_json::json!({ "url": args.url }).to_string();
+    let body = match &args.url {
+        Some(url) => serde_json::json!({ "url": url }),
+        None => serde_json::json!({ "tags": args.tags, "soft": args.soft }),
+    };
     let request = Request::post("/performance/cache/purge")
         .header(header::HOST, args.admin.to_string())
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))
+        .body(Full::new(Bytes::from(body.to_string())))
         .map_err(|error| PurgeError::Answer(error.to_string()))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
@@ -73,7 +83,11 @@ async fn ask(args: &PurgeArgs) -> Result<String, PurgeError> {
         serde_json::from_slice(&body).map_err(|error| PurgeError::Answer(error.to_string()))?;
     let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
     if status.is_success() {
-        Ok(text("purged"))
+        Ok(match &args.url {
+            Some(_) => text("purged"),
+            None if args.soft => format!("{} softly", args.tags.join(", ")),
+            None => args.tags.join(", "),
+        })
     } else {
         Err(PurgeError::Refused { status, detail: text("detail") })
     }

@@ -55,8 +55,7 @@ fn answer(mut stream: TcpStream, calls: &AtomicUsize) {
         if path == "/slow" {
             std::thread::sleep(Duration::from_secs(1));
         }
-        let answer =
-            "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nContent-Length: 5\r\n\r\nhello";
+        let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nSurrogate-Key: pages all\r\nContent-Length: 5\r\n\r\nhello";
         if stream.write_all(answer.as_bytes()).is_err() {
             return;
         }
@@ -240,6 +239,26 @@ fn a_purged_url_is_asked_for_again() {
     let refused = run(directory.path(), &["purge", "page", "--admin", &accelerator.admin]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("url must be a whole URL"), "{refused:?}");
+}
+
+#[test]
+fn purged_tags_are_asked_for_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = Backend::start();
+    let accelerator = Accelerator::start(directory.path(), &backend);
+    accelerator.get("/page");
+    let purge = |args: &[&str]| {
+        run(directory.path(), &[&["purge", "--admin", &accelerator.admin], args].concat())
+    };
+    let other = purge(&["--tag", "other", "--soft"]);
+    assert_eq!(text(&other.stdout), "purged other softly\n", "{other:?}");
+    assert_eq!(field(&accelerator.get("/page"), "x-cache"), Some("HIT"));
+    let purged = purge(&["--tag", "pages", "--tag", "other"]);
+    assert_eq!(text(&purged.stdout), "purged pages, other\n", "{purged:?}");
+    assert_eq!(field(&accelerator.get("/page"), "x-cache"), Some("MISS"));
+    for wrong in [&[][..], &["http://shop/page", "--tag", "a"], &["http://shop/page", "--soft"]] {
+        assert_eq!(purge(wrong).status.code(), Some(2), "{wrong:?}");
+    }
 }
 
 #[test]
