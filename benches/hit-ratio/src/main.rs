@@ -12,6 +12,7 @@ mod kept;
 mod page;
 mod plot;
 mod prediction;
+mod promotion;
 mod traces;
 
 use std::io;
@@ -58,6 +59,10 @@ struct Options {
     /// Measure what fetching ahead brings, and nothing else; writes the table into this file.
     #[arg(long, value_name = "FILE")]
     prediction: Option<PathBuf>,
+    /// Measure what it brings to wait for the second sight of a key before a value that a lower tier
+    /// had comes into memory, and nothing else; prints a table.
+    #[arg(long)]
+    promotion: bool,
     /// Measure only what is kept for later runs, and show nothing.
     #[arg(long)]
     prepare: bool,
@@ -79,6 +84,11 @@ fn run(options: Options) -> io::Result<ExitCode> {
         let folder = options.traces.clone().unwrap_or_else(traces::folder);
         let named = |name: &str| options.trace.as_ref().is_none_or(|part| name.contains(part));
         prediction::write(page, &folder, named, &options.provenance)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.promotion {
+        let folder = options.traces.clone().unwrap_or_else(traces::folder);
+        print!("{}", promotion::table(&folder));
         return Ok(ExitCode::SUCCESS);
     }
     let entrants = entrants::all();

@@ -57,7 +57,7 @@ const REVIEWED: usize = 2;
 #[non_exhaustive]
 pub struct Prefetch {
     /// Keys whose successors are remembered, up to three each; 16,384 unless told otherwise, 0 for
-    /// none. About 90 bytes for each with keys of 8 bytes, and what longer keys own.
+    /// none. About 110 bytes for each with keys of 8 bytes, and what longer keys own.
     pub successions: usize,
     /// Fetches ahead that may be under way at once; 16 unless told otherwise.
     pub in_flight: usize,
@@ -147,13 +147,15 @@ impl<K> Prefetcher<K> {
         marked
     }
 
-    /// Hears that a key was asked for which memory does not have.
-    pub(crate) fn missed(&self, hash: u64) {
-        match self.watches().then(|| self.marks.take(hash)).flatten() {
-            Some(Mark::Coming) => drop(self.used.fetch_add(1, Ordering::Relaxed)),
-            Some(Mark::There) => drop(self.wasted.fetch_add(1, Ordering::Relaxed)),
-            None => {}
-        }
+    /// Hears that a key was asked for which memory does not have, and tells whether it is on its way.
+    pub(crate) fn missed(&self, hash: u64) -> bool {
+        let mark = self.watches().then(|| self.marks.take(hash)).flatten();
+        match mark {
+            Some(Mark::Coming) => self.used.fetch_add(1, Ordering::Relaxed),
+            Some(Mark::There) => self.wasted.fetch_add(1, Ordering::Relaxed),
+            None => 0,
+        };
+        mark == Some(Mark::Coming)
     }
 
     /// Hears that a key is overwritten or removed. A fetch of it that is on its way tells by itself.

@@ -261,3 +261,44 @@ async fn what_a_tier_below_has_is_brought_up_and_not_loaded() {
     assert_eq!(loading.get(&2).await.unwrap(), 20);
     cache.close().await;
 }
+
+/// What a hit costs: without fetching ahead, with it, and while something waits for its first hit.
+///
+/// `cargo test --release -p cache-tiered --test prefetch -- --ignored --nocapture measure_a_hit`
+#[tokio::test]
+#[ignore = "measures"]
+async fn measure_a_hit() {
+    const KEYS: u64 = 1_000;
+    const ROUNDS: u32 = 400;
+    let backend = Backend::default();
+    let builder = || Cache::builder("test").entries(10_000);
+    let waiting = builder().related(|key| [key + 1_000_000]);
+    let caches = [
+        ("without", backend.over(builder())),
+        ("with it, nothing waits", backend.over(builder().prefetch(Prefetch::default()))),
+        ("with it, some wait", backend.over(waiting)),
+    ];
+    for (_, cache) in &caches {
+        for key in 0..KEYS {
+            cache.get(&key).await.unwrap();
+            settle().await;
+        }
+    }
+    assert!(prefetched(&caches[2].1).outstanding > 500);
+    let mut times = [const { Vec::new() }; 3];
+    for _ in 0..31 {
+        for (times, (_, cache)) in times.iter_mut().zip(&caches) {
+            let start = std::time::Instant::now();
+            for _ in 0..ROUNDS {
+                for key in 0..KEYS {
+                    std::hint::black_box(cache.get(&key).await.is_ok());
+                }
+            }
+            times.push(start.elapsed() / (ROUNDS * KEYS as u32));
+        }
+    }
+    for (times, (name, _)) in times.iter_mut().zip(&caches) {
+        times.sort_unstable();
+        println!("{name}: {:?} a hit, median of {}", times[times.len() / 2], times.len());
+    }
+}

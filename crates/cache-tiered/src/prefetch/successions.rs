@@ -60,7 +60,7 @@ pub(crate) struct Successions<K> {
 }
 
 impl<K: Clone> Successions<K> {
-    /// Makes a table of at least this many rows, some 90 bytes each for keys of 8 bytes.
+    /// Makes a table of at least this many rows, some 110 bytes each for keys of 8 bytes.
     pub(crate) fn new(rows: usize) -> Self {
         let sets = rows.div_ceil(WAYS).next_power_of_two();
         let rows = iter::repeat_with(Row::empty).take(sets * WAYS).collect();

@@ -1,8 +1,8 @@
 //! What fetching ahead would have brought.
 //!
 //! The real cache and the real prefetcher, without a loader: what is predicted comes into the cache
-//! some requests later, at once if that is 0. A request for a key that is still on its way is a miss,
-//! although in life it would wait for a part of a load only.
+//! some requests later, at once if that is 0. A request for a key that is still on its way is a miss
+//! that joins its load: it makes no load of its own and, in life, waits for the rest of that one.
 
 use std::collections::VecDeque;
 
@@ -17,6 +17,7 @@ pub struct Ahead {
     prefetcher: Prefetcher<u64>,
     lag: u64,
     requests: u64,
+    joined: u64,
     coming: VecDeque<(u64, u64)>,
 }
 
@@ -41,6 +42,7 @@ impl Ahead {
             prefetcher: Prefetcher::new(prefetch, None),
             lag,
             requests: 0,
+            joined: 0,
             coming: VecDeque::new(),
         }
     }
@@ -49,6 +51,12 @@ impl Ahead {
     #[must_use]
     pub fn stats(&self) -> PrefetchStats {
         self.prefetcher.stats()
+    }
+
+    /// Misses whose value was on its way already.
+    #[must_use]
+    pub fn joined(&self) -> u64 {
+        self.joined
     }
 
     fn land(&mut self) {
@@ -76,7 +84,7 @@ impl Simulated for Ahead {
             return true;
         }
         if !hit {
-            self.prefetcher.missed(hash);
+            self.joined += u64::from(self.prefetcher.missed(hash));
             self.cache.insert(key, weight);
         }
         for expected in self.prefetcher.expected_after(hash, &key) {
@@ -107,7 +115,9 @@ mod tests {
         assert!(hits > 15_000, "{hits}");
         let PrefetchStats { issued, used, .. } = soon.stats();
         assert!(used * 10 > issued * 9, "{used} of {issued}");
-        assert!(run(&trace, &mut ahead(10)).hits < 2_000, "what comes too late is a miss");
+        let mut late = ahead(10);
+        let hits = run(&trace, &mut late).hits;
+        assert!(hits < 2_000 && late.joined() > 15_000, "what comes too late is a shorter wait");
     }
 
     #[test]
