@@ -1144,7 +1144,10 @@ where
 
     /// Whether no tag has been invalidated since the value was made.
     fn is_valid(&self, attributes: Option<&Attributes>) -> bool {
-        attributes.is_none_or(|it| it.standing(&self.memory.tags).0 != Standing::Invalid)
+        attributes.is_none_or(|it| {
+            it.standing(&self.memory.tags).0 != Standing::Invalid
+                && it.shared_standing(&self.memory.tags) != Standing::Invalid
+        })
     }
 
     pub(crate) async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<Landed<V>> {
@@ -1352,6 +1355,34 @@ where
         // First: what has been asked for by now must not come into memory behind its back.
         self.memory.overtake_all();
         self.memory.invalidate_all();
+    }
+
+    fn tags_invalidated(&self, numbers: &[u64]) {
+        let time = self.memory.tags.invalidate(numbers);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        // The disk has to know of it after a restart, too.
+        if self.lower.tiers.iter().any(|it| it.tier() == Tier::Disk) {
+            let (lower, numbers) = (Arc::clone(&self.lower), numbers.to_vec());
+            runtime.spawn(async move {
+                for tier in lower.tiers.iter().filter(|it| it.tier() == Tier::Disk) {
+                    tier.note_invalidated(time, &numbers).await;
+                }
+            });
+        }
+    }
+
+    fn tags_known(&self) {
+        let invalid = |attributes: &Attributes| {
+            attributes.shared_standing(&self.memory.tags) != Standing::Good
+        };
+        let invalid: Vec<K> = self
+            .memory
+            .snapshot(|key, entry| {
+                entry.attributes.is_some_and(|it| invalid(&it)).then(|| key.clone())
+            })
+            .flatten()
+            .collect();
+        invalid.iter().for_each(|key| self.forget(key));
     }
 }
 

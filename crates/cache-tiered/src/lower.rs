@@ -133,6 +133,12 @@ pub(crate) trait Sink<K>: Send + Sync {
 
     /// The same for every key. Takes its time: not for an async thread.
     fn forget_all(&self);
+
+    /// Tags were invalidated, here or on another machine, after all that was known before.
+    fn tags_invalidated(&self, numbers: &[u64]);
+
+    /// It is known for the first time what has been invalidated: what is in memory may have been.
+    fn tags_known(&self);
 }
 
 /// How much of a tier's newest entries is asked for: entries, and bytes as the tier stores them.
@@ -271,7 +277,10 @@ mod sealing {
     impl<K: 'static, V: 'static> Sealer<K, V> {
         /// Whether the tags of a value leave it good for something, by this cache's own time.
         pub(crate) fn is_valid(&self, attributes: Option<&Attributes>) -> bool {
-            attributes.is_none_or(|it| it.standing(&self.tags).0 != Standing::Invalid)
+            attributes.is_none_or(|it| {
+                it.standing(&self.tags).0 != Standing::Invalid
+                    && it.shared_standing(&self.tags) != Standing::Invalid
+            })
         }
 
         pub(crate) fn key(&self, key: &K) -> Option<Vec<u8>> {

@@ -143,17 +143,32 @@ struct Shard {
     sweep_at: usize,
 }
 
+/// What the tier that machines share knows of their invalidations.
+#[cfg(feature = "__redis")]
+pub(crate) trait SharedLog: Send + Sync {
+    /// The number up to which all invalidations are known; zero while none is.
+    fn head(&self) -> u64;
+
+    /// The number of a tag's last invalidation, or a larger one.
+    fn invalidated(&self, number: u64) -> u64;
+}
+
 /// What a cache knows of its tags.
-#[derive(Debug)]
 pub(crate) struct TagTable {
     /// Counts invalidations.
     clock: AtomicU64,
     floor: AtomicU64,
-    /// The shared tier's time, as far as this cache knows all that happened before.
-    shared: AtomicU64,
+    #[cfg(feature = "__redis")]
+    shared: std::sync::OnceLock<Box<dyn SharedLog>>,
     /// Held while an invalidation takes its number and sets its cells.
     order: Mutex<()>,
     shards: [Mutex<Shard>; SHARDS],
+}
+
+impl fmt::Debug for TagTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TagTable").field("clock", &self.clock).finish_non_exhaustive()
+    }
 }
 
 impl Default for TagTable {
@@ -168,7 +183,8 @@ impl TagTable {
         Self {
             clock: AtomicU64::new(now),
             floor: AtomicU64::new(now),
-            shared: AtomicU64::new(0),
+            #[cfg(feature = "__redis")]
+            shared: std::sync::OnceLock::new(),
             order: Mutex::new(()),
             shards: std::array::from_fn(|_| Mutex::new(Shard::default())),
         }
@@ -179,7 +195,18 @@ impl TagTable {
     pub(crate) fn stamp(&self) -> Stamp {
         // Acquire: what was invalidated up to then has been set in the cells.
         let local = self.clock.load(Acquire);
-        Stamp { local, shared: self.shared.load(Acquire) }
+        #[cfg(feature = "__redis")]
+        let shared = self.shared.get().map_or(0, |log| log.head());
+        #[cfg(not(feature = "__redis"))]
+        let shared = 0;
+        Stamp { local, shared }
+    }
+
+    /// Sets what is known of the tier that machines share.
+    #[cfg(feature = "__redis")]
+    pub(crate) fn share(&self, log: Box<dyn SharedLog>) {
+        // A cache has one such tier.
+        let _ = self.shared.set(log);
     }
 
     /// The clock alone.
@@ -378,6 +405,48 @@ impl Attributes {
     /// Of several invalidations a cell knows the last, so nothing more can be said of one in between.
     pub(crate) fn is_untouched(&self) -> bool {
         self.since(self.stamp.load(Relaxed)) == Standing::Good
+    }
+
+    /// What other machines have done to the tags since the value was made, as far as it is known here.
+    pub(crate) fn shared_standing(&self, table: &TagTable) -> Standing {
+        #[cfg(feature = "__redis")]
+        if let Some(log) = table.shared.get().filter(|log| !self.tags.is_empty() && log.head() > 0)
+        {
+            return self.standing_in(&**log);
+        }
+        let _ = table;
+        Standing::Good
+    }
+
+    /// What the log that machines share says of the tags.
+    #[cfg(feature = "__redis")]
+    fn standing_in(&self, log: &dyn SharedLog) -> Standing {
+        let mut standing = Standing::Good;
+        for number in self.tags() {
+            if log.invalidated(number) > self.shared_stamp {
+                return Standing::Invalid;
+            }
+            if log.invalidated(number | SOFT) > self.shared_stamp {
+                standing = Standing::Stale;
+            }
+        }
+        standing
+    }
+
+    /// The same for a value that another machine may have made, for one that began to ask for it at
+    /// `local` in its own time; `None` if it is invalid, or nobody knows.
+    #[cfg(feature = "__redis")]
+    pub(crate) fn taken_over(self, table: &TagTable, local: u64) -> Option<Self> {
+        let mut stale = self.stale;
+        if !self.tags.is_empty() {
+            let log = table.shared.get().filter(|log| log.head() > 0)?;
+            match self.standing_in(&**log) {
+                Standing::Good => {}
+                Standing::Stale => stale = true,
+                Standing::Invalid => return None,
+            }
+        }
+        Some(Self { stamp: AtomicU64::new(local), stale, ..self })
     }
 
     #[cfg(feature = "__redis")]

@@ -107,9 +107,9 @@ async fn what_was_removed_replaced_or_has_expired_does_not_come_back() {
     }
     (100..200).for_each(|key| cache.insert(key, "newer".to_owned()));
     let soon = cache_tiered::InsertOptions::ttl(Duration::from_secs(5));
-    (200..300).for_each(|key| cache.insert_with(key, "short".to_owned(), soon));
+    (200..300).for_each(|key| cache.insert_with(key, "short".to_owned(), soon.clone()));
     let later = cache_tiered::InsertOptions::ttl(Duration::from_secs(50));
-    (300..400).for_each(|key| cache.insert_with(key, "long".to_owned(), later));
+    (300..400).for_each(|key| cache.insert_with(key, "long".to_owned(), later.clone()));
     cache.flush().await;
     cache.clear(Tier::Memory).await;
     clock.advance(Duration::from_secs(6));

@@ -51,8 +51,7 @@ pub(crate) struct RedisFront<K, V> {
     counters: Arc<Counters>,
     /// Numbers of dictionaries that look-ups have missed; none after the tier was closed.
     wanted: Mutex<Option<mpsc::Sender<u32>>>,
-    /// `None` if memory does not follow Redis.
-    ears: Option<Arc<Ears<K, V>>>,
+    ears: Arc<Ears<K, V>>,
     /// Closed when the writer and the fetcher of dictionaries have ended.
     ended: watch::Receiver<()>,
 }
@@ -84,8 +83,9 @@ where
     ) -> Result<Self, Vec<Problem>> {
         config.schema_version = sealer.schema;
         let follows = config.coherence != Coherence::Off;
-        let ears = follows.then(|| Arc::new(Ears::new(Arc::clone(&sealer))));
+        let ears = Arc::new(Ears::new(Arc::clone(&sealer), follows));
         let tier = RedisTier::start(name, config)?;
+        sealer.tags.share(tier.tag_log());
         let queue = Arc::new(queue);
         let counters = Arc::new(Counters::default());
         let (end, ended) = watch::channel(());
@@ -130,16 +130,22 @@ where
     }
 
     /// Makes values of what Redis said.
-    async fn open(&self, answers: Vec<(Bytes, Lookup)>) -> Vec<Option<Found<V>>> {
+    ///
+    /// `began` is the time of the tags before Redis was asked.
+    async fn open(&self, answers: Vec<(Bytes, Lookup)>, began: u64) -> Vec<Option<Found<V>>> {
         let unpacked = answers.iter().map(|(_, lookup)| match lookup {
             Lookup::Hit(sealed) => self.sealer.opening_bytes(sealed),
             _ => 0,
         });
         let (count, unpacked) = (answers.len(), unpacked.sum::<usize>());
+        let tier = self.tier.clone();
         let (sealer, counters) = (Arc::clone(&self.sealer), Arc::clone(&self.counters));
         let wanted = self.wanted.lock().clone();
         let open = move || {
-            let open = |it| open(&sealer, &counters, wanted.as_ref(), it);
+            let open = |it| {
+                let found = open(&sealer, &counters, wanted.as_ref(), it)?;
+                take_over(&sealer, &tier, found, began)
+            };
             answers.iter().map(open).collect()
         };
         if unpacked < OPEN_INLINE_BYTES {
@@ -162,8 +168,9 @@ where
             return known;
         }
         let key = Bytes::from(self.sealer.key(key)?);
+        let began = self.sealer.tags.now();
         let lookup = self.tier.get(&key).await;
-        self.open(vec![(key, lookup)]).await.pop().flatten()
+        self.open(vec![(key, lookup)], began).await.pop().flatten()
     }
 }
 
@@ -178,6 +185,11 @@ where
 
     fn push(&self, key: &K, write: Write<V>, dropped: &mut Vec<Write<V>>) {
         let is_put = matches!(write, Write::Put(_));
+        if let Write::Put(item) = &write
+            && item.attributes.as_ref().is_some_and(|it| it.has_tags())
+        {
+            self.tier.use_tags();
+        }
         let (pushed, replaced) = self.queue.push(key, write, false);
         dropped.extend(replaced);
         if pushed == Pushed::Refused
@@ -223,8 +235,9 @@ where
                 found.push(known.flatten());
             }
             if !names.is_empty() {
+                let began = self.sealer.tags.now();
                 let lookups = self.tier.get_many(&names).await;
-                let opened = self.open(names.into_iter().zip(lookups).collect()).await;
+                let opened = self.open(names.into_iter().zip(lookups).collect(), began).await;
                 for (at, value) in places.into_iter().zip(opened) {
                     found[at] = value;
                 }
@@ -243,9 +256,8 @@ where
         })
     }
 
-    /// Nothing: values with tags are not read from Redis.
-    fn note_invalidated<'a>(&'a self, _: u64, _: &'a [u64]) -> BoxFuture<'a, ()> {
-        Box::pin(std::future::ready(()))
+    fn note_invalidated<'a>(&'a self, _: u64, numbers: &'a [u64]) -> BoxFuture<'a, ()> {
+        Box::pin(self.tier.invalidate_tags(numbers))
     }
 
     fn remove_expired(&self) -> BoxFuture<'_, u64> {
@@ -269,22 +281,18 @@ where
     }
 
     fn attach(&self, sink: Weak<dyn Sink<K>>) {
-        if let Some(ears) = &self.ears
-            && ears.attach(sink)
-        {
-            self.tier.listen(Arc::clone(ears) as _);
+        if self.ears.attach(sink) {
+            self.tier.listen(Arc::clone(&self.ears) as _);
         }
     }
 
     fn watch(&self, key: &K, warmed: bool) {
-        if let Some(ears) = &self.ears {
-            ears.watch(key, warmed);
-        }
+        self.ears.watch(key, warmed);
     }
 
     fn coherence(&self) -> Option<CoherenceStats> {
         let tier = self.tier.stats();
-        let (invalidations, resets) = self.ears.as_ref().map_or((0, 0), |ears| ears.counts());
+        let (invalidations, resets) = self.ears.counts();
         let mode = tier.following.map(Coherence::as_str);
         Some(CoherenceStats { coherent: tier.coherent, mode, invalidations, resets })
     }
@@ -429,8 +437,6 @@ fn open<K: 'static, V: 'static>(
         return None;
     }
     match sealer.open(key, sealed) {
-        // What other machines have done to tags is not known here.
-        Opening::Value(found) if found.attributes.as_ref().is_some_and(|it| it.has_tags()) => None,
         Opening::Value(found) => Some(found),
         Opening::Miss => None,
         Opening::NoDictionary(id) => {
@@ -445,6 +451,23 @@ fn open<K: 'static, V: 'static>(
             None
         }
     }
+}
+
+/// Judges a value by what all machines have done to its tags, and translates its time into this cache's.
+fn take_over<K: 'static, V: 'static>(
+    sealer: &Sealer<K, V>,
+    tier: &RedisTier,
+    found: Found<V>,
+    began: u64,
+) -> Option<Found<V>> {
+    let Some(attributes) = found.attributes else { return Some(found) };
+    // It was made with the value, a moment ago, so nobody shares it.
+    let attributes = Arc::into_inner(attributes)?;
+    if attributes.has_tags() {
+        tier.use_tags();
+    }
+    let attributes = attributes.taken_over(&sealer.tags, began)?;
+    Some(Found { attributes: Some(Arc::new(attributes)), ..found })
 }
 
 fn remote_write<K: 'static, V: 'static>(
