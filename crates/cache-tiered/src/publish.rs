@@ -10,7 +10,7 @@ use metrics::{Counter, Gauge, counter, gauge};
 use crate::cache::Cache;
 use crate::hasher::DefaultHashBuilder;
 use crate::lower::Tier;
-use crate::stats::TierStats;
+use crate::stats::{CoherenceStats, TierStats};
 
 /// The metrics of one cache, with the label `cache` for its name and `type` for its tiers.
 #[derive(Debug)]
@@ -25,6 +25,32 @@ pub struct Publisher<K, V, S = DefaultHashBuilder> {
     refreshes: Counter,
     stale: [Counter; 2],
     in_flight: Gauge,
+    coherence: Option<CoherenceMetrics>,
+}
+
+/// Where memory follows a tier that is shared.
+#[derive(Debug)]
+struct CoherenceMetrics {
+    coherent: Gauge,
+    invalidations: Counter,
+    resets: Counter,
+}
+
+impl CoherenceMetrics {
+    fn new(cache: &str) -> Self {
+        let labels = [("cache", cache.to_owned())];
+        Self {
+            coherent: gauge!("cache_coherent", &labels),
+            invalidations: counter!("cache_invalidations_total", &labels),
+            resets: counter!("cache_coherence_resets_total", &labels),
+        }
+    }
+
+    fn publish(&self, stats: &CoherenceStats) {
+        self.coherent.set(f64::from(u8::from(stats.coherent)));
+        self.invalidations.absolute(stats.invalidations);
+        self.resets.absolute(stats.resets);
+    }
 }
 
 #[derive(Debug)]
@@ -100,6 +126,7 @@ where
         let tiers =
             [Some(Tier::Memory), stats.redis.map(|_| Tier::Redis), stats.disk.map(|_| Tier::Disk)];
         let tiers = tiers.into_iter().flatten().map(|tier| TierMetrics::new(&name, tier)).collect();
+        let coherence = stats.coherence.map(|_| CoherenceMetrics::new(&name));
         let labels = [("cache", name)];
         let loads = |status: &str| {
             let [cache] = labels.clone();
@@ -118,6 +145,7 @@ where
                 counter!("cache_stale_total", &[cache, ("reason", reason.to_owned())])
             }),
             in_flight: gauge!("cache_in_flight", &labels),
+            coherence,
             cache,
         }
     }
@@ -145,6 +173,9 @@ where
             counter.absolute(count);
         }
         self.in_flight.set(stats.in_flight as f64);
+        if let (Some(metrics), Some(stats)) = (&self.coherence, &stats.coherence) {
+            metrics.publish(stats);
+        }
     }
 }
 
@@ -161,6 +192,9 @@ fn describe() {
     describe_counter!("cache_superseded_total", "Slow values not kept: their key was written.");
     describe_counter!("cache_refreshes_total", "Loads in the background that have ended.");
     describe_counter!("cache_stale_total", "Values served past their time to live, by reason.");
+    describe_counter!("cache_invalidations_total", "Keys that others changed in a shared tier.");
+    describe_counter!("cache_coherence_resets_total", "Times that memory was emptied for safety.");
+    describe_gauge!("cache_coherent", "Whether memory follows what others change.");
     describe_gauge!("cache_load_seconds", Unit::Seconds, "Time spent in loaders since the start.");
     describe_gauge!("cache_in_flight", "Keys that are being loaded or looked up below memory.");
     describe_gauge!("cache_entries", "Entries that a tier holds.");
