@@ -17,7 +17,7 @@ use cache_tiered::disk::DiskConfig;
 use cache_tiered::redis::{RedisClient, RedisConfig};
 use cache_tiered::{Cache, InsertOptions, LoadingCache, Policy, Tier};
 
-use super::book::{Asked, Book, KEYS, STALE, TTL, Value, unix_ms, value};
+use super::book::{Asked, Book, KEYS, STALE, Value, ttl, unix_ms, value};
 
 pub(crate) const DIRECTORY: &str = "ULTRA_PERF_SOAK_DIRECTORY";
 pub(crate) const REDIS: &str = "ULTRA_PERF_SOAK_REDIS";
@@ -64,9 +64,9 @@ async fn works_until_it_is_told_to_close() {
     let disk = directory.join("disk");
     let cache = Cache::<u32, Value>::builder("soak")
         .entries(300)
-        .ttl(TTL)
+        .ttl_by(|key, _| Some(ttl(*key)))
         .stale_while_revalidate(STALE)
-        .refresh_ahead(TTL / 8)
+        .refresh_ahead(STALE / 4)
         .compress_above(512)
         .redis(redis(url, seed))
         .disk(DiskConfig::new(&disk).capacity_bytes(DISK_BYTES))
