@@ -122,6 +122,10 @@ pub(crate) trait Sink<K>: Send + Sync {
 
     /// The same for every key. Takes its time: not for an async thread.
     fn forget_all(&self);
+
+    /// Tags were invalidated, here or on another machine. Without a word from the shared tier, that is
+    /// seen by [`forget_all`](Self::forget_all).
+    fn tags_invalidated(&self, _tags: &[u64]) {}
 }
 
 /// A tier below memory.

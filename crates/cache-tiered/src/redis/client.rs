@@ -22,6 +22,15 @@ pub(super) trait RemoteClient: Send + Sync + 'static {
     /// Runs writes on lane 0, in this order; one result for each.
     fn run(&self, writes: Vec<Command>) -> BoxFuture<'static, Vec<Result<(), RemoteError>>>;
 
+    /// Runs a Lua script over one key on lane 0, after what was sent there before; returns the strings
+    /// of its answer, which is a list.
+    fn eval(
+        &self,
+        script: &'static str,
+        key: Bytes,
+        arguments: Vec<Bytes>,
+    ) -> BoxFuture<'static, Result<Vec<Bytes>, RemoteError>>;
+
     /// The identities of the server processes behind a lane; empty if they are not told.
     fn servers(&self, lane: usize) -> BoxFuture<'static, Result<Vec<String>, RemoteError>>;
 

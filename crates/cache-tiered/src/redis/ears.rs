@@ -34,6 +34,8 @@ const TRIES: usize = 64;
 pub(super) struct Ears<K, V> {
     sealer: Arc<Sealer<K, V>>,
     sink: OnceLock<Weak<dyn Sink<K>>>,
+    /// Whether changes are told at all.
+    follows: bool,
     /// Whether no promise has come yet, so that keys are to be remembered.
     is_early: AtomicBool,
     early: Mutex<Early<K>>,
@@ -85,11 +87,12 @@ where
     K: Hash + Eq + Clone + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    pub(super) fn new(sealer: Arc<Sealer<K, V>>) -> Self {
+    pub(super) fn new(sealer: Arc<Sealer<K, V>>, follows: bool) -> Self {
         let hashed = Hashed { keys: HashMap::new(), order: VecDeque::new(), bytes: 0 };
         Self {
             sealer,
             sink: OnceLock::new(),
+            follows,
             is_early: AtomicBool::new(true),
             early: Mutex::new(Early::Keys(HashSet::new())),
             hashed: Mutex::new(hashed),
@@ -114,6 +117,9 @@ where
 
     /// Remembers a key whose value may come into memory, if it would not be found otherwise.
     pub(super) fn watch(&self, key: &K, warmed: bool) {
+        if !self.follows {
+            return;
+        }
         // Acquire: pairs with the Release in `lost`. Whoever sees the first promise asks for values
         // that are followed; whoever does not comes to the lock, and finds the set or its end there.
         if !warmed && self.is_early.load(Ordering::Acquire) {
@@ -167,6 +173,12 @@ where
         let Some(sink) = self.sink() else { return true };
         surely(|| sink.changed(&key, Tier::Redis));
         true
+    }
+
+    fn tags_invalidated(&self, tags: &[u64]) {
+        if let Some(sink) = self.sink() {
+            surely(|| sink.tags_invalidated(tags));
+        }
     }
 
     fn lost(&self, promised: bool) -> BoxFuture<'_, ()> {

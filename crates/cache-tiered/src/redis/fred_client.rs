@@ -472,6 +472,29 @@ impl RemoteClient for Fred {
         async move { join_all(writes.into_iter().map(|write| caller.run(write))).await }.boxed()
     }
 
+    fn eval(
+        &self,
+        script: &'static str,
+        key: Bytes,
+        arguments: Vec<Bytes>,
+    ) -> BoxFuture<'static, Result<Vec<Bytes>, RemoteError>> {
+        let caller = self.caller(0);
+        let hash = ClusterHash::Custom(fred::util::redis_keyslot(&key));
+        let mut all = vec![word(script), Value::Integer(1), key.into()];
+        all.extend(arguments.into_iter().map(Value::from));
+        async move {
+            let Resp3Frame::Array { data, .. } = caller.call("EVAL", hash, all).await? else {
+                return Err(unexpected("EVAL"));
+            };
+            let text = |frame| match frame {
+                Resp3Frame::BlobString { data, .. } => Ok(data),
+                _ => Err(unexpected("EVAL")),
+            };
+            data.into_iter().map(text).collect()
+        }
+        .boxed()
+    }
+
     fn servers(&self, lane: usize) -> BoxFuture<'static, Result<Vec<String>, RemoteError>> {
         let caller = self.caller(lane);
         let clustered = self.clustered;

@@ -51,8 +51,7 @@ pub(crate) struct RedisFront<K, V> {
     counters: Arc<Counters>,
     /// Numbers of dictionaries that look-ups have missed; none after the tier was closed.
     wanted: Mutex<Option<mpsc::Sender<u32>>>,
-    /// `None` if memory does not follow Redis.
-    ears: Option<Arc<Ears<K, V>>>,
+    ears: Arc<Ears<K, V>>,
     /// Closed when the writer and the fetcher of dictionaries have ended.
     ended: watch::Receiver<()>,
 }
@@ -84,7 +83,7 @@ where
     ) -> Result<Self, Vec<Problem>> {
         config.schema_version = sealer.schema;
         let follows = config.coherence != Coherence::Off;
-        let ears = follows.then(|| Arc::new(Ears::new(Arc::clone(&sealer))));
+        let ears = Arc::new(Ears::new(Arc::clone(&sealer), follows));
         let tier = RedisTier::start(name, config)?;
         let queue = Arc::new(queue);
         let counters = Arc::new(Counters::default());
@@ -257,22 +256,18 @@ where
     }
 
     fn attach(&self, sink: Weak<dyn Sink<K>>) {
-        if let Some(ears) = &self.ears
-            && ears.attach(sink)
-        {
-            self.tier.listen(Arc::clone(ears) as _);
+        if self.ears.attach(sink) {
+            self.tier.listen(Arc::clone(&self.ears) as _);
         }
     }
 
     fn watch(&self, key: &K, warmed: bool) {
-        if let Some(ears) = &self.ears {
-            ears.watch(key, warmed);
-        }
+        self.ears.watch(key, warmed);
     }
 
     fn coherence(&self) -> Option<CoherenceStats> {
         let tier = self.tier.stats();
-        let (invalidations, resets) = self.ears.as_ref().map_or((0, 0), |ears| ears.counts());
+        let (invalidations, resets) = self.ears.counts();
         let mode = tier.following.map(Coherence::as_str);
         Some(CoherenceStats { coherent: tier.coherent, mode, invalidations, resets })
     }

@@ -117,7 +117,7 @@ impl PushQueue {
     }
 
     /// Has memory emptied, because of a promise that was given after so many losses, if it says so.
-    fn empty(&self, promised: Option<u64>) {
+    pub(super) fn empty(&self, promised: Option<u64>) {
         let mut waiting = self.waiting.lock();
         waiting.empty = true;
         waiting.promised = promised.or(waiting.promised);
@@ -165,6 +165,9 @@ pub(super) trait Listener: Send + Sync {
     /// Others have changed an entry. `false` if that names no entry that could be found.
     fn changed(&self, entry: Changed<'_>) -> bool;
 
+    /// Tags were invalidated, by whomever.
+    fn tags_invalidated(&self, tags: &[u64]);
+
     /// Others may have changed anything. With `promised`, all pushes come from now on.
     fn lost(&self, promised: bool) -> BoxFuture<'_, ()>;
 }
@@ -174,7 +177,7 @@ pub(super) struct Following {
     pub(super) pushes: Arc<PushQueue>,
     /// Tells the tier's own messages from others'.
     nonce: u64,
-    listener: OnceLock<Arc<dyn Listener>>,
+    pub(super) listener: OnceLock<Arc<dyn Listener>>,
     listened: Notify,
     state: Mutex<State>,
 }
@@ -291,7 +294,7 @@ impl Following {
         &self,
         wanted: Coherence,
         names: &Names,
-        commands: &[Command],
+        changed: &[&Bytes],
     ) -> Option<Command> {
         let publishes = match wanted {
             Coherence::Off | Coherence::Tracking => false,
@@ -300,10 +303,9 @@ impl Following {
                 self.listener.get().is_some() && self.state.lock().way != Some(Coherence::Tracking)
             }
         };
-        let changed: Vec<&Bytes> = commands.iter().filter_map(Command::key).collect();
         (publishes && !changed.is_empty()).then(|| Command::Publish {
             channel: names.channel(),
-            message: encode(self.nonce, &changed),
+            message: encode(self.nonce, changed),
         })
     }
 
@@ -356,7 +358,7 @@ async fn changed(shared: &Shared, listener: &dyn Listener, names: &[Bytes]) {
         let current = shared.serving.load(Ordering::Acquire);
         for name in some {
             let found = match shared.names.parse(name) {
-                Name::Version => {
+                Name::Version | Name::Tags => {
                     shared.wake.notify_one();
                     true
                 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ultra-perf:users:0:version                          the namespace's version
+//! ultra-perf:users:0:tags                             the log of invalidated tags
 //! ultra-perf:users:0:dictionary:1f2e3d4c              a compression dictionary
 //! ultra-perf:users:0:1795219200123456789:t:alice      an entry
 //!          │     │ │                   │
@@ -30,6 +31,7 @@ const LENGTH_BYTES: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Name {
     Version,
+    Tags,
     /// An entry of a version of the namespace, and its encoded key.
     Entry {
         version: u64,
@@ -82,6 +84,11 @@ impl Names {
         Bytes::from(format!("{}version", self.stem))
     }
 
+    /// The key that holds the log of invalidated tags.
+    pub(super) fn tags(&self) -> Bytes {
+        Bytes::from(format!("{}tags", self.stem))
+    }
+
     /// The key that holds a compression dictionary, which all versions of the namespace share.
     pub(super) fn dictionary(&self, id: u32) -> Bytes {
         Bytes::from(format!("{}dictionary:{id:08x}", self.stem))
@@ -96,6 +103,9 @@ impl Names {
         let rest = name.strip_prefix(self.stem.as_bytes())?;
         if rest == b"version" {
             return Some(Name::Version);
+        }
+        if rest == b"tags" {
+            return Some(Name::Tags);
         }
         let colon = rest.iter().position(|byte| *byte == b':')?;
         let version = std::str::from_utf8(&rest[..colon]).ok()?.parse().ok()?;
@@ -226,6 +236,7 @@ mod tests {
     fn only_what_the_namespace_writes_is_read_as_its_own() {
         let names = Names::new("up", "users", 3);
         assert_eq!(names.parse(b"up:users:3:version"), Name::Version);
+        assert_eq!(names.parse(b"up:users:3:tags"), Name::Tags);
         let hash = Name::Hashed { version: 7, hash: 0xAB };
         assert_eq!(names.parse(format!("up:users:3:7:h:{:032x}", 0xAB).as_bytes()), hash);
         for other in [

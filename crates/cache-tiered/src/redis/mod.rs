@@ -38,6 +38,7 @@ mod keys;
 mod redis_rs_client;
 #[cfg(feature = "redis-rs")]
 mod redis_rs_link;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -50,7 +51,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use resilience::{CircuitBreaker, Outcome, Permit};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -65,6 +66,7 @@ use self::client::{Command, RemoteClient, RemoteError};
 use self::coherence::{Rules, Sent};
 use self::invalidation::{Following, Listener, PushQueue};
 use self::keys::Names;
+use self::tags::Mirror;
 use crate::error::Problem;
 use crate::stats::Counter;
 
@@ -175,6 +177,27 @@ struct Counters {
     too_large: Counter,
 }
 
+/// What is known of the namespace's tags.
+struct Tags {
+    /// Whether anybody has asked.
+    used: AtomicBool,
+    /// Whether the server refuses to run the script, which is said once.
+    refused: AtomicBool,
+    mirror: RwLock<Mirror>,
+    acknowledged: watch::Sender<u64>,
+}
+
+impl Tags {
+    fn new(ttl_max: Duration) -> Self {
+        Self {
+            used: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            mirror: RwLock::new(Mirror::new(ttl_max)),
+            acknowledged: watch::Sender::new(0),
+        }
+    }
+}
+
 /// What the handles and the background tasks share.
 struct Shared {
     config: RedisConfig,
@@ -184,6 +207,7 @@ struct Shared {
     breaker: CircuitBreaker,
     coherence: Mutex<Rules>,
     following: Following,
+    tags: Tags,
     /// The version that counts, zero while there is none: what `coherence` says, without its lock.
     serving: AtomicU64,
     /// How many keys are dirty, likewise.
@@ -255,7 +279,8 @@ impl Shared {
     /// Runs writes, and tells other machines of them where the server does not.
     async fn run(&self, commands: Vec<Command>) -> Vec<Result<(), RemoteError>> {
         let coherence = self.config.coherence;
-        let message = self.following.message(coherence, &self.names, &commands);
+        let changed: Vec<&Bytes> = commands.iter().filter_map(Command::key).collect();
+        let message = self.following.message(coherence, &self.names, &changed);
         let mut results = if self.following.announces(coherence) {
             self.announce_and_run(commands).await
         } else {
@@ -411,6 +436,7 @@ impl RedisTier {
             breaker,
             coherence: Mutex::new(Rules::new(config.dirty_keys, nonce)),
             following: Following::new(pushes, nonce),
+            tags: Tags::new(config.ttl_max),
             serving: AtomicU64::new(0),
             dirty: AtomicUsize::new(0),
             verified: lanes.iter().map(|_| AtomicU64::new(u64::MAX)).collect(),
@@ -660,6 +686,59 @@ impl RedisTier {
         shared.wake.notify_one();
         // Too late is not too bad: the old entries are out of reach already.
         let _ = timeout(shared.config.timeout, done.wait_for(|done| *done >= wanted)).await;
+    }
+
+    /// Invalidates tags for all machines: what was made before and bears one of them is stale.
+    ///
+    /// That is the caller's to look at, with [`tag_head`](Self::tag_head) and
+    /// [`tag_invalidated`](Self::tag_invalidated). It holds for this tier when this is called, and for
+    /// other machines when Redis has it; this waits for that no longer than [`RedisConfig::timeout`], and
+    /// the upkeep goes on trying. Many at once cost less than one after the other. Too many of them, or too
+    /// many that wait for a server that is away, make everything stale that bears any tag.
+    ///
+    /// # Cancel safety
+    ///
+    /// The tags are invalidated even if the future is dropped after its first poll.
+    pub async fn invalidate_tags(&self, tags: &[u64]) {
+        let shared = &*self.handle.shared;
+        let mut acknowledged = shared.tags.acknowledged.subscribe();
+        let serial = shared.tags.mirror.write().invalidate(tags);
+        shared.tags.used.store(true, Ordering::Release);
+        shared.wake.notify_one();
+        // Too late is not too bad: for this tier it holds already.
+        let reached = acknowledged.wait_for(|acknowledged| *acknowledged >= serial);
+        let _ = timeout(shared.config.timeout, reached).await;
+    }
+
+    /// Returns the number to stamp an entry with that is made now: every invalidation up to it is known.
+    ///
+    /// Zero until the log of tags was read, which begins with the first call of this.
+    #[must_use]
+    pub fn tag_head(&self) -> u64 {
+        self.use_tags();
+        self.handle.shared.tags.mirror.read().head()
+    }
+
+    /// Returns the number of a tag's last invalidation: entries whose stamp is lower are stale.
+    ///
+    /// `u64::MAX` while that is not known, because Redis has not acknowledged it, or the log was not read
+    /// yet. What is too old to be known is stale by the number returned.
+    ///
+    /// # Cost
+    ///
+    /// A shared lock and a look-up.
+    #[must_use]
+    pub fn tag_invalidated(&self, tag: u64) -> u64 {
+        self.use_tags();
+        self.handle.shared.tags.mirror.read().invalidated(tag)
+    }
+
+    fn use_tags(&self) {
+        let shared = &*self.handle.shared;
+        if !shared.tags.used.load(Ordering::Acquire) {
+            shared.tags.used.store(true, Ordering::Release);
+            shared.wake.notify_one();
+        }
     }
 
     /// Has entries let go when other machines change them, from soon on.

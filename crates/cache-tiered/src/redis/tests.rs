@@ -10,6 +10,7 @@ use tokio::time::{advance, sleep};
 
 use super::client::{Fetched, Follow, Push};
 use super::invalidation::Changed;
+use super::tags::tests::Log;
 use super::*;
 use crate::Cache;
 use crate::lower::{Sink, Tier};
@@ -40,6 +41,7 @@ struct Server {
     late: VecDeque<(u64, Option<Instant>, Command)>,
     calls: u64,
     published: Vec<Bytes>,
+    tags: Log,
     executed: Vec<Command>,
     follows: Vec<Follow>,
     /// Whether it knows `CLIENT TRACKING`.
@@ -63,6 +65,7 @@ impl Script {
             late: VecDeque::new(),
             calls: 0,
             published: Vec::new(),
+            tags: Log::default(),
             executed: Vec::new(),
             follows: Vec::new(),
             tracks: true,
@@ -213,6 +216,27 @@ impl RemoteClient for Script {
         .boxed()
     }
 
+    fn eval(
+        &self,
+        _: &'static str,
+        key: Bytes,
+        arguments: Vec<Bytes>,
+    ) -> BoxFuture<'static, Result<Vec<Bytes>, RemoteError>> {
+        assert_eq!(key, "ultra-perf:test:0:tags");
+        let mut server = self.0.lock();
+        let answer = match server.call() {
+            Ok(()) => Ok(server.tags.run(&arguments)),
+            Err(Fault::Refused) => Err(RemoteError::Disconnected("script".to_owned())),
+            Err(fault) => {
+                if fault == Fault::Silent {
+                    server.tags.run(&arguments);
+                }
+                return never().boxed();
+            }
+        };
+        async { answer }.boxed()
+    }
+
     fn servers(&self, _: usize) -> BoxFuture<'static, Result<Vec<String>, RemoteError>> {
         let mut server = self.0.lock();
         match server.call() {
@@ -281,6 +305,7 @@ async fn tier(script: &Script, config: RedisConfig) -> RedisTier {
 #[derive(Debug, Default)]
 struct Notes {
     changed: Mutex<Vec<String>>,
+    tags: Mutex<Vec<u64>>,
     lost: Mutex<Vec<bool>>,
     understands_nothing: AtomicBool,
 }
@@ -292,6 +317,10 @@ impl Listener for Notes {
             Changed::Hash(hash) => format!("{hash:x}"),
         });
         !self.understands_nothing.load(Ordering::Relaxed)
+    }
+
+    fn tags_invalidated(&self, tags: &[u64]) {
+        self.tags.lock().extend_from_slice(tags);
     }
 
     fn lost(&self, promised: bool) -> BoxFuture<'_, ()> {
@@ -816,6 +845,8 @@ impl Listener for Memory {
         true
     }
 
+    fn tags_invalidated(&self, _: &[u64]) {}
+
     fn lost(&self, _: bool) -> BoxFuture<'_, ()> {
         self.0.inner().forget_all();
         async {}.boxed()
@@ -849,6 +880,53 @@ async fn a_value_that_is_on_its_way_when_its_key_changes_does_not_reach_memory()
         until(|| cache.get_in_memory(&key).is_none()).await;
         until(|| tier.stats().coherent).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalidated_tags_are_stale_at_once_and_acknowledged_when_the_server_has_them() {
+    let script = Script::new();
+    let (tier, notes, _) = follower(&script, config()).await;
+    assert_eq!((tier.tag_head(), tier.tag_invalidated(7)), (0, u64::MAX));
+    until(|| tier.tag_head() > 0).await;
+    let stamp = tier.tag_head();
+    assert!(tier.tag_invalidated(7) <= stamp);
+    tier.invalidate_tags(&[7, 8]).await;
+    assert!((stamp + 1..u64::MAX).contains(&tier.tag_invalidated(7)));
+    assert!(tier.tag_invalidated(9) <= stamp && tier.tag_invalidated(8) <= tier.tag_head());
+    assert_eq!(std::mem::take(&mut *notes.tags.lock()), [7, 8]);
+
+    // While the server is away, it holds here, and costs no more than any call.
+    for fault in [Fault::Lost, Fault::Silent, Fault::Refused] {
+        let (stamp, start) = (tier.tag_head(), Instant::now());
+        script.fault(fault);
+        tier.invalidate_tags(&[7]).await;
+        assert!(start.elapsed() <= config().timeout, "{fault:?}");
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!((tier.tag_invalidated(7), tier.tag_head()), (u64::MAX, stamp), "{fault:?}");
+        script.fault(Fault::None);
+        until(|| tier.tag_invalidated(7) < u64::MAX).await;
+        assert!(tier.tag_invalidated(7) > stamp, "{fault:?}");
+    }
+    assert!(!notes.lost().contains(&false), "the log was there throughout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_of_tags_that_is_lost_empties_memory_and_leaves_nothing_fresh() {
+    let script = Script::new();
+    let (tier, notes, pushes) = follower(&script, config()).await;
+    tier.invalidate_tags(&[1]).await;
+    let stamp = tier.tag_head();
+    script.0.lock().tags.members.clear();
+    let start = Instant::now();
+    pushes.push(Push::Changed(vec![bytes("ultra-perf:test:0:tags")]));
+    until(|| tier.tag_invalidated(2) > stamp).await;
+    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    until(|| !notes.lost.lock().is_empty()).await;
+    assert_eq!(notes.lost(), [false]);
+    // Without a push it is found by the look each second.
+    let stamp = tier.tag_head();
+    script.0.lock().tags.members.clear();
+    until(|| tier.tag_invalidated(2) > stamp).await;
 }
 
 #[test]

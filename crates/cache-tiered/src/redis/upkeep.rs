@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{Command, RemoteError};
 use super::coherence::Found;
+use super::tags::SCRIPT;
 use super::{Lookup, Shared};
 
 /// How often the version is looked at: how long another machine's `clear` may go unnoticed.
@@ -104,9 +105,66 @@ async fn round(shared: &Shared) -> Result<(), Trouble> {
             break;
         }
     }
+    tags(shared).await?;
     let result = clean(shared).await;
     shared.publish();
     result
+}
+
+/// Appends invalidated tags to their log, and reads what others have appended.
+async fn tags(shared: &Shared) -> Result<(), Trouble> {
+    if !shared.tags.used.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    loop {
+        let Some(permit) = shared.permit() else {
+            return Err(Trouble::Open(RETRY));
+        };
+        let (turn, appends) = {
+            let mirror = shared.tags.mirror.read();
+            (mirror.turn(), mirror.is_due())
+        };
+        let key = shared.names.tags();
+        let answer = shared.client.eval(SCRIPT, key.clone(), turn.arguments.clone());
+        let answer = in_time(shared, answer).await.and_then(|answer| answer);
+        permit.complete_at(shared.outcome(answer.as_ref().err()), Instant::now().into_std());
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(RemoteError::Refused(reason)) => {
+                // Whoever asks for a tag that is not known takes it for stale.
+                if !shared.tags.refused.swap(true, Ordering::Relaxed) {
+                    let namespace = &shared.namespace;
+                    tracing::warn!(namespace, reason, "redis does not keep the log of tags");
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(Trouble::Remote(error)),
+        };
+        shared.tags.refused.store(false, Ordering::Relaxed);
+        let (news, acknowledged) = {
+            let mut mirror = shared.tags.mirror.write();
+            (mirror.take(&turn, &answer), mirror.acknowledged())
+        };
+        shared.tags.acknowledged.send_replace(acknowledged);
+        let listener = shared.following.listener.get();
+        let message = shared.following.message(shared.config.coherence, &shared.names, &[&key]);
+        if let (Some(message), true) = (message, appends) {
+            // Who does not hear of it looks within a second.
+            let _ = in_time(shared, shared.client.run(vec![message])).await;
+        }
+        let more = news.as_ref().is_none_or(|news| news.more);
+        if let (Some(listener), Some(news)) = (listener, news) {
+            if !news.tags.is_empty() {
+                listener.tags_invalidated(&news.tags);
+            }
+            if news.lost {
+                shared.following.pushes.empty(None);
+            }
+        }
+        if !more {
+            return Ok(());
+        }
+    }
 }
 
 /// Asks to be told of changes where that is due; tells whether the servers have just promised to.
