@@ -302,6 +302,28 @@ impl RemoteClient for RedisRs {
         .boxed()
     }
 
+    fn eval(
+        &self,
+        script: &'static str,
+        key: Bytes,
+        arguments: Vec<Bytes>,
+    ) -> BoxFuture<'static, Result<Vec<Bytes>, RemoteError>> {
+        let lane = self.lanes[0].clone();
+        async move {
+            let mut all: Vec<&[u8]> = vec![script.as_bytes(), b"1", &key];
+            all.extend(arguments.iter().map(|argument| &argument[..]));
+            let mut answers = lane.run(vec![(slot(&key), command("EVAL", &all))]).await;
+            let answer = answers.pop().unwrap_or_else(|| Err(unexpected("EVAL")));
+            let Value::Array(strings) = accepted(answer)? else { return Err(unexpected("EVAL")) };
+            let text = |value| match value {
+                Value::BulkString(text) => Ok(Bytes::from(text)),
+                _ => Err(unexpected("EVAL")),
+            };
+            strings.into_iter().map(text).collect()
+        }
+        .boxed()
+    }
+
     fn servers(&self, lane: usize) -> BoxFuture<'static, Result<Vec<String>, RemoteError>> {
         let mut links = self.lanes[lane].links();
         // A node that is away is identified when it is back, on its new connection.

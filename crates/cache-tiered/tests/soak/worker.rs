@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use cache_tiered::disk::DiskConfig;
+use cache_tiered::redis::{RedisClient, RedisConfig};
 use cache_tiered::{Cache, InsertOptions, LoadingCache, Policy, Tier};
 
-use super::book::{Asked, Book, KEYS, STALE, TTL, Value, unix_ms, value};
-use super::redis_server;
+use super::book::{Asked, Book, KEYS, STALE, Value, ttl, unix_ms, value};
 
 pub(crate) const DIRECTORY: &str = "ULTRA_PERF_SOAK_DIRECTORY";
 pub(crate) const REDIS: &str = "ULTRA_PERF_SOAK_REDIS";
@@ -64,11 +64,11 @@ async fn works_until_it_is_told_to_close() {
     let disk = directory.join("disk");
     let cache = Cache::<u32, Value>::builder("soak")
         .entries(300)
-        .ttl(TTL)
+        .ttl_by(|key, _| Some(ttl(*key)))
         .stale_while_revalidate(STALE)
-        .refresh_ahead(TTL / 8)
+        .refresh_ahead(STALE / 4)
         .compress_above(512)
-        .redis(redis_server::config(url))
+        .redis(redis(url, seed))
         .disk(DiskConfig::new(&disk).capacity_bytes(DISK_BYTES))
         .open()
         .await
@@ -120,6 +120,19 @@ async fn works_until_it_is_told_to_close() {
     assert_eq!(world.cache.stats().in_flight, 0, "something is still under way");
     world.cache.close().await;
     println!("closed");
+}
+
+/// The clients take turns where there are two.
+fn redis(url: String, seed: u64) -> RedisConfig {
+    let clients = [
+        #[cfg(feature = "redis")]
+        RedisClient::Fred,
+        #[cfg(feature = "redis-rs")]
+        RedisClient::RedisRs,
+    ];
+    let client = clients[seed as usize % clients.len()];
+    println!("over {client:?}");
+    RedisConfig { client, ..RedisConfig::new(url) }
 }
 
 impl World {
@@ -235,6 +248,8 @@ impl World {
                 }
                 unflushed.losses = losses;
             }
+            // Seldom: the disk is to fill up and to evict.
+            9_600..9_602 if rng.u8(0..64) > 0 => tokio::task::yield_now().await,
             9_600..9_602 => {
                 let tier = [Some(Tier::Memory), Some(Tier::Memory), Some(Tier::Disk), None];
                 cache.clear(tier[rng.usize(..4)]).await;
