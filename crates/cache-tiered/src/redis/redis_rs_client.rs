@@ -43,10 +43,13 @@ pub(super) struct RedisRs {
     settings: Arc<Settings>,
     lanes: Vec<Lane>,
     /// The connection for messages, once it is wanted.
-    subscriber: Arc<Mutex<Option<(Node, Arc<Link>)>>>,
+    subscriber: Arc<Mutex<Option<Subscriber>>>,
     pushes: Arc<PushQueue>,
     followed: Arc<Mutex<Followed>>,
 }
+
+/// Which server a link goes to, and the link.
+type Subscriber = (Node, Arc<Link>);
 
 /// The connections on which the last `follow` asked.
 #[derive(Default)]
@@ -58,7 +61,8 @@ enum Followed {
 }
 
 /// Links, and how many connections each has had.
-type Seen = Vec<(Weak<Link>, u64)>;
+type Seen = Vec<SeenLink>;
+type SeenLink = (Weak<Link>, u64);
 
 /// The links with their connections, if all of them are up.
 fn seen(links: &[Arc<Link>]) -> Option<Seen> {
@@ -67,9 +71,7 @@ fn seen(links: &[Arc<Link>]) -> Option<Seen> {
 }
 
 fn are_still_up(links: &[Arc<Link>], then: &Seen) -> bool {
-    let same = |(now, then): (&(Weak<Link>, u64), &(Weak<Link>, u64))| {
-        now.0.ptr_eq(&then.0) && now.1 == then.1
-    };
+    let same = |(now, then): (&SeenLink, &SeenLink)| now.0.ptr_eq(&then.0) && now.1 == then.1;
     seen(links).is_some_and(|now| now.len() == then.len() && now.iter().zip(then).all(same))
 }
 
