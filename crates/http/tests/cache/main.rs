@@ -6,6 +6,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/redis.rs"]
+mod redis;
+
 #[path = "../support/accelerator.rs"]
 mod accelerator;
 
@@ -13,6 +16,7 @@ mod coalescing;
 mod invalidation;
 mod lifecycle;
 mod serving;
+mod shared;
 mod stale;
 mod storing;
 mod streaming;

@@ -1,0 +1,99 @@
+//! Two accelerators over one Redis: what one of them forgets, the other does not serve.
+
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    accelerator::{Accelerated, outcome},
+    redis::Redis,
+    support::origin::Origin,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn pair(redis: &Redis, origin: &Origin) -> [Accelerated; 2] {
+    let keys = [("cache.redis.url", &*redis.url())];
+    let with = async || Accelerated::with(&origin.url(), &keys).await;
+    [with().await, with().await]
+}
+
+/// Asks until the answer is what it should be.
+async fn becomes(proxy: &Accelerated, target: &str, body: &str, expected: &str) {
+    let start = std::time::Instant::now();
+    loop {
+        let answer = proxy.get(target).await;
+        if (answer.text(), outcome(&answer)) == (body, expected) {
+            return;
+        }
+        let seen = (answer.text().to_owned(), outcome(&answer).to_owned());
+        assert!(start.elapsed() < PATIENCE, "{target}: {seen:?} is not {:?}", (body, expected));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An origin with a version that changes when it is told.
+async fn versioned() -> (Origin, Count) {
+    let count = Count::default();
+    let version = count.clone();
+    let origin = Origin::start(move |request| {
+        let current = version.0.load(Ordering::SeqCst);
+        let tags = if request.path() == "/tagged" { "it" } else { "other" };
+        match request.method.as_str() {
+            "GET" => fresh(format!("version {current}")).header("surrogate-key", tags),
+            _ => {
+                version.0.fetch_add(1, Ordering::SeqCst);
+                Reply::status(204)
+            }
+        }
+    })
+    .await;
+    (origin, count)
+}
+
+#[tokio::test]
+async fn what_one_accelerator_forgets_the_other_does_not_serve() {
+    let redis = Redis::start();
+    let (origin, version) = versioned().await;
+    let [one, other] = pair(&redis, &origin).await;
+    let next = || version.0.fetch_add(1, Ordering::SeqCst) + 1;
+    // The first ones may come before the caches follow.
+    for target in ["/plain", "/tagged"] {
+        becomes(&one, target, "version 0", "HIT").await;
+        becomes(&other, target, "version 0", "HIT").await;
+    }
+    let body = format!("version {}", next());
+    one.purge("/plain").await;
+    becomes(&other, "/plain", &body, "HIT").await;
+    becomes(&one, "/plain", &body, "HIT").await;
+
+    let body = format!("version {}", next());
+    let (status, _) = other.admin("POST", "/cache/purge", r#"{"tags":["it"]}"#).await;
+    assert_eq!(status, 200);
+    becomes(&one, "/tagged", &body, "HIT").await;
+    becomes(&other, "/tagged", &body, "HIT").await;
+
+    // A successful unsafe request is a purge, too.
+    let changed = one.send("POST", "/plain", &[], "x").await;
+    assert_eq!(changed.status, 204);
+    becomes(&other, "/plain", "version 3", "HIT").await;
+    let (status, _) = one.admin("POST", "/cache/purge", r#"{"tags":["it"],"soft":true}"#).await;
+    assert_eq!(status, 200);
+    becomes(&other, "/tagged", "version 3", "HIT").await;
+}
+
+#[tokio::test]
+async fn what_one_accelerator_has_the_other_takes_from_redis() {
+    let redis = Redis::start();
+    let (origin, _) = versioned().await;
+    let [one, other] = pair(&redis, &origin).await;
+    becomes(&one, "/plain", "version 0", "HIT").await;
+    becomes(&other, "/plain", "version 0", "HIT").await;
+    let hits = origin.hits();
+    // By now both follow, and the log of tags is known.
+    for round in 0..20 {
+        let target = format!("/page/{round}");
+        becomes(&one, &target, "version 0", "HIT").await;
+        becomes(&other, &target, "version 0", "HIT").await;
+    }
+    assert!(origin.hits() - hits < 35, "most came from Redis: {}", origin.hits() - hits);
+}
