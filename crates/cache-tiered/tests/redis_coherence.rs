@@ -453,9 +453,11 @@ async fn a_node_that_joins_a_cluster_is_followed() {
     let new = RedisServer::with_options(&options);
     first.cli(&["CLUSTER", "MEET", "127.0.0.1", &new.port().to_string()]);
     let nodes: Vec<_> = cluster.nodes.iter().chain([&new]).collect();
-    let known = async || {
-        nodes.iter().all(|it| it.cli(&["CLUSTER", "INFO"]).contains("cluster_known_nodes:4"))
+    let knows = |it: &&RedisServer| {
+        let info = it.cli(&["CLUSTER", "INFO"]);
+        info.contains("cluster_known_nodes:4") && info.contains("cluster_state:ok")
     };
+    let known = async || nodes.iter().all(knows);
     until("the node is known", known).await;
     // redis-cli does not go where a node sends it, so of three only the right one has the version.
     let version = "ultra-perf:test:0:version";
