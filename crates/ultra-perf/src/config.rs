@@ -46,8 +46,8 @@ pub use problem::{ConfigError, Problem};
 pub use quantity::{ByteSize, ParseQuantityError, format_duration, parse_duration};
 pub use reference::reference;
 pub use setting::{
-    Admission, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier, MemoryEngine,
-    Policy, WritePolicy,
+    Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier,
+    MemoryEngine, Policy, WritePolicy,
 };
 pub use source::Origin;
 pub use tree::{Cache, Disk, Log, Memory, Redis, ResponseCache, Server};
