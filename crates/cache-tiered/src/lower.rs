@@ -111,7 +111,7 @@ pub(crate) struct Found<V> {
 }
 
 /// Who lets entries go when others have changed them in a tier that is shared.
-#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "no tier is shared"))]
+#[cfg_attr(not(feature = "__redis"), expect(dead_code, reason = "no tier is shared"))]
 pub(crate) trait Sink<K>: Send + Sync {
     /// Others have written or removed this key in the tier `shared`: no other tier keeps its value, nor
     /// one that is on its way.
@@ -236,7 +236,7 @@ mod sealing {
         }
 
         /// The key that these bytes name.
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         pub(crate) fn key_of(&self, bytes: &[u8]) -> Option<K> {
             catch_unwind(AssertUnwindSafe(|| self.codec.decode_key(bytes))).ok()?.ok()
         }
