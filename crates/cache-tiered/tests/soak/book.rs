@@ -24,7 +24,7 @@ pub(crate) type Value = (u32, u64, u64, Vec<u8>);
 
 /// The time to live of a key's values: some expire while one looks, some outlive an outage.
 pub(crate) fn ttl(key: u32) -> Duration {
-    Duration::from_secs(if key % 4 == 0 { 3 } else { 60 })
+    Duration::from_secs(if key.is_multiple_of(4) { 3 } else { 60 })
 }
 
 pub(crate) fn value(key: u32, version: u64) -> Value {

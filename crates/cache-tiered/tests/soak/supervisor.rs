@@ -132,7 +132,7 @@ impl Worker {
             .spawn()
             .expect("the worker starts");
         let output = BufReader::new(process.stdout.take().expect("it is piped"));
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::sync_channel(256);
         thread::spawn(move || {
             for line in output.split(b'\n').map_while(Result::ok) {
                 if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
