@@ -48,7 +48,7 @@ pub(super) struct RedisRs {
     followed: Arc<Mutex<Followed>>,
 }
 
-/// Which server a link goes to, and the link.
+/// A connection for messages, and where it leads.
 type Subscriber = (Node, Arc<Link>);
 
 /// The connections on which the last `follow` asked.
@@ -60,18 +60,30 @@ enum Followed {
     Channel(Seen),
 }
 
-/// Links, and how many connections each has had.
 type Seen = Vec<SeenLink>;
-type SeenLink = (Weak<Link>, u64);
+
+/// A link, and how many connections it has had.
+struct SeenLink {
+    link: Weak<Link>,
+    connections: u64,
+}
+
+impl SeenLink {
+    fn of(link: &Arc<Link>) -> Self {
+        Self { link: Arc::downgrade(link), connections: link.connections() }
+    }
+}
 
 /// The links with their connections, if all of them are up.
 fn seen(links: &[Arc<Link>]) -> Option<Seen> {
     let up = !links.is_empty() && links.iter().all(|link| link.is_up());
-    up.then(|| links.iter().map(|link| (Arc::downgrade(link), link.connections())).collect())
+    up.then(|| links.iter().map(SeenLink::of).collect())
 }
 
-fn are_still_up(links: &[Arc<Link>], then: &Seen) -> bool {
-    let same = |(now, then): (&SeenLink, &SeenLink)| now.0.ptr_eq(&then.0) && now.1 == then.1;
+fn are_still_up(links: &[Arc<Link>], then: &[SeenLink]) -> bool {
+    let same = |(now, then): (&SeenLink, &SeenLink)| {
+        now.link.ptr_eq(&then.link) && now.connections == then.connections
+    };
     seen(links).is_some_and(|now| now.len() == then.len() && now.iter().zip(then).all(same))
 }
 
