@@ -59,7 +59,7 @@ async fn after_a_restart_memory_holds_what_was_written_last() {
     assert_eq!((done.entries, done.skipped), (6_000, 0));
     assert!(done.bytes > 6_000 * 50 && done.bytes == done.total, "{done:?}");
     assert!((0..6_000).all(|key| cache.get_in_memory(&key) == Some(value(key))));
-    let seen = seen.lock().unwrap();
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
     assert!(seen.len() > 4 && seen.is_sorted_by_key(|it| (it.entries, it.bytes)));
     assert_eq!(seen.last(), Some(&done));
     // All of it a second time: memory has it already.
