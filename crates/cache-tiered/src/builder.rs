@@ -1,7 +1,7 @@
 //! Describes a cache, checks the description once, and starts it.
 
 use std::hash::{BuildHasher, Hash};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 #[cfg(feature = "__lower")]
@@ -28,13 +28,13 @@ use crate::freshness::Freshness;
 use crate::hasher::DefaultHashBuilder;
 #[cfg(feature = "__lower")]
 use crate::lower::Sealer;
-use crate::lower::{LowerTier, Tier};
+use crate::lower::{LowerTier, Sink, Tier};
 use crate::memory::{
     Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
 };
 use crate::policy::Policy;
 use crate::prefetch::{self, Prefetch, Prefetcher, Related};
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 use crate::redis::{RedisConfig, RedisFront};
 use crate::sweeper;
 #[cfg(feature = "__lower")]
@@ -102,7 +102,7 @@ struct LowerSettings<K, V> {
     disk: Option<DiskConfig>,
     #[cfg(feature = "disk")]
     warm_up: bool,
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     redis: Option<RedisConfig>,
 }
 
@@ -122,7 +122,7 @@ impl<K, V> Default for LowerSettings<K, V> {
             disk: None,
             #[cfg(feature = "disk")]
             warm_up: false,
-            #[cfg(feature = "redis")]
+            #[cfg(feature = "__redis")]
             redis: None,
         }
     }
@@ -565,6 +565,10 @@ where
             schema: self.lower.schema_version,
             counters: Counters::default(),
         });
+        for tier in &inner.lower.tiers {
+            let sink: Weak<dyn Sink<K>> = Arc::<Inner<K, V, S>>::downgrade(&inner);
+            tier.attach(sink);
+        }
         sweeper::register(&inner, self.expiry_sweep)
             .map_err(|source| BuildError::Thread { cache: inner.name.clone(), source })?;
         Ok(Cache::from_inner(inner))
@@ -642,7 +646,7 @@ where
     }
 
     /// Gives the cache a Redis tier, its values written through serde.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     pub fn redis(self, config: RedisConfig) -> Self
     where
         K: Serialize + DeserializeOwned,
@@ -652,7 +656,7 @@ where
     }
 
     /// Gives the cache a Redis tier and its own codec; the last codec given is used by all tiers.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     pub fn redis_with(mut self, config: RedisConfig, codec: impl Codec<K, V>) -> Self {
         self.lower.redis = Some(config);
         self.lower.codec = Some(Arc::new(codec));
@@ -784,7 +788,7 @@ where
                     }
                 }
             }
-            #[cfg(feature = "redis")]
+            #[cfg(feature = "__redis")]
             Tier::Redis => {
                 let Some(config) = self.lower.redis.clone() else { return Ok(None) };
                 let sealer = Arc::clone(sealer);
@@ -801,7 +805,7 @@ where
     /// The tiers below memory that were asked for.
     fn tiers(&self) -> Vec<Tier> {
         let mut tiers = Vec::new();
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         tiers.extend(self.lower.redis.as_ref().map(|_| Tier::Redis));
         #[cfg(feature = "disk")]
         tiers.extend(self.lower.disk.as_ref().map(|_| Tier::Disk));
@@ -825,7 +829,7 @@ where
             let learns = self.lower.compression == Compression::ZstdDictionary;
             problems.extend(self.lower.disk.iter().flat_map(|disk| disk.problems(learns)));
         }
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         problems.extend(self.lower.redis.iter().flat_map(RedisConfig::validate));
     }
 }

@@ -26,7 +26,7 @@ use crate::clock::{Clock, Millis, NEVER, millis};
 use crate::error::LoadError;
 use crate::freshness::{Freshness, State};
 use crate::hasher::DefaultHashBuilder;
-use crate::lower::{Found, Item, LowerTier, Room, Tier, Write};
+use crate::lower::{Found, Item, LowerTier, Room, Sink, Tier, Write};
 use crate::memory::{
     Entry, EntryRef, Locked, MemoryTier, Outgoing, Role, Ticket, UnsupportedByEngine,
 };
@@ -149,6 +149,13 @@ impl<K, V> LowerTiers<K, V> {
     fn push(&self, key: &K, write: &Write<V>, dropped: &mut Vec<Write<V>>) {
         for tier in &self.tiers {
             tier.push(key, write.clone(), dropped);
+        }
+    }
+
+    /// Notes that a key's value may come into memory; called before it is asked for, under no lock.
+    fn watch(&self, key: &K, warmed: bool) {
+        for tier in &self.tiers {
+            tier.watch(key, warmed);
         }
     }
 
@@ -328,7 +335,7 @@ where
         if inner.lower.tiers.is_empty() {
             return None;
         }
-        let ticket = inner.memory.ticket(key);
+        let ticket = inner.ticket(key);
         match inner.memory.peek_fresh(key) {
             // It came between the first look and the ticket.
             Some(value) => Some(value),
@@ -353,7 +360,7 @@ where
         }
         let mut missing = Vec::new();
         for (at, value) in values.iter_mut().enumerate().filter(|(_, value)| value.is_none()) {
-            let ticket = inner.memory.ticket(&keys[at]);
+            let ticket = inner.ticket(&keys[at]);
             *value = inner.memory.peek_fresh(&keys[at]);
             if value.is_none() {
                 missing.push((at, ticket));
@@ -399,6 +406,7 @@ where
         };
         let mut out = Outgoing::default();
         let Prepared { entry, write } = inner.prepare(&key, value, expires_at);
+        inner.lower.watch(&key, false);
         let mut locked = inner.memory.overtake(&key, &mut out);
         inner.store(&mut locked, key, entry, write.as_ref(), &mut out);
         locked.release(&out);
@@ -487,7 +495,7 @@ where
     {
         let inner = &*self.inner;
         let (ticket, publish) = loop {
-            match inner.memory.join(key) {
+            match inner.join(key) {
                 Role::Leader(ticket, publish) => break (ticket, publish),
                 Role::Waiter(mut landing) => {
                     // An error here means that the leader was dropped: the key is free again.
@@ -523,7 +531,7 @@ where
     /// stores it. [`Reservation::insert`] stores only what no write has overtaken.
     #[must_use = "a reservation that is dropped stores nothing"]
     pub fn reserve(&self, key: &K) -> Reservation<K, V, S> {
-        let ticket = self.inner.memory.ticket(key);
+        let ticket = self.inner.ticket(key);
         Reservation { inner: Arc::clone(&self.inner), ticket }
     }
 
@@ -552,8 +560,8 @@ where
     /// Empties one tier, or all of them with `None`.
     ///
     /// Entries written before the call are not read again from that tier, nor is a value kept whose
-    /// load began before. In Redis the whole namespace is replaced at once, for other machines within
-    /// about a second. What is written meanwhile may be lost.
+    /// load began before. In Redis the whole namespace is replaced at once; other machines that follow it
+    /// empty their memory then, and others within about a second. What is written meanwhile may be lost.
     ///
     /// # Cancel safety
     ///
@@ -762,6 +770,7 @@ where
         for tier in &inner.lower.tiers {
             // The tiers share what seals their values, so any of them tells all.
             stats.compression = tier.compression();
+            stats.coherence = stats.coherence.or_else(|| tier.coherence());
             match tier.tier() {
                 Tier::Redis => stats.redis = Some(tier.stats()),
                 Tier::Disk => stats.disk = Some(tier.stats()),
@@ -821,6 +830,18 @@ where
     V: Clone + Send + Sync + 'static,
     S: BuildHasher + Clone + Send + Sync + 'static,
 {
+    /// Takes a ticket for a key that is about to be fetched.
+    fn ticket(&self, key: &K) -> Ticket<K, V, S> {
+        self.lower.watch(key, false);
+        self.memory.ticket(key)
+    }
+
+    /// Joins the key's flight, or starts one.
+    pub(crate) fn join(&self, key: &K) -> Role<K, V, S> {
+        self.lower.watch(key, false);
+        self.memory.join(key)
+    }
+
     /// The deadline of an entry that comes now; `None` when it would be dead at once.
     fn deadline(&self, key: &K, value: &V, options: InsertOptions) -> Option<Millis> {
         let own = || self.ttl_by.as_ref().and_then(|ttl| ttl(key, value));
@@ -944,6 +965,7 @@ where
     /// Puts a value into memory alone, unless its key is there or is written meanwhile; tells whether
     /// it did.
     pub(crate) fn warm(&self, key: K, value: V, expires_at: Millis) -> bool {
+        self.lower.watch(&key, true);
         let ticket = self.memory.ticket(&key);
         let entry = self.memory.entry(&key, value, expires_at, true);
         if self.memory.peek_fresh(&key).is_some() {
@@ -1067,6 +1089,36 @@ fn shortened(ttl: Millis, percent: u8) -> Millis {
     let most = u128::from(ttl) * u128::from(percent.min(100)) / 100;
     let most = u64::try_from(most).unwrap_or(u64::MAX);
     (ttl - fastrand::u64(..=most)).max(1)
+}
+
+impl<K, V, S> Sink<K> for Inner<K, V, S>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
+{
+    fn changed(&self, key: &K, shared: Tier) {
+        let mut out = Outgoing::default();
+        let mut locked = self.memory.overtake(key, &mut out);
+        locked.invalidate(key, &mut out);
+        for tier in self.lower.tiers.iter().filter(|it| it.tier() != shared) {
+            tier.push(key, Write::Remove, &mut out.writes);
+        }
+        locked.release(&out);
+    }
+
+    fn forget(&self, key: &K) {
+        let mut out = Outgoing::default();
+        let mut locked = self.memory.overtake(key, &mut out);
+        locked.invalidate(key, &mut out);
+        locked.release(&out);
+    }
+
+    fn forget_all(&self) {
+        // First: what has been asked for by now must not come into memory behind its back.
+        self.memory.overtake_all();
+        self.memory.invalidate_all();
+    }
 }
 
 impl<K, V, S> Sweep for Inner<K, V, S>

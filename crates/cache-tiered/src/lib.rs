@@ -64,7 +64,7 @@ mod policy;
 mod prefetch;
 #[cfg(feature = "metrics")]
 mod publish;
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 pub mod redis;
 mod similarity;
 #[cfg(feature = "simulate")]
@@ -112,7 +112,9 @@ pub use similarity::{
 };
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
-pub use stats::{CacheStats, CompressionStats, Evictions, PrefetchStats, TierStats};
+pub use stats::{
+    CacheStats, CoherenceStats, CompressionStats, Evictions, PrefetchStats, TierStats,
+};
 #[cfg(feature = "disk")]
 pub use warm_up::WarmProgress;
 

@@ -198,7 +198,7 @@ where
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return false };
         let Ok(permit) = Arc::clone(&inner.refreshes).try_acquire_owned() else { return false };
         // Whoever loads it already will do.
-        let Role::Leader(ticket, publish) = inner.memory.join(key) else { return true };
+        let Role::Leader(ticket, publish) = inner.join(key) else { return true };
         let (inner, loading) = (Arc::clone(inner), (self.loader)(key.clone()));
         runtime.spawn(async move {
             let result = inner.load(&ticket, || loading).await;

@@ -1,16 +1,16 @@
 //! What the cache asks of a tier below memory, and what the two such tiers share.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 #[cfg(feature = "__lower")]
 use std::sync::OnceLock;
+use std::sync::{Arc, Weak};
 
 #[cfg(feature = "__lower")]
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use crate::clock::Millis;
-use crate::stats::{CompressionStats, TierStats};
+use crate::stats::{CoherenceStats, CompressionStats, TierStats};
 
 /// A tier, as calls and statistics name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -129,6 +129,24 @@ pub(crate) struct Shown<'a, K, V> {
     pub(crate) is_current: &'a dyn Fn(&K) -> bool,
 }
 
+/// Who lets entries go when others have changed them in a tier that is shared.
+#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "no tier is shared"))]
+pub(crate) trait Sink<K>: Send + Sync {
+    /// Others have written or removed this key in the tier `shared`: no other tier keeps its value, nor
+    /// one that is on its way.
+    fn changed(&self, key: &K, shared: Tier);
+
+    /// Takes a key's value out of memory, and overtakes one that is on its way.
+    fn forget(&self, key: &K);
+
+    /// The same for every key. Takes its time: not for an async thread.
+    fn forget_all(&self);
+
+    /// Tags were invalidated, here or on another machine. Without a word from the shared tier, that is
+    /// seen by [`forget_all`](Self::forget_all).
+    fn tags_invalidated(&self, _tags: &[u64]) {}
+}
+
 /// A tier below memory.
 ///
 /// Tiers are called through this, in their reading order. Nothing here fails: a tier that cannot
@@ -176,6 +194,21 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
     ///
     /// Dropping the tier begins the same and does not wait for it.
     fn close(&self) -> BoxFuture<'_, ()>;
+
+    /// Tells who lets entries go when others change them here; a tier that nobody shares has no use
+    /// for it.
+    fn attach(&self, _sink: Weak<dyn Sink<K>>) {}
+
+    /// Notes that a key's value may come into memory: what others do to it has to find the key.
+    ///
+    /// Called before the value is asked for, and under no lock. One that is `warmed` comes from where
+    /// nobody can say how old it is, such as a snapshot.
+    fn watch(&self, _key: &K, _warmed: bool) {}
+
+    /// How memory follows what others change here, if it does.
+    fn coherence(&self) -> Option<CoherenceStats> {
+        None
+    }
 
     fn stats(&self) -> TierStats;
 
@@ -230,9 +263,8 @@ mod sealing {
             matches!(encoded, Ok(Ok(()))).then_some(bytes)
         }
 
-        /// Reads a key back, as `key` has written it.
-        #[cfg(feature = "disk")]
-        pub(crate) fn decode_key(&self, bytes: &[u8]) -> Option<K> {
+        /// The key that these bytes name.
+        pub(crate) fn key_of(&self, bytes: &[u8]) -> Option<K> {
             catch_unwind(AssertUnwindSafe(|| self.codec.decode_key(bytes))).ok()?.ok()
         }
 
@@ -273,7 +305,7 @@ mod sealing {
         }
 
         /// How many bytes opening an envelope has to go through.
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         pub(crate) fn opening_bytes(&self, sealed: &[u8]) -> usize {
             sealed.len().max(crate::envelope::raw_len(sealed))
         }

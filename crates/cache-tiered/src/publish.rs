@@ -10,7 +10,7 @@ use metrics::{Counter, Gauge, counter, gauge};
 use crate::cache::Cache;
 use crate::hasher::DefaultHashBuilder;
 use crate::lower::Tier;
-use crate::stats::{CompressionStats, PrefetchStats, TierStats};
+use crate::stats::{CoherenceStats, CompressionStats, PrefetchStats, TierStats};
 
 /// The metrics of one cache, with the label `cache` for its name and `type` for its tiers.
 #[derive(Debug)]
@@ -29,6 +29,7 @@ pub struct Publisher<K, V, S = DefaultHashBuilder> {
     prefetch_outstanding: Gauge,
     /// Where there is a tier below memory.
     compression: Option<CompressionMetrics>,
+    coherence: Option<CoherenceMetrics>,
 }
 
 #[derive(Debug)]
@@ -114,6 +115,31 @@ impl DiskMetrics {
     }
 }
 
+/// Where memory follows a tier that is shared.
+#[derive(Debug)]
+struct CoherenceMetrics {
+    coherent: Gauge,
+    invalidations: Counter,
+    resets: Counter,
+}
+
+impl CoherenceMetrics {
+    fn new(cache: &str) -> Self {
+        let labels = [("cache", cache.to_owned())];
+        Self {
+            coherent: gauge!("cache_coherent", &labels),
+            invalidations: counter!("cache_invalidations_total", &labels),
+            resets: counter!("cache_coherence_resets_total", &labels),
+        }
+    }
+
+    fn publish(&self, stats: &CoherenceStats) {
+        self.coherent.set(f64::from(u8::from(stats.coherent)));
+        self.invalidations.absolute(stats.invalidations);
+        self.resets.absolute(stats.resets);
+    }
+}
+
 #[derive(Debug)]
 struct TierMetrics {
     tier: Tier,
@@ -194,6 +220,7 @@ where
         let tiers = tiers.into_iter().flatten().map(|tier| TierMetrics::new(&name, tier)).collect();
         let has_lower = stats.redis.is_some() || stats.disk.is_some();
         let compression = has_lower.then(|| CompressionMetrics::new(&name));
+        let coherence = stats.coherence.map(|_| CoherenceMetrics::new(&name));
         let labels = [("cache", name)];
         let loads = |status: &str| {
             let [cache] = labels.clone();
@@ -218,6 +245,7 @@ where
             }),
             prefetch_outstanding: gauge!("cache_prefetches_outstanding", &labels),
             compression,
+            coherence,
             cache,
         }
     }
@@ -252,6 +280,9 @@ where
         self.prefetch_outstanding.set(outstanding as f64);
         if let Some(compression) = &self.compression {
             compression.publish(&stats.compression);
+        }
+        if let (Some(metrics), Some(stats)) = (&self.coherence, &stats.coherence) {
+            metrics.publish(stats);
         }
     }
 }
@@ -288,6 +319,9 @@ fn describe() {
     describe_gauge!("cache_compression_seconds", Unit::Seconds, seconds);
     describe_gauge!("cache_dictionaries", "Dictionaries that values can be read with.");
     describe_gauge!("cache_prefetches_outstanding", "Loads ahead that nobody has asked for yet.");
+    describe_counter!("cache_invalidations_total", "Keys that others changed in a shared tier.");
+    describe_counter!("cache_coherence_resets_total", "Times that memory was emptied for safety.");
+    describe_gauge!("cache_coherent", "Whether memory follows what others change.");
     describe_gauge!("cache_load_seconds", Unit::Seconds, "Time spent in loaders since the start.");
     describe_gauge!("cache_in_flight", "Keys that are being loaded or looked up below memory.");
     describe_gauge!("cache_entries", "Entries that a tier holds.");

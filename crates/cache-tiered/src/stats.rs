@@ -96,7 +96,7 @@ pub struct Evictions {
     pub capacity: u64,
     /// Were past their TTL or idle for too long.
     pub expired: u64,
-    /// Were removed by a call of `remove` or `clear`.
+    /// Were removed by a call of `remove` or `clear`, or because another machine had changed them.
     pub removed: u64,
     /// Were never let in, because they are heavier than the tier may hold.
     pub too_large: u64,
@@ -132,6 +132,8 @@ pub struct CacheStats {
     pub in_flight: u64,
     /// Compression of the values that go to the tiers below memory; zeros without such a tier.
     pub compression: CompressionStats,
+    /// How memory follows what other machines change in Redis; `None` without Redis.
+    pub coherence: Option<CoherenceStats>,
     /// Loads ahead of their requests; zeros where a cache does not [prefetch](crate::Prefetch).
     pub prefetch: PrefetchStats,
 }
@@ -162,6 +164,21 @@ impl PrefetchStats {
     pub fn accuracy(&self) -> f64 {
         ratio(self.used, self.wasted)
     }
+}
+
+/// How a cache's memory follows what other machines change in a tier that they share.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CoherenceStats {
+    /// Whether memory follows now. If not, what others change stays there for its time to live.
+    pub coherent: bool,
+    /// How other machines' changes are told, `tracking` or `pubsub`; `None` while they are not.
+    pub mode: Option<&'static str>,
+    /// Keys that others have written or removed, or that have expired or were evicted there.
+    pub invalidations: u64,
+    /// How often memory was emptied, because changes may have been missed or another machine has
+    /// cleared the namespace.
+    pub resets: u64,
 }
 
 /// What compression has saved and cost, all lower tiers together.

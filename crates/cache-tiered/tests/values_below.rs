@@ -2,7 +2,7 @@
 //! machine, encryption at rest, and the statistics of both.
 #![cfg(feature = "disk")]
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 #[path = "support/redis_server.rs"]
 #[expect(dead_code, reason = "the tests of the tier alone use the rest")]
 mod redis_server;
@@ -247,7 +247,7 @@ mod encryption {
     }
 }
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 mod redis {
     use cache_tiered::redis::RedisConfig;
 

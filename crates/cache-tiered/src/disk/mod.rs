@@ -493,7 +493,7 @@ where
             }
             let found = match self.sealer.open(visited.key, visited.value) {
                 Opening::Value(found) => {
-                    self.sealer.decode_key(visited.key).map(|key| (key, found))
+                    self.sealer.key_of(visited.key).map(|key| (key, found))
                 }
                 _ => None,
             };

@@ -639,7 +639,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
         match cause {
             EvictionCause::Capacity => shard.tally.capacity += 1,
             EvictionCause::Expired => shard.tally.expired += 1,
-            EvictionCause::Removed => shard.tally.removed += 1,
+            EvictionCause::Removed | EvictionCause::Invalidated => shard.tally.removed += 1,
             EvictionCause::Replaced | EvictionCause::TooLarge => {}
         }
         if engine.listened || (engine.demote.is_some() && cause == EvictionCause::Capacity) {

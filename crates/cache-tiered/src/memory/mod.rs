@@ -81,6 +81,8 @@ pub enum EvictionCause {
     Expired,
     /// Was removed by a call of `remove` or `clear`.
     Removed,
+    /// Was written or removed by another machine, or may have been.
+    Invalidated,
     /// Gave way to a newer value of its key.
     Replaced,
     /// Was never let in, because it is heavier than a shard may hold.
@@ -167,6 +169,15 @@ impl<K, V> Outgoing<K, V> {
         match &mut self.first {
             first @ None => *first = Some(left),
             Some(_) => self.rest.push(left),
+        }
+    }
+
+    /// Says that what was removed was others' doing.
+    fn blame_others(&mut self) {
+        for left in self.first.iter_mut().chain(&mut self.rest) {
+            if left.cause == EvictionCause::Removed {
+                left.cause = EvictionCause::Invalidated;
+            }
         }
     }
 
@@ -526,6 +537,14 @@ where
         with_engine!(&self.engine, engine => engine.clear(|out| self.settle(&out)));
     }
 
+    /// As [`clear`](Self::clear), because others may have changed what is here.
+    pub(crate) fn invalidate_all(&self) {
+        with_engine!(&self.engine, engine => engine.clear(|mut out| {
+            out.blame_others();
+            self.settle(&out);
+        }));
+    }
+
     /// Takes out what is dead and tells how many entries that were.
     pub(crate) fn remove_expired(&self) -> u64 {
         with_engine!(&self.engine, engine => engine.remove_expired(|out| self.settle(&out)))
@@ -660,6 +679,12 @@ where
         with_shard!(&mut self.shard, shard => shard.remove(self.hash, key, out));
     }
 
+    /// As [`remove`](Self::remove), because others have changed the key.
+    pub(crate) fn invalidate(&mut self, key: &K, out: &mut Outgoing<K, V>) {
+        self.remove(key, out);
+        out.blame_others();
+    }
+
     /// The entry, if it is here and alive, without counting as a use.
     pub(crate) fn entry_of(&self, key: &K) -> Option<Entry<V>> {
         with_shard!(&self.shard, shard => shard.entry_of(self.hash, key))
@@ -729,6 +754,7 @@ impl fmt::Display for EvictionCause {
             Self::Capacity => "capacity",
             Self::Expired => "expired",
             Self::Removed => "removed",
+            Self::Invalidated => "invalidated",
             Self::Replaced => "replaced",
             Self::TooLarge => "too large",
         })

@@ -39,7 +39,7 @@ pub(super) const SETTLE: Duration = Duration::from_secs(1);
 const NONCE_BITS: u32 = 10;
 
 #[derive(Debug)]
-pub(super) struct Coherence {
+pub(super) struct Rules {
     /// In use; `None` until Redis has told.
     version: Option<u64>,
     /// The highest version seen or made.
@@ -49,6 +49,8 @@ pub(super) struct Coherence {
     bumps_wanted: u64,
     bumps_done: u64,
     bump_in_flight: bool,
+    /// Versions that ended without this machine asking for it.
+    replaced: u64,
     dirty: HashMap<Bytes, Mark>,
     dirty_max: usize,
     marks: u64,
@@ -93,7 +95,7 @@ pub(super) enum Found {
     Nothing,
 }
 
-impl Coherence {
+impl Rules {
     pub(super) fn new(dirty_max: usize, nonce: u64) -> Self {
         Self {
             version: None,
@@ -102,6 +104,7 @@ impl Coherence {
             bumps_wanted: 0,
             bumps_done: 0,
             bump_in_flight: false,
+            replaced: 0,
             dirty: HashMap::new(),
             dirty_max,
             marks: 0,
@@ -169,14 +172,21 @@ impl Coherence {
         match found {
             Found::Nothing => return false,
             Found::Version(version) if version >= self.highest => {
+                let before = self.version.replace(version);
+                self.replaced += u64::from(before.is_some_and(|before| before != version));
                 self.highest = version;
-                self.version = Some(version);
             }
             Found::Version(_) | Found::Garbage => {
+                self.replaced += 1;
                 self.want_bump();
             }
         }
         true
+    }
+
+    /// Counts the versions that others have ended, or that ended with a server's memory.
+    pub(super) fn replaced(&self) -> u64 {
+        self.replaced
     }
 
     /// Takes the identities of the servers behind a connection.
@@ -284,8 +294,8 @@ mod tests {
     }
 
     /// Rules that serve version 1, over connection 1, since `start`.
-    fn serving(dirty_max: usize, start: Instant) -> Coherence {
-        let mut rules = Coherence::new(dirty_max, 0);
+    fn serving(dirty_max: usize, start: Instant) -> Rules {
+        let mut rules = Rules::new(dirty_max, 0);
         rules.answered(1, start);
         rules.met(vec!["a".to_owned()]);
         assert_eq!(rules.serving(), None);
@@ -294,7 +304,7 @@ mod tests {
         rules
     }
 
-    fn bump(rules: &mut Coherence) -> u64 {
+    fn bump(rules: &mut Rules) -> u64 {
         let bump = rules.begin_bump(MICROS).expect("a bump is wanted");
         rules.end_bump(bump, true);
         assert_eq!(rules.serving(), Some(bump.version));
@@ -339,12 +349,13 @@ mod tests {
     fn anothers_version_is_adopted_and_an_older_one_is_not() {
         let mut rules = serving(10, Instant::now());
         rules.found(Found::Version(5));
-        assert_eq!(rules.serving(), Some(5));
+        assert_eq!((rules.serving(), rules.replaced()), (Some(5), 1));
         for odd in [Found::Version(4), Found::Garbage] {
             rules.found(odd);
             assert_eq!(rules.serving(), None);
             assert!(bump(&mut rules) > 5);
         }
+        assert_eq!(rules.replaced(), 3, "its own new versions do not count");
         assert!(!rules.found(Found::Nothing));
     }
 

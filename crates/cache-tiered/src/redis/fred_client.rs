@@ -12,17 +12,24 @@
 //! - A socket is closed with a reset (`linger` 0), so that nothing in its send buffer reaches the
 //!   server later than what a new connection sends.
 //! - `broadcast_channel_capacity` stays small, because every one of a client's channels allocates it
-//!   at once; a lag in the only two that are listened to is harmless.
-//! - TLS uses `ring` explicitly: with two cryptography providers in one program the default panics.
+//!   at once. Pushes are carried into the tier's own queue without delay, and a lag is a loss.
+//! - fred's own tracking in broadcast mode asks one node of a cluster only, so each is asked here. Which
+//!   connections have been asked is remembered by their ids. The news that a server was emptied
+//!   comes without names, and fred drops it: `invalidation` tells what remains.
+//! - fred does not wait for the answer to a SUBSCRIBE, and takes a refusal for the answer to the next
+//!   command. So there is a connection for that alone, and a PING that tells what became of it.
 //! - Commands go out raw. That spares a validation of every value as UTF-8.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, EventInterface};
+use fred::interfaces::{
+    ClientInterface, ClientLike, ClusterInterface, EventInterface, PubsubInterface,
+    TrackingInterface,
+};
 use fred::types::config::{
     Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, Server, ServerConfig,
     TcpConfig, TlsConfig, TlsHostMapping, UnresponsiveConfig,
@@ -31,12 +38,18 @@ use fred::types::{
     ClusterHash, ClusterStateChange, ConnectHandle, CustomCommand, Resp3Frame, RespVersion, Value,
 };
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::{BoxFuture, join, join_all};
 use parking_lot::Mutex;
-use tokio::sync::broadcast::{self, error::TryRecvError};
+use tokio::sync::broadcast::{
+    self,
+    error::{RecvError, TryRecvError},
+};
+use tokio::task::AbortHandle;
 
-use super::Lookup;
-use super::client::{Command, Fetched, RemoteClient, RemoteError};
+use super::address::{Address, Kind};
+use super::client::{Command, Fetched, Follow, Push, RemoteClient, RemoteError};
+use super::invalidation::PushQueue;
+use super::{Coherence, Lookup, RedisConfig};
 
 /// How long a connection may take to be set up. A server that is frozen meanwhile has it ready when
 /// it goes on.
@@ -46,6 +59,14 @@ const SET_UP: Duration = Duration::from_secs(5);
 const RECONNECT_MAX_MS: u32 = 2_000;
 /// How long a server may stay silent before its connection is given up.
 const SILENT: Duration = Duration::from_secs(1);
+/// What waits in each of a client's channels; more where pushes come.
+const EVENTS: usize = 16;
+const PUSHES: usize = 4_096;
+/// How often a connection that pushes come over is sent something, so that the watch over silent
+/// servers sees it when it is dead. Longer than that watch takes.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// How often the nodes of a cluster are asked to tell of changes while they come and go.
+const FOLLOW_TRIES: usize = 3;
 /// How long goodbye may take.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -56,6 +77,21 @@ pub(super) struct Fred {
     options: Options,
     clustered: bool,
     lanes: Vec<Mutex<Link>>,
+    /// The connection for messages, once it is wanted.
+    subscriber: Arc<Mutex<Option<Link>>>,
+    pushes: Arc<PushQueue>,
+    /// Whether anything is to be followed.
+    follows: bool,
+    followed: Arc<Mutex<Followed>>,
+}
+
+/// The connections on which the last `follow` asked, by their ids.
+#[derive(Debug, Default)]
+enum Followed {
+    #[default]
+    Nothing,
+    Tracking(HashMap<Server, i64>),
+    Channel(HashMap<Server, i64>),
 }
 
 /// A fred client, its driving task, and the count of its connections.
@@ -65,13 +101,21 @@ struct Link {
     connected: broadcast::Receiver<Server>,
     moved: broadcast::Receiver<Vec<ClusterStateChange>>,
     connections: u64,
+    /// The tasks that carry pushes on, and see to it that their end is noticed.
+    carriers: Vec<AbortHandle>,
 }
 
 impl Link {
-    fn start(config: &Config, timeout: Duration, connections: u64) -> Self {
+    /// Begins to connect. With `pushes`, what the servers tell goes there.
+    fn start(
+        config: &Config,
+        timeout: Duration,
+        connections: u64,
+        pushes: Option<&Arc<PushQueue>>,
+    ) -> Self {
         let performance = PerformanceConfig {
             default_command_timeout: timeout,
-            broadcast_channel_capacity: 16,
+            broadcast_channel_capacity: if pushes.is_some() { PUSHES } else { EVENTS },
             ..PerformanceConfig::default()
         };
         let connection = ConnectionConfig {
@@ -94,8 +138,14 @@ impl Link {
         let policy = ReconnectPolicy::new_exponential(0, 100, RECONNECT_MAX_MS, 2);
         let client = Client::new(config.clone(), Some(performance), Some(connection), Some(policy));
         let (connected, moved) = (client.reconnect_rx(), client.cluster_change_rx());
+        let carriers = pushes.map(|pushes| {
+            let alive = keep_alive(client.clone(), timeout, config.server.is_clustered());
+            let carrier = tokio::spawn(carry(&client, Arc::clone(pushes)));
+            [carrier.abort_handle(), tokio::spawn(alive).abort_handle()]
+        });
+        let carriers = carriers.into_iter().flatten().collect();
         let task = client.connect();
-        Self { client, task, connected, moved, connections }
+        Self { client, task, connected, moved, connections, carriers }
     }
 
     /// fred tells of a new connection before it sends anything on it, so an answer that came over a
@@ -109,6 +159,61 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.task.abort();
+        self.carriers.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Carries what a client is told into the queue, until the client ends.
+fn carry(client: &Client, pushes: Arc<PushQueue>) -> impl Future<Output = ()> + Send + 'static {
+    let (mut connected, mut moved) = (client.reconnect_rx(), client.cluster_change_rx());
+    let (mut changes, mut messages) = (client.invalidation_rx(), client.message_rx());
+    async move {
+        loop {
+            let push = tokio::select! {
+                event = connected.recv() => told(event, |_| Push::Lost),
+                event = moved.recv() => told(event, |_| Push::Lost),
+                event = changes.recv() => told(event, |it| {
+                    Push::Changed(it.keys.into_iter().map(fred::types::Key::into_bytes).collect())
+                }),
+                event = messages.recv() => told(event, |it| {
+                    it.value.into_bytes().map_or(Push::Lost, Push::Message)
+                }),
+            };
+            match push {
+                Some(push) => pushes.push(push),
+                None => return,
+            }
+        }
+    }
+}
+
+/// Sends something to every server now and then.
+async fn keep_alive(client: Client, timeout: Duration, clustered: bool) {
+    let caller = Caller { client, options: options(timeout) };
+    loop {
+        tokio::time::sleep(KEEP_ALIVE).await;
+        let callers = if clustered {
+            let nodes = caller.client.active_connections().into_iter();
+            nodes.map(|node| caller.to_node(node)).collect()
+        } else {
+            vec![caller.clone()]
+        };
+        // What has become of it, fred finds out by itself.
+        let ping = |it: Caller| async move { it.call("PING", ClusterHash::Random, vec![]).await };
+        let _ = join_all(callers.into_iter().map(ping)).await;
+    }
+}
+
+/// How every command is sent.
+fn options(timeout: Duration) -> Options {
+    Options { max_attempts: Some(1), timeout: Some(timeout), fail_fast: true, ..Options::default() }
+}
+
+fn told<T>(event: Result<T, RecvError>, push: impl FnOnce(T) -> Push) -> Option<Push> {
+    match event {
+        Ok(event) => Some(push(event)),
+        Err(RecvError::Lagged(_)) => Some(Push::Lost),
+        Err(RecvError::Closed) => None,
     }
 }
 
@@ -125,18 +230,28 @@ fn count<T: Clone>(events: &mut broadcast::Receiver<T>) -> u64 {
 
 impl Fred {
     /// Begins to connect, in the background, on the current runtime.
-    pub(super) fn start(config: Config, lanes: usize, budget: Duration) -> Self {
+    pub(super) fn start(config: Config, tier: &RedisConfig, pushes: Arc<PushQueue>) -> Self {
+        let budget = tier.timeout;
+        let follows = tier.coherence != Coherence::Off;
         // Shorter than the tier's own limit, so that the tier learns what became of each command.
         let timeout = budget - budget / 10;
-        let options = Options {
-            max_attempts: Some(1),
-            timeout: Some(timeout),
-            fail_fast: true,
-            ..Options::default()
-        };
+        let options = options(timeout);
         let clustered = config.server.is_clustered();
-        let lanes = (0..lanes).map(|_| Mutex::new(Link::start(&config, timeout, 0))).collect();
-        Self { config, timeout, options, clustered, lanes }
+        // The servers tell of changes on the connection that writes.
+        let pushes_of = |lane| (lane == 0 && follows).then_some(&pushes);
+        let lane = |lane| Mutex::new(Link::start(&config, timeout, 0, pushes_of(lane)));
+        let lanes = (0..tier.connections).map(lane).collect();
+        Self {
+            config,
+            timeout,
+            options,
+            clustered,
+            lanes,
+            subscriber: Arc::default(),
+            pushes,
+            follows,
+            followed: Arc::default(),
+        }
     }
 
     fn caller(&self, lane: usize) -> Caller {
@@ -145,6 +260,7 @@ impl Fred {
 }
 
 /// What a future takes along to send commands.
+#[derive(Clone)]
 struct Caller {
     client: Client,
     options: Options,
@@ -179,10 +295,18 @@ impl Caller {
                 let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1);
                 ("SET", vec![key.into(), value.into(), word("PX"), Value::Integer(ttl)])
             }
-            Command::SetIfMissing { key, value } => {
-                ("SET", vec![key.into(), value.into(), word("NX")])
+            Command::SetIfMissing { key, value, ttl } => {
+                let mut arguments = vec![key.into(), value.into(), word("NX")];
+                if let Some(ttl) = ttl {
+                    let ttl = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1);
+                    arguments.extend([word("PX"), Value::Integer(ttl)]);
+                }
+                ("SET", arguments)
             }
             Command::Delete { key } => ("DEL", vec![key.into()]),
+            Command::Publish { channel, message } => {
+                ("PUBLISH", vec![channel.into(), message.into()])
+            }
         };
         self.call(name, ClusterHash::FirstKey, arguments).await.map(drop)
     }
@@ -197,6 +321,90 @@ impl Caller {
             }
             Ok(_) => Fetched::failed(wanted, unexpected("MGET")),
             Err(error) => Fetched::failed(wanted, error),
+        }
+    }
+
+    /// The same caller, for one node of a cluster.
+    fn to_node(&self, node: Server) -> Self {
+        let options = Options { cluster_node: Some(node), ..self.options.clone() };
+        Self { client: self.client.clone(), options }
+    }
+
+    /// The ids of the connections, if there is one to every master.
+    fn connections(&self, clustered: bool) -> Option<HashMap<Server, i64>> {
+        let ids = self.client.connection_ids();
+        if !clustered {
+            return Some(ids);
+        }
+        let masters = self.client.cached_cluster_state()?.unique_primary_nodes();
+        let complete = !masters.is_empty() && masters.iter().all(|it| ids.contains_key(it));
+        complete.then_some(ids)
+    }
+
+    /// Asks every node to tell of changes; returns the connections that were asked.
+    async fn track(
+        &self,
+        clustered: bool,
+        prefix: &Bytes,
+    ) -> Result<HashMap<Server, i64>, RemoteError> {
+        for _ in 0..FOLLOW_TRIES {
+            let Some(before) = self.connections(clustered) else { break };
+            if clustered {
+                let nodes = before.keys().map(|node| self.to_node(node.clone()));
+                let asked = nodes.map(|node| async move { node.track_here(prefix).await });
+                join_all(asked).await.into_iter().collect::<Result<(), _>>()?;
+            } else {
+                self.track_here(prefix).await?;
+            }
+            // The answers came after whatever the client was doing to its connections.
+            if self.connections(clustered).as_ref() == Some(&before) {
+                return Ok(before);
+            }
+        }
+        Err(RemoteError::Disconnected("the nodes are coming and going".to_owned()))
+    }
+
+    async fn track_here(&self, prefix: &Bytes) -> Result<(), RemoteError> {
+        let hash = || {
+            if self.options.cluster_node.is_some() {
+                ClusterHash::Random
+            } else {
+                ClusterHash::FirstKey
+            }
+        };
+        // What is asked for already cannot be asked for again.
+        let off = self.call("CLIENT", hash(), vec![word("TRACKING"), word("OFF")]);
+        let on = vec![
+            word("TRACKING"),
+            word("ON"),
+            word("BCAST"),
+            word("PREFIX"),
+            prefix.clone().into(),
+            word("NOLOOP"),
+        ];
+        let (_, on) = join(off, self.call("CLIENT", hash(), on)).await;
+        on.map(drop)
+    }
+
+    /// Subscribes to a channel; returns the connections that there are.
+    async fn subscribe(
+        &self,
+        clustered: bool,
+        channel: &Bytes,
+    ) -> Result<HashMap<Server, i64>, RemoteError> {
+        if !self.client.is_connected() {
+            return Err(RemoteError::Disconnected("the connection for messages".to_owned()));
+        }
+        let before = self.connections(clustered);
+        let channel = String::from_utf8_lossy(channel).into_owned();
+        let subscribed = self.client.with_options(&self.options).subscribe(channel).await;
+        subscribed.map_err(|error| RemoteError::Disconnected(error.details().to_owned()))?;
+        // To the node that fred has chosen for the subscription.
+        let slot = fred::util::redis_keyslot(self.client.id().as_bytes());
+        self.call("PING", ClusterHash::Custom(slot), Vec::new()).await?;
+        match before {
+            Some(before) if self.connections(clustered).as_ref() == Some(&before) => Ok(before),
+            _ => Err(RemoteError::Disconnected("the nodes are coming and going".to_owned())),
         }
     }
 
@@ -264,17 +472,36 @@ impl RemoteClient for Fred {
         async move { join_all(writes.into_iter().map(|write| caller.run(write))).await }.boxed()
     }
 
+    fn eval(
+        &self,
+        script: &'static str,
+        key: Bytes,
+        arguments: Vec<Bytes>,
+    ) -> BoxFuture<'static, Result<Vec<Bytes>, RemoteError>> {
+        let caller = self.caller(0);
+        let hash = ClusterHash::Custom(fred::util::redis_keyslot(&key));
+        let mut all = vec![word(script), Value::Integer(1), key.into()];
+        all.extend(arguments.into_iter().map(Value::from));
+        async move {
+            let Resp3Frame::Array { data, .. } = caller.call("EVAL", hash, all).await? else {
+                return Err(unexpected("EVAL"));
+            };
+            let text = |frame| match frame {
+                Resp3Frame::BlobString { data, .. } => Ok(data),
+                _ => Err(unexpected("EVAL")),
+            };
+            data.into_iter().map(text).collect()
+        }
+        .boxed()
+    }
+
     fn servers(&self, lane: usize) -> BoxFuture<'static, Result<Vec<String>, RemoteError>> {
         let caller = self.caller(lane);
         let clustered = self.clustered;
         async move {
             let callers = if clustered {
                 let nodes = caller.client.active_connections().into_iter();
-                let to_node = |node| Caller {
-                    client: caller.client.clone(),
-                    options: Options { cluster_node: Some(node), ..caller.options.clone() },
-                };
-                nodes.map(to_node).collect()
+                nodes.map(|node| caller.to_node(node)).collect()
             } else {
                 vec![caller]
             };
@@ -288,6 +515,54 @@ impl RemoteClient for Fred {
         .boxed()
     }
 
+    fn follow(&self, follow: Follow) -> BoxFuture<'static, Result<(), RemoteError>> {
+        let (clustered, followed) = (self.clustered, Arc::clone(&self.followed));
+        *followed.lock() = Followed::Nothing;
+        match follow {
+            Follow::Tracking { prefix } => {
+                let caller = self.caller(0);
+                let subscriber = Arc::clone(&self.subscriber);
+                async move {
+                    let connections = caller.track(clustered, &prefix).await?;
+                    *followed.lock() = Followed::Tracking(connections);
+                    // From a time when the server did not track.
+                    subscriber.lock().take();
+                    Ok(())
+                }
+                .boxed()
+            }
+            Follow::Channel { name } => {
+                let mut subscriber = self.subscriber.lock();
+                let link = subscriber.get_or_insert_with(|| {
+                    Link::start(&self.config, self.timeout, 0, Some(&self.pushes))
+                });
+                let caller = Caller { client: link.client.clone(), options: self.options.clone() };
+                async move {
+                    let connections = caller.subscribe(clustered, &name).await?;
+                    *followed.lock() = Followed::Channel(connections);
+                    Ok(())
+                }
+                .boxed()
+            }
+        }
+    }
+
+    fn is_following(&self) -> bool {
+        let now = |client: Client| {
+            Caller { client, options: self.options.clone() }.connections(self.clustered)
+        };
+        match &*self.followed.lock() {
+            Followed::Nothing => false,
+            Followed::Tracking(then) => {
+                now(self.lanes[0].lock().client.clone()).as_ref() == Some(then)
+            }
+            Followed::Channel(then) => {
+                let client = self.subscriber.lock().as_ref().map(|link| link.client.clone());
+                client.and_then(now).as_ref() == Some(then)
+            }
+        }
+    }
+
     fn connection(&self, lane: usize) -> u64 {
         self.lanes[lane].lock().connections()
     }
@@ -297,12 +572,19 @@ impl RemoteClient for Fred {
     }
 
     fn tend(&self, stuck: bool) {
-        for link in &self.lanes {
+        for (lane, link) in self.lanes.iter().enumerate() {
             let mut link = link.lock();
             if stuck || link.task.is_finished() {
                 let connections = link.connections() + 1;
-                *link = Link::start(&self.config, self.timeout, connections);
+                let pushes = (lane == 0 && self.follows).then_some(&self.pushes);
+                *link = Link::start(&self.config, self.timeout, connections, pushes);
+                self.pushes.push(Push::Lost);
             }
+        }
+        // It is made anew when `follow` is called again, and that is when pushes are lost.
+        let mut subscriber = self.subscriber.lock();
+        if subscriber.take_if(|link| stuck || link.task.is_finished()).is_some() {
+            self.pushes.push(Push::Lost);
         }
     }
 
@@ -311,6 +593,7 @@ impl RemoteClient for Fred {
             let link = link.lock();
             (link.client.clone(), link.task.abort_handle())
         };
+        self.subscriber.lock().take();
         let links: Vec<_> = self.lanes.iter().map(both).collect();
         async move {
             let connected = links.iter().filter(|(client, _)| client.is_connected());
@@ -325,179 +608,32 @@ impl RemoteClient for Fred {
     }
 }
 
-/// What a scheme stands for: the one that fred knows, and whether it asks for TLS.
-const SCHEMES: [(&str, &str, bool); 12] = [
-    ("redis", "redis", false),
-    ("rediss", "redis", true),
-    ("redis-cluster", "redis-cluster", false),
-    ("rediss-cluster", "redis-cluster", true),
-    ("redis-sentinel", "redis-sentinel", false),
-    ("rediss-sentinel", "redis-sentinel", true),
-    ("valkey", "redis", false),
-    ("valkeys", "redis", true),
-    ("valkey-cluster", "redis-cluster", false),
-    ("valkeys-cluster", "redis-cluster", true),
-    ("valkey-sentinel", "redis-sentinel", false),
-    ("valkeys-sentinel", "redis-sentinel", true),
-];
-
-/// Checks a URL and turns it into fred's configuration, without TLS.
-fn parse(url: &str) -> Result<(Config, bool), String> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err("must begin with redis://, rediss:// or redis-cluster://".to_owned());
+/// Turns an address into fred's configuration, or says what is wrong.
+pub(super) fn configuration(address: &Address) -> Result<Config, String> {
+    let hosts = || address.hosts.clone();
+    let server = match &address.kind {
+        Kind::Server => {
+            let (host, port) = &address.hosts[0];
+            ServerConfig::new_centralized(host, *port)
+        }
+        Kind::Cluster => ServerConfig::new_clustered(hosts()),
+        Kind::Sentinel { service } => ServerConfig::new_sentinel(hosts(), service),
     };
-    let Some((_, scheme, tls)) = SCHEMES.iter().find(|(name, ..)| *name == scheme) else {
-        return Err("the scheme must be redis, rediss (TLS), redis-cluster, rediss-cluster, \
-                    redis-sentinel or rediss-sentinel"
-            .to_owned());
+    let mut config = Config {
+        server,
+        username: address.user.clone(),
+        password: address.password.clone(),
+        database: address.database,
+        version: RespVersion::RESP3,
+        fail_fast: false,
+        ..Config::default()
     };
-    let (head, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let known: &[&str] = match *scheme {
-        "redis-cluster" => &["node"],
-        "redis-sentinel" => &["node", "sentinelServiceName"],
-        _ => &[],
-    };
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
-        if !known.contains(&name) {
-            return Err(match known {
-                [] => format!("a {scheme} URL takes no parameters"),
-                known => format!("a {scheme} URL takes only {}", known.join(" and ")),
-            });
-        }
+    if address.tls {
+        let hostnames = match address.certificate_name() {
+            Some(_) => TlsHostMapping::DefaultHost,
+            None => TlsHostMapping::None,
+        };
+        config.tls = Some(TlsConfig { connector: super::tls::trusted()?.into(), hostnames });
     }
-    let database = head.rsplit_once('@').map_or(head, |(_, host)| host).split_once('/');
-    if let Some((_, database)) = database.filter(|(_, database)| !database.is_empty()) {
-        if *scheme == "redis-cluster" {
-            return Err("a cluster has no numbered databases: drop the path".to_owned());
-        }
-        if database.parse::<u8>().is_err() {
-            return Err("the path must be the number of a database, 0 to 255".to_owned());
-        }
-    }
-    let mut config =
-        Config::from_url(&format!("{scheme}://{rest}")).map_err(|error| match error.details() {
-            "EmptyHost" => "the host is missing".to_owned(),
-            "InvalidPort" => "the port must be a number up to 65535".to_owned(),
-            other => format!("must be a URL: {other}"),
-        })?;
-    let hosts: Vec<&mut Server> = match &mut config.server {
-        ServerConfig::Centralized { server } => vec![server],
-        ServerConfig::Clustered { hosts, .. } | ServerConfig::Sentinel { hosts, .. } => {
-            hosts.iter_mut().collect()
-        }
-    };
-    for server in hosts {
-        // A resolver knows IPv6 addresses without the brackets that a URL puts around them.
-        let bare = server.host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        if let Some(bare) = bare {
-            server.host = bare.to_owned().into();
-        }
-        if server.host.is_empty() {
-            return Err("the host is missing".to_owned());
-        }
-    }
-    Ok((config, *tls))
-}
-
-/// Turns a URL into fred's configuration, or says what would be right.
-pub(super) fn parse_url(url: &str) -> Result<Config, String> {
-    let (mut config, tls) = parse(url)?;
-    if tls {
-        config.tls = Some(tls_config(&config).map_err(|error| format!("TLS: {error}"))?);
-    }
-    config.version = RespVersion::RESP3;
-    config.fail_fast = false;
     Ok(config)
-}
-
-/// TLS against the machine's trusted certificates.
-fn tls_config(config: &Config) -> Result<TlsConfig, Box<dyn std::error::Error>> {
-    use fred::rustls::{ClientConfig, RootCertStore, crypto::ring};
-    let mut roots = RootCertStore::empty();
-    let loaded = fred::rustls_native_certs::load_native_certs();
-    let (usable, _) = roots.add_parsable_certificates(loaded.certs);
-    if usable == 0 {
-        let why = loaded.errors.first().map_or(String::new(), |error| format!(": {error}"));
-        return Err(format!("this machine has no trusted certificates{why}").into());
-    }
-    let rustls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    // A cluster tells its nodes as addresses; their certificate bears the name in the URL.
-    let by_name =
-        config.server.hosts().iter().all(|it| it.host.parse::<std::net::IpAddr>().is_err());
-    let hostnames = match config.server.is_clustered() && by_name {
-        true => TlsHostMapping::DefaultHost,
-        false => TlsHostMapping::None,
-    };
-    Ok(TlsConfig { connector: rustls.into(), hostnames })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a URL means, in one line.
-    fn told(url: &str) -> String {
-        let (config, tls) = match parse(url) {
-            Ok(parsed) => parsed,
-            Err(expected) => return expected,
-        };
-        let kind = match config.server {
-            ServerConfig::Centralized { .. } => "server",
-            ServerConfig::Clustered { .. } => "cluster",
-            ServerConfig::Sentinel { .. } => "sentinel",
-        };
-        let hosts: Vec<_> = config.server.hosts();
-        let mut hosts: Vec<_> = hosts.iter().map(|it| format!("{} {}", it.host, it.port)).collect();
-        hosts.sort();
-        let tls = if tls { " tls" } else { "" };
-        let credentials = match (config.username, config.password) {
-            (None, None) => String::new(),
-            (user, password) => {
-                format!(" as {}/{}", user.unwrap_or_default(), password.unwrap_or_default())
-            }
-        };
-        let database = config.database.map_or(String::new(), |it| format!(" db {it}"));
-        format!("{kind}{tls} {}{database}{credentials}", hosts.join(", "))
-    }
-
-    #[test]
-    fn a_url_names_servers_clusters_and_sentinels() {
-        for (url, meaning) in [
-            ("redis://localhost", "server localhost 6379"),
-            ("valkey://localhost/", "server localhost 6379"),
-            ("redis://u:p%40q@host:7000/3", "server host 7000 db 3 as u/p@q"),
-            ("redis://:secret@host", "server host 6379 as /secret"),
-            ("rediss://[::1]:6380", "server tls ::1 6380"),
-            ("redis-cluster://a:1?node=b:2&node=c:3", "cluster a 1, b 2, c 3"),
-            ("valkeys-cluster://a", "cluster tls a 6379"),
-            ("redis-sentinel://a?sentinelServiceName=x", "sentinel a 26379"),
-        ] {
-            assert_eq!(told(url), meaning, "{url}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_url_is_told_what_would_be_right() {
-        for (url, expected) in [
-            ("localhost:6379", "must begin with redis://"),
-            ("", "must begin with redis://"),
-            ("http://localhost", "the scheme must be redis,"),
-            ("redis://", "host"),
-            ("redis://:6379", "host"),
-            ("redis://host:99999", "port"),
-            ("redis://host/users", "the path must be the number of a database"),
-            ("redis://host/1/2", "the path must be the number of a database"),
-            ("redis://host?timeout=1", "a redis URL takes no parameters"),
-            ("redis-cluster://host/1", "a cluster has no numbered databases"),
-            ("redis-cluster://host?nodes=a:1", "a redis-cluster URL takes only node"),
-            ("redis-sentinel://host", "sentinel service name"),
-        ] {
-            let told = told(url);
-            assert!(told.contains(expected), "{url}: {told}");
-        }
-    }
 }

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,11 +20,12 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::{DICTIONARY_SPARE, Lookup, RedisConfig, RedisTier, RemoteWrite};
+use super::ears::Ears;
+use super::{Coherence, DICTIONARY_SPARE, Lookup, RedisConfig, RedisTier, RemoteWrite};
 use crate::envelope;
 use crate::error::Problem;
-use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
-use crate::stats::{CompressionStats, Counter, TierStats};
+use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Sink, Tier, Write};
+use crate::stats::{CoherenceStats, CompressionStats, Counter, TierStats};
 use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
 /// Writes that go to Redis together.
@@ -50,6 +51,7 @@ pub(crate) struct RedisFront<K, V> {
     counters: Arc<Counters>,
     /// Numbers of dictionaries that look-ups have missed; none after the tier was closed.
     wanted: Mutex<Option<mpsc::Sender<u32>>>,
+    ears: Arc<Ears<K, V>>,
     /// Closed when the writer and the fetcher of dictionaries have ended.
     ended: watch::Receiver<()>,
 }
@@ -80,6 +82,8 @@ where
         queue: WriteBehind<K, V>,
     ) -> Result<Self, Vec<Problem>> {
         config.schema_version = sealer.schema;
+        let follows = config.coherence != Coherence::Off;
+        let ears = Arc::new(Ears::new(Arc::clone(&sealer), follows));
         let tier = RedisTier::start(name, config)?;
         let queue = Arc::new(queue);
         let counters = Arc::new(Counters::default());
@@ -104,7 +108,7 @@ where
             drop(end);
         });
         let wanted = Mutex::new(Some(wanted));
-        Ok(Self { tier, queue, sealer, counters, wanted, ended })
+        Ok(Self { tier, queue, sealer, counters, wanted, ears, ended })
     }
 
     /// What the queue says of a key: a value, its absence, or nothing.
@@ -251,6 +255,23 @@ where
         })
     }
 
+    fn attach(&self, sink: Weak<dyn Sink<K>>) {
+        if self.ears.attach(sink) {
+            self.tier.listen(Arc::clone(&self.ears) as _);
+        }
+    }
+
+    fn watch(&self, key: &K, warmed: bool) {
+        self.ears.watch(key, warmed);
+    }
+
+    fn coherence(&self) -> Option<CoherenceStats> {
+        let tier = self.tier.stats();
+        let (invalidations, resets) = self.ears.counts();
+        let mode = tier.following.map(Coherence::as_str);
+        Some(CoherenceStats { coherent: tier.coherent, mode, invalidations, resets })
+    }
+
     fn stats(&self) -> TierStats {
         let tier = self.tier.stats();
         let (queue_depth, queue_bytes) = self.queue.depth();
@@ -386,6 +407,10 @@ fn open<K: 'static, V: 'static>(
     (key, lookup): &(Bytes, Lookup),
 ) -> Option<Found<V>> {
     let Lookup::Hit(sealed) = lookup else { return None };
+    if sealed.is_empty() {
+        // It is just being removed.
+        return None;
+    }
     match sealer.open(key, sealed) {
         Opening::Value(found) => Some(found),
         Opening::Miss => None,

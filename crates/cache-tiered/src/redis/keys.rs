@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ultra-perf:users:0:version                          the namespace's version
+//! ultra-perf:users:0:tags                             the log of invalidated tags
 //! ultra-perf:users:0:dictionary:1f2e3d4c              a compression dictionary
 //! ultra-perf:users:0:1795219200123456789:t:alice      an entry
 //!          │     │ │                   │
@@ -26,6 +27,25 @@ const HEX_MAX_BYTES: usize = 100;
 /// The length that the encoding puts before a string.
 const LENGTH_BYTES: usize = 8;
 
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Name {
+    Version,
+    Tags,
+    /// An entry of a version of the namespace, and its encoded key.
+    Entry {
+        version: u64,
+        key: Vec<u8>,
+    },
+    /// An entry whose key is not told, but only its hash.
+    Hashed {
+        version: u64,
+        hash: u128,
+    },
+    /// A dictionary, or nothing of this namespace.
+    Other,
+}
+
 /// Names everything that one namespace keeps in Redis.
 #[derive(Debug, Clone)]
 pub(super) struct Names {
@@ -49,14 +69,72 @@ impl Names {
         Self { stem }
     }
 
+    /// What all names begin with.
+    pub(super) fn stem(&self) -> Bytes {
+        Bytes::copy_from_slice(self.stem.as_bytes())
+    }
+
+    /// The channel on which changes are told where the server does not tell them itself.
+    pub(super) fn channel(&self) -> Bytes {
+        Bytes::from(format!("{}changes", self.stem))
+    }
+
     /// The key that holds the namespace's version.
     pub(super) fn version(&self) -> Bytes {
         Bytes::from(format!("{}version", self.stem))
     }
 
+    /// The key that holds the log of invalidated tags.
+    pub(super) fn tags(&self) -> Bytes {
+        Bytes::from(format!("{}tags", self.stem))
+    }
+
     /// The key that holds a compression dictionary, which all versions of the namespace share.
     pub(super) fn dictionary(&self, id: u32) -> Bytes {
         Bytes::from(format!("{}dictionary:{id:08x}", self.stem))
+    }
+
+    /// Reads a name back. One that this namespace would write differently is none of it.
+    pub(super) fn parse(&self, name: &[u8]) -> Name {
+        self.read(name).unwrap_or(Name::Other)
+    }
+
+    fn read(&self, name: &[u8]) -> Option<Name> {
+        let rest = name.strip_prefix(self.stem.as_bytes())?;
+        if rest == b"version" {
+            return Some(Name::Version);
+        }
+        if rest == b"tags" {
+            return Some(Name::Tags);
+        }
+        let colon = rest.iter().position(|byte| *byte == b':')?;
+        let version = std::str::from_utf8(&rest[..colon]).ok()?.parse().ok()?;
+        let (kind, text) = rest[colon + 1..].split_at_checked(2)?;
+        let key = match kind {
+            b"t:" => [&(text.len() as u64).to_le_bytes(), text].concat(),
+            b"r:" => text.to_vec(),
+            b"x:" => {
+                let digits = text.chunks_exact(2);
+                if text.len() > 2 * HEX_MAX_BYTES || !digits.remainder().is_empty() {
+                    return None;
+                }
+                digits
+                    .map(|it| Some(hex_value(it[0])? << 4 | hex_value(it[1])?))
+                    .collect::<Option<_>>()?
+            }
+            b"h:" => {
+                let hash = std::str::from_utf8(text).ok().filter(|text| text.len() == 32)?;
+                return Some(Name::Hashed { version, hash: u128::from_str_radix(hash, 16).ok()? });
+            }
+            _ => return None,
+        };
+        (self.entry(version, &key) == name).then_some(Name::Entry { version, key })
+    }
+
+    /// The hash in a key's name, if it has one.
+    pub(super) fn hash(key: &[u8]) -> Option<u128> {
+        let told = key.len() <= HEX_MAX_BYTES || string(key).is_some() || is_printable(key);
+        (!told).then(|| xxh3_128(key))
     }
 
     /// The key that holds an entry of one version of the namespace.
@@ -96,6 +174,14 @@ fn string(key: &[u8]) -> Option<&[u8]> {
 
 fn hex_digit(value: u8) -> u8 {
     b"0123456789abcdef"[usize::from(value)]
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
 }
 
 fn is_printable(text: &[u8]) -> bool {
@@ -146,7 +232,68 @@ mod tests {
         assert_eq!(version("p", "{a} %3A"), "p:%7Ba%7D%20%253A:0:version");
     }
 
+    #[test]
+    fn only_what_the_namespace_writes_is_read_as_its_own() {
+        let names = Names::new("up", "users", 3);
+        assert_eq!(names.parse(b"up:users:3:version"), Name::Version);
+        assert_eq!(names.parse(b"up:users:3:tags"), Name::Tags);
+        let hash = Name::Hashed { version: 7, hash: 0xAB };
+        assert_eq!(names.parse(format!("up:users:3:7:h:{:032x}", 0xAB).as_bytes()), hash);
+        for other in [
+            "",
+            "up:users:3:",
+            "up:users:3:dictionary:00000001",
+            "up:users:4:version",
+            "up:users:3:7",
+            "up:users:3:7:",
+            "up:users:3:7:t",
+            "up:users:3:7:y:a",
+            "up:users:3:x:t:a",
+            "up:users:3:07:t:a",
+            "up:users:3:7:x:0",
+            "up:users:3:7:x:0G",
+            "up:users:3:7:x:AF05",
+            "up:users:3:7:x:61",
+            "up:users:3:7:h:ab",
+            "up:users:3:7:t:a\n",
+            "up:users:3:18446744073709551616:t:a",
+        ] {
+            assert_eq!(names.parse(other.as_bytes()), Name::Other, "{other}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_name_tells_its_key_or_its_hash(
+            version in 1..u64::MAX,
+            key in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..210),
+                "[a-z]{0,210}".prop_map(|text| encoded(&text)),
+                "[a-z]{0,210}".prop_map(String::into_bytes),
+            ],
+        ) {
+            let names = Names::new("p", "n", 0);
+            let expected = match Names::hash(&key) {
+                Some(hash) => Name::Hashed { version, hash },
+                None => Name::Entry { version, key: key.clone() },
+            };
+            prop_assert_eq!(names.parse(&names.entry(version, &key)), expected);
+        }
+
+        #[test]
+        fn a_broken_name_is_read_as_what_it_would_be_or_as_none(
+            bytes in proptest::collection::vec(any::<u8>(), 0..12),
+            tail in "[txrh]:[0-9a-f]{0,40}",
+        ) {
+            let names = Names::new("p", "n", 0);
+            let mut name = b"p:n:0:7:".to_vec();
+            name.extend_from_slice(tail.as_bytes());
+            name.extend_from_slice(&bytes);
+            if let Name::Entry { version, key } = names.parse(&name) {
+                prop_assert_eq!(&names.entry(version, &key)[..], &name[..]);
+            }
+        }
+
         #[test]
         fn different_keys_have_different_names(keys in proptest::collection::hash_set(
             prop_oneof![

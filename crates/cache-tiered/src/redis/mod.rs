@@ -14,20 +14,34 @@
 //! **Never stale.** A get is answered only if the version that counts is known, the key has no lost
 //! write behind it, and the server is known not to have forgotten any; it is checked again when the
 //! answer has come. `coherence` holds these rules. What they do not cover: another machine's `clear`
-//! is seen within about a second, and so is a version that was lost with the server's memory; and an
-//! outage that only other machines had is theirs to clean up.
+//! is seen within about a second where the server does not tell of it, and so is a version that was lost
+//! with the server's memory; and an outage that only other machines had is theirs to clean up.
 //!
-//! The client behind the seam in `client` is `fred`.
+//! **Followed in memory.** What other machines change leaves the memory of a cache over this tier
+//! (`invalidation`).
+//!
+//! Behind the seam in `client` is `fred` (feature `redis`) or `redis-rs` (feature of that name);
+//! [`RedisConfig::client`] chooses.
 
+mod address;
 mod batch;
 mod client;
 mod coherence;
 mod config;
+mod ears;
+#[cfg(feature = "redis")]
 mod fred_client;
 mod front;
+mod invalidation;
 mod keys;
+#[cfg(feature = "redis-rs")]
+mod redis_rs_client;
+#[cfg(feature = "redis-rs")]
+mod redis_rs_link;
+mod tags;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod upkeep;
 
 use std::collections::HashSet;
@@ -37,26 +51,31 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use resilience::{CircuitBreaker, Outcome, Permit};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-pub use self::config::RedisConfig;
+pub use self::config::{Coherence, RedisClient, RedisConfig};
 pub(crate) use self::front::RedisFront;
 pub use resilience::State as BreakerState;
 
 use self::batch::{Lane, Reply, Request};
 use self::client::{Command, RemoteClient, RemoteError};
-use self::coherence::{Coherence, Sent};
+use self::coherence::{Rules, Sent};
+use self::invalidation::{Following, Listener, PushQueue};
 use self::keys::Names;
+use self::tags::Mirror;
 use crate::error::Problem;
 use crate::stats::Counter;
 
 /// How much longer than an entry a compression dictionary lives. Its users store it again after half
 /// of that.
 const DICTIONARY_SPARE: Duration = Duration::from_secs(600);
+
+/// How long an empty value stays that announces a removal, if the removal itself is lost.
+const ANNOUNCED: Duration = Duration::from_secs(10);
 
 /// What a look-up found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,6 +155,10 @@ pub struct RedisStats {
     pub breaker_opened: u64,
     /// The round trip of an MGET: a moving average of the last dozen.
     pub latency: Duration,
+    /// How the server tells what other machines change; `None` while it does not.
+    pub following: Option<Coherence>,
+    /// Whether memory holds nothing that others have changed without its being told of that.
+    pub coherent: bool,
 }
 
 #[derive(Debug, Default)]
@@ -154,6 +177,27 @@ struct Counters {
     too_large: Counter,
 }
 
+/// What is known of the namespace's tags.
+struct Tags {
+    /// Whether anybody has asked.
+    used: AtomicBool,
+    /// Whether the server refuses to run the script, which is said once.
+    refused: AtomicBool,
+    mirror: RwLock<Mirror>,
+    acknowledged: watch::Sender<u64>,
+}
+
+impl Tags {
+    fn new(ttl_max: Duration) -> Self {
+        Self {
+            used: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
+            mirror: RwLock::new(Mirror::new(ttl_max)),
+            acknowledged: watch::Sender::new(0),
+        }
+    }
+}
+
 /// What the handles and the background tasks share.
 struct Shared {
     config: RedisConfig,
@@ -161,7 +205,9 @@ struct Shared {
     names: Names,
     client: Box<dyn RemoteClient>,
     breaker: CircuitBreaker,
-    coherence: Mutex<Coherence>,
+    coherence: Mutex<Rules>,
+    following: Following,
+    tags: Tags,
     /// The version that counts, zero while there is none: what `coherence` says, without its lock.
     serving: AtomicU64,
     /// How many keys are dirty, likewise.
@@ -228,6 +274,54 @@ impl Shared {
         let old = self.latency_nanos.load(Ordering::Relaxed);
         let mean = if old == 0 { new } else { old - old / 8 + new / 8 };
         self.latency_nanos.store(mean, Ordering::Relaxed);
+    }
+
+    /// Runs writes, and tells other machines of them where the server does not.
+    async fn run(&self, commands: Vec<Command>) -> Vec<Result<(), RemoteError>> {
+        let coherence = self.config.coherence;
+        let changed: Vec<&Bytes> = commands.iter().filter_map(Command::key).collect();
+        let message = self.following.message(coherence, &self.names, &changed);
+        let mut results = if self.following.announces(coherence) {
+            self.announce_and_run(commands).await
+        } else {
+            self.client.run(commands).await
+        };
+        let Some(message) = message else { return results };
+        // Not along with them: in a cluster it could be there before a write on another node is made.
+        let outcome = self.client.run(vec![message]).await.pop();
+        let outcome = outcome.unwrap_or(Err(RemoteError::Timeout));
+        if let Err(error) = self.following.published(outcome) {
+            // Written, perhaps, but others may not know: it has to be done again.
+            let made = results.iter_mut().filter(|result| result.is_ok());
+            made.for_each(|result| *result = Err(error.clone()));
+        }
+        results
+    }
+
+    /// Runs writes so that the server tells of every removal, also of what is not there.
+    async fn announce_and_run(&self, commands: Vec<Command>) -> Vec<Result<(), RemoteError>> {
+        let (mut all, mut announced) = (Vec::with_capacity(commands.len()), Vec::new());
+        for command in commands {
+            if let Command::Delete { key } = &command {
+                announced.push(all.len());
+                let (key, value, ttl) = (key.clone(), Bytes::new(), Some(ANNOUNCED));
+                all.push(Command::SetIfMissing { key, value, ttl });
+            }
+            all.push(command);
+        }
+        let mut results = self.client.run(all).await;
+        // From the last one on, so that the places before it stay what they are.
+        for at in announced.into_iter().rev() {
+            if at + 1 >= results.len() {
+                continue;
+            }
+            match results.remove(at) {
+                // A server that takes no more values still removes them.
+                Ok(()) | Err(RemoteError::Refused(_)) => {}
+                Err(error) => results[at] = Err(error),
+            }
+        }
+        results
     }
 
     /// Marks keys whose writes are lost.
@@ -308,18 +402,21 @@ impl RedisTier {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let client = fred_client::parse_url(&config.url)
-            .map(|parsed| fred_client::Fred::start(parsed, config.connections, config.timeout))
+        let pushes = Arc::new(PushQueue::default());
+        let client = config
+            .start_client(&pushes)
             .map_err(|expected| vec![Problem::new("redis.url", config.redacted_url(), expected)])?;
         let nonce = RandomState::new().hash_one(0);
-        Self::with_client(namespace, config, Box::new(client), nonce)
+        Self::with_client(namespace, config, client, pushes, nonce)
     }
 
-    /// Starts the tier over a client; `nonce` makes its versions differ from other machines'.
+    /// Starts the tier over a client and what that is told; `nonce` makes its versions and messages
+    /// differ from other machines'.
     fn with_client(
         namespace: &str,
         config: RedisConfig,
         client: Box<dyn RemoteClient>,
+        pushes: Arc<PushQueue>,
         nonce: u64,
     ) -> Result<Self, Vec<Problem>> {
         let breaker = CircuitBreaker::builder(format!("redis tier of {namespace}"))
@@ -337,7 +434,9 @@ impl RedisTier {
             namespace: namespace.to_owned(),
             client,
             breaker,
-            coherence: Mutex::new(Coherence::new(config.dirty_keys, nonce)),
+            coherence: Mutex::new(Rules::new(config.dirty_keys, nonce)),
+            following: Following::new(pushes, nonce),
+            tags: Tags::new(config.ttl_max),
             serving: AtomicU64::new(0),
             dirty: AtomicUsize::new(0),
             verified: lanes.iter().map(|_| AtomicU64::new(u64::MAX)).collect(),
@@ -348,7 +447,10 @@ impl RedisTier {
             latency_nanos: AtomicU64::new(0),
             config,
         });
-        let mut tasks = vec![tokio::spawn(upkeep::run(Arc::clone(&shared)))];
+        let mut tasks = vec![
+            tokio::spawn(upkeep::run(Arc::clone(&shared))),
+            tokio::spawn(invalidation::run(Arc::clone(&shared))),
+        ];
         for queue in queues {
             tasks.push(tokio::spawn(batch::run(Arc::clone(&shared), queue)));
         }
@@ -470,7 +572,7 @@ impl RedisTier {
         let connection = shared.client.connection(0);
         let sent = shared.coherence.lock().sending(connection, Instant::now());
         let mut open = Undecided { shared, sent, keys };
-        let answer = timeout(shared.config.timeout, shared.client.run(commands)).await;
+        let answer = timeout(shared.config.timeout, shared.run(commands)).await;
         let connection = shared.client.connection(0);
         let mut error = None;
         match answer {
@@ -586,12 +688,73 @@ impl RedisTier {
         let _ = timeout(shared.config.timeout, done.wait_for(|done| *done >= wanted)).await;
     }
 
+    /// Invalidates tags for all machines: what was made before and bears one of them is stale.
+    ///
+    /// That is the caller's to look at, with [`tag_head`](Self::tag_head) and
+    /// [`tag_invalidated`](Self::tag_invalidated). It holds for this tier when this is called, and for
+    /// other machines when Redis has it; this waits for that no longer than [`RedisConfig::timeout`], and
+    /// the upkeep goes on trying. Many at once cost less than one after the other. Too many of them, or too
+    /// many that wait for a server that is away, make everything stale that bears any tag.
+    ///
+    /// # Cancel safety
+    ///
+    /// The tags are invalidated even if the future is dropped after its first poll.
+    pub async fn invalidate_tags(&self, tags: &[u64]) {
+        let shared = &*self.handle.shared;
+        let mut acknowledged = shared.tags.acknowledged.subscribe();
+        let serial = shared.tags.mirror.write().invalidate(tags);
+        shared.tags.used.store(true, Ordering::Release);
+        shared.wake.notify_one();
+        // Too late is not too bad: for this tier it holds already.
+        let reached = acknowledged.wait_for(|acknowledged| *acknowledged >= serial);
+        let _ = timeout(shared.config.timeout, reached).await;
+    }
+
+    /// Returns the number to stamp an entry with that is made now: every invalidation up to it is known.
+    ///
+    /// Zero until the log of tags was read, which begins with the first call of this.
+    #[must_use]
+    pub fn tag_head(&self) -> u64 {
+        self.use_tags();
+        self.handle.shared.tags.mirror.read().head()
+    }
+
+    /// Returns the number of a tag's last invalidation: entries whose stamp is lower are stale.
+    ///
+    /// `u64::MAX` while that is not known, because Redis has not acknowledged it, or the log was not read
+    /// yet. What is too old to be known is stale by the number returned.
+    ///
+    /// # Cost
+    ///
+    /// A shared lock and a look-up.
+    #[must_use]
+    pub fn tag_invalidated(&self, tag: u64) -> u64 {
+        self.use_tags();
+        self.handle.shared.tags.mirror.read().invalidated(tag)
+    }
+
+    fn use_tags(&self) {
+        let shared = &*self.handle.shared;
+        if !shared.tags.used.load(Ordering::Acquire) {
+            shared.tags.used.store(true, Ordering::Release);
+            shared.wake.notify_one();
+        }
+    }
+
+    /// Has entries let go when other machines change them, from soon on.
+    fn listen(&self, listener: Arc<dyn Listener>) {
+        let shared = &*self.handle.shared;
+        shared.following.listen(listener);
+        shared.wake.notify_one();
+    }
+
     /// Returns what the tier has done, and how it is.
     #[must_use]
     pub fn stats(&self) -> RedisStats {
         let shared = &*self.handle.shared;
         let counters = &shared.counters;
         let breaker = shared.breaker.stats_at(Instant::now().into_std());
+        let (following, coherent) = shared.following.stats();
         RedisStats {
             hits: counters.hits.get(),
             misses: counters.misses.get(),
@@ -611,6 +774,8 @@ impl RedisTier {
             breaker: breaker.state,
             breaker_opened: breaker.opened,
             latency: Duration::from_nanos(shared.latency_nanos.load(Ordering::Relaxed)),
+            following,
+            coherent,
         }
     }
 

@@ -8,8 +8,12 @@ use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 use tokio::time::{advance, sleep};
 
-use super::client::Fetched;
+use super::client::{Fetched, Follow, Push};
+use super::invalidation::Changed;
+use super::tags::tests::Log;
 use super::*;
+use crate::Cache;
+use crate::lower::{Sink, Tier};
 
 /// What the server does with a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,15 @@ struct Server {
     /// Writes in the sockets: the connection, and when they are executed at the latest.
     late: VecDeque<(u64, Option<Instant>, Command)>,
     calls: u64,
+    published: Vec<Bytes>,
+    tags: Log,
+    executed: Vec<Command>,
+    follows: Vec<Follow>,
+    /// Whether it knows `CLIENT TRACKING`.
+    tracks: bool,
+    /// What it answers to messages, if it does not pass them on.
+    mute: Option<RemoteError>,
+    followed: Option<u64>,
     lookups: Vec<usize>,
 }
 
@@ -51,6 +64,13 @@ impl Script {
             process: 1,
             late: VecDeque::new(),
             calls: 0,
+            published: Vec::new(),
+            tags: Log::default(),
+            executed: Vec::new(),
+            follows: Vec::new(),
+            tracks: true,
+            mute: None,
+            followed: None,
             lookups: Vec::new(),
         })))
     }
@@ -93,16 +113,18 @@ impl Script {
 
 impl Server {
     fn execute(&mut self, command: Command) {
+        self.executed.push(command.clone());
         match command {
             Command::Set { key, value, .. } => {
                 self.data.insert(key, value);
             }
-            Command::SetIfMissing { key, value } => {
+            Command::SetIfMissing { key, value, .. } => {
                 self.data.entry(key).or_insert(value);
             }
             Command::Delete { key } => {
                 self.data.remove(&key);
             }
+            Command::Publish { .. } => {}
         }
     }
 
@@ -162,8 +184,17 @@ impl RemoteClient for Script {
         let count = writes.len();
         let result = match server.call() {
             Ok(()) => {
+                for write in &writes {
+                    if let Command::Publish { message, .. } = write {
+                        server.published.push(message.clone());
+                    }
+                }
+                let is_message = matches!(*writes, [Command::Publish { .. }]);
                 writes.into_iter().for_each(|write| server.execute(write));
-                Ok(())
+                match &server.mute {
+                    Some(error) if is_message => Err(error.clone()),
+                    _ => Ok(()),
+                }
             }
             Err(Fault::Refused) => Err(RemoteError::Disconnected("script".to_owned())),
             Err(fault) => {
@@ -185,6 +216,27 @@ impl RemoteClient for Script {
         .boxed()
     }
 
+    fn eval(
+        &self,
+        _: &'static str,
+        key: Bytes,
+        arguments: Vec<Bytes>,
+    ) -> BoxFuture<'static, Result<Vec<Bytes>, RemoteError>> {
+        assert_eq!(key, "ultra-perf:test:0:tags");
+        let mut server = self.0.lock();
+        let answer = match server.call() {
+            Ok(()) => Ok(server.tags.run(&arguments)),
+            Err(Fault::Refused) => Err(RemoteError::Disconnected("script".to_owned())),
+            Err(fault) => {
+                if fault == Fault::Silent {
+                    server.tags.run(&arguments);
+                }
+                return never().boxed();
+            }
+        };
+        async { answer }.boxed()
+    }
+
     fn servers(&self, _: usize) -> BoxFuture<'static, Result<Vec<String>, RemoteError>> {
         let mut server = self.0.lock();
         match server.call() {
@@ -194,6 +246,27 @@ impl RemoteClient for Script {
             }
             Err(_) => async { Err(RemoteError::Timeout) }.boxed(),
         }
+    }
+
+    fn follow(&self, follow: Follow) -> BoxFuture<'static, Result<(), RemoteError>> {
+        let mut server = self.0.lock();
+        let answer = match server.call() {
+            Ok(()) if matches!(follow, Follow::Tracking { .. }) && !server.tracks => {
+                Err(RemoteError::Refused("unknown subcommand 'TRACKING'".to_owned()))
+            }
+            Ok(()) => {
+                server.follows.push(follow);
+                server.followed = Some(server.connection);
+                Ok(())
+            }
+            Err(_) => Err(RemoteError::Timeout),
+        };
+        async { answer }.boxed()
+    }
+
+    fn is_following(&self) -> bool {
+        let server = self.0.lock();
+        server.followed == Some(server.connection)
     }
 
     fn connection(&self, _: usize) -> u64 {
@@ -221,9 +294,66 @@ fn config() -> RedisConfig {
 
 /// A tier over a script, in service.
 async fn tier(script: &Script, config: RedisConfig) -> RedisTier {
-    let tier = RedisTier::with_client("test", config, Box::new(script.clone()), 7).unwrap();
+    let pushes = Arc::default();
+    let client = Box::new(script.clone());
+    let tier = RedisTier::with_client("test", config, client, pushes, 7).unwrap();
     until(|| tier.stats().serving).await;
     tier
+}
+
+/// Notes what a tier is told.
+#[derive(Debug, Default)]
+struct Notes {
+    changed: Mutex<Vec<String>>,
+    tags: Mutex<Vec<u64>>,
+    lost: Mutex<Vec<bool>>,
+    understands_nothing: AtomicBool,
+}
+
+impl Listener for Notes {
+    fn changed(&self, entry: Changed<'_>) -> bool {
+        self.changed.lock().push(match entry {
+            Changed::Key(key) => String::from_utf8_lossy(key).into_owned(),
+            Changed::Hash(hash) => format!("{hash:x}"),
+        });
+        !self.understands_nothing.load(Ordering::Relaxed)
+    }
+
+    fn tags_invalidated(&self, tags: &[u64]) {
+        self.tags.lock().extend_from_slice(tags);
+    }
+
+    fn lost(&self, promised: bool) -> BoxFuture<'_, ()> {
+        self.lost.lock().push(promised);
+        async {}.boxed()
+    }
+}
+
+impl Notes {
+    fn changed(&self) -> Vec<String> {
+        std::mem::take(&mut *self.changed.lock())
+    }
+
+    fn lost(&self) -> Vec<bool> {
+        std::mem::take(&mut *self.lost.lock())
+    }
+}
+
+/// A tier that follows, what it notes, and where its client puts pushes.
+async fn follower(script: &Script, config: RedisConfig) -> (RedisTier, Arc<Notes>, Arc<PushQueue>) {
+    let (pushes, notes) = (Arc::new(PushQueue::default()), Arc::new(Notes::default()));
+    let client = Box::new(script.clone());
+    let tier = RedisTier::with_client("test", config, client, Arc::clone(&pushes), 7).unwrap();
+    tier.listen(Arc::clone(&notes) as _);
+    until(|| tier.stats().coherent).await;
+    assert_eq!(notes.lost(), [true]);
+    (tier, notes, pushes)
+}
+
+/// The name of an entry of the version that the script holds.
+fn entry(script: &Script, key: &str) -> Bytes {
+    let version = String::from_utf8_lossy(&script.version().unwrap()).into_owned();
+    bytes(format!("ultra-perf:test:0:{version}:r:{key}"))
 }
 
 /// Lets time pass until something is true.
@@ -562,6 +692,241 @@ async fn the_last_handle_takes_the_tasks_along() {
     drop(other);
     sleep(Duration::from_millis(1)).await;
     assert_eq!(Arc::strong_count(&script.0), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_server_is_asked_to_tell_of_changes_and_asked_again_after_every_loss() {
+    let script = Script::new();
+    let (tier, notes, pushes) = follower(&script, config()).await;
+    let prefix = bytes("ultra-perf:test:0:");
+    assert_eq!(script.0.lock().follows, [Follow::Tracking { prefix }]);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!((script.0.lock().follows.len(), notes.lost()), (1, vec![]));
+
+    pushes.push(Push::Lost);
+    assert!(!tier.stats().coherent);
+    until(|| tier.stats().coherent).await;
+    assert_eq!((script.0.lock().follows.len(), notes.lost()), (2, vec![true]));
+
+    // One that comes without a word is found by the look each second.
+    script.reconnect();
+    until(|| script.0.lock().follows.len() == 3).await;
+    until(|| tier.stats().coherent).await;
+    assert_eq!(notes.lost(), [true]);
+
+    // While the server is away, memory is not emptied again and again.
+    script.fault(Fault::Refused);
+    pushes.push(Push::Lost);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((tier.stats().coherent, notes.lost()), (false, vec![]));
+    script.fault(Fault::None);
+    until(|| tier.stats().coherent).await;
+    assert_eq!(notes.lost(), [true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_of_the_version_that_counts_are_told_as_keys() {
+    let script = Script::new();
+    let (_tier, notes, pushes) = follower(&script, config()).await;
+    let version: u64 = String::from_utf8_lossy(&script.version().unwrap()).parse().unwrap();
+    let names = [
+        format!("{}:r:old", version - 1),
+        format!("{version}:r:a"),
+        "dictionary:00000001".to_owned(),
+        format!("{version}:h:{:032x}", 0xAB),
+        format!("{}:r:new", version + 1),
+    ];
+    let names = names.map(|name| bytes(format!("ultra-perf:test:0:{name}")));
+    pushes.push(Push::Changed(names.to_vec()));
+    pushes.push(Push::Changed(vec![bytes("another:1:t:name")]));
+    until(|| notes.changed.lock().len() == 3).await;
+    assert_eq!(
+        (notes.changed(), notes.lost()),
+        (vec!["a".into(), "ab".into(), "new".into()], vec![])
+    );
+
+    notes.understands_nothing.store(true, Ordering::Relaxed);
+    pushes.push(Push::Changed(vec![entry(&script, "b"), entry(&script, "c")]));
+    until(|| !notes.lost.lock().is_empty()).await;
+    assert_eq!((notes.changed(), notes.lost()), (vec!["b".into()], vec![false]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_for_the_version_has_it_read_at_once_and_a_new_one_empties_memory() {
+    let script = Script::new();
+    let (tier, notes, pushes) = follower(&script, config()).await;
+    put(&tier, "k", 1).await;
+    script.set_version(Some("9000000000000000000"));
+    let start = Instant::now();
+    pushes.push(Push::Changed(vec![bytes("ultra-perf:test:0:version")]));
+    until(|| !notes.lost.lock().is_empty()).await;
+    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    assert_eq!((get(&tier, "k").await, notes.lost()), (Lookup::Miss, vec![false]));
+    // Its own clear is no news, nor is the push of a version that is known.
+    tier.clear().await;
+    pushes.push(Push::Changed(vec![bytes("ultra-perf:test:0:version")]));
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(notes.lost(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_server_does_not_track_writers_publish() {
+    let script = Script::new();
+    script.0.lock().tracks = false;
+    let (tier, notes, pushes) = follower(&script, config()).await;
+    assert_eq!(tier.stats().following, Some(Coherence::PubSub));
+    let channel = Follow::Channel { name: bytes("ultra-perf:test:0:changes") };
+    assert_eq!(script.0.lock().follows, [channel]);
+    script.0.lock().published.clear();
+    put(&tier, "a", 1).await;
+    remove(&tier, "b").await;
+    let own: Vec<_> = script.0.lock().published.drain(..).collect();
+    assert_eq!(own.len(), 2);
+    own.iter().for_each(|message| pushes.push(Push::Message(message.clone())));
+    // Another machine's: the same but for its number.
+    for message in &own {
+        let mut theirs = message.to_vec();
+        theirs[1] ^= 1;
+        pushes.push(Push::Message(Bytes::from(theirs)));
+    }
+    until(|| notes.changed.lock().len() == 2).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((notes.changed(), notes.lost()), (vec!["a".into(), "b".into()], vec![]));
+    pushes.push(Push::Message(bytes("what?")));
+    until(|| !notes.lost.lock().is_empty()).await;
+    assert_eq!(notes.lost(), [false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_could_not_be_published_is_done_again() {
+    let script = Script::new();
+    let config = RedisConfig { coherence: Coherence::PubSub, ..config() };
+    let (tier, _, _) = follower(&script, config).await;
+    script.0.lock().mute = Some(RemoteError::Disconnected("script".to_owned()));
+    put(&tier, "k", 1).await;
+    assert_eq!((tier.stats().dirty_keys, get(&tier, "k").await), (1, Lookup::Miss));
+    script.0.lock().mute = None;
+    script.0.lock().published.clear();
+    until(|| tier.stats().dirty_keys == 0).await;
+    assert_eq!(script.0.lock().published.len(), 1, "that it was deleted");
+    // A server that does not pass messages on keeps nobody from writing.
+    script.0.lock().mute = Some(RemoteError::Refused("NOPERM".to_owned()));
+    put(&tier, "k", 2).await;
+    assert_eq!((tier.stats().coherent, get(&tier, "k").await), (false, hit(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_of_what_is_not_there_is_announced() {
+    let script = Script::new();
+    let (tier, _, _) = follower(&script, config()).await;
+    script.0.lock().executed.clear();
+    put(&tier, "a", 1).await;
+    remove(&tier, "b").await;
+    let executed: Vec<_> = script.0.lock().executed.drain(..).collect();
+    let [
+        Command::Set { .. },
+        Command::SetIfMissing { key, value, ttl },
+        Command::Delete { key: deleted },
+    ] = &*executed
+    else {
+        panic!("{executed:?}")
+    };
+    assert_eq!((key, value.len(), ttl.is_some()), (deleted, 0, true));
+    assert_eq!(tier.stats().writes, 2);
+}
+
+/// Lets the entries of a memory go.
+struct Memory(Cache<String, u64>);
+
+impl Listener for Memory {
+    fn changed(&self, entry: Changed<'_>) -> bool {
+        let Changed::Key(key) = entry else { return false };
+        self.0.inner().changed(&String::from_utf8_lossy(key).into_owned(), Tier::Redis);
+        true
+    }
+
+    fn tags_invalidated(&self, _: &[u64]) {}
+
+    fn lost(&self, _: bool) -> BoxFuture<'_, ()> {
+        self.0.inner().forget_all();
+        async {}.boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_on_its_way_when_its_key_changes_does_not_reach_memory() {
+    let script = Script::new();
+    let pushes = Arc::new(PushQueue::default());
+    let client = Box::new(script.clone());
+    let tier = RedisTier::with_client("test", config(), client, Arc::clone(&pushes), 7).unwrap();
+    let cache = Cache::<String, u64>::builder("test").build().unwrap();
+    tier.listen(Arc::new(Memory(cache.clone())));
+    until(|| tier.stats().coherent).await;
+    let (key, changed) = ("k".to_owned(), Push::Changed(vec![entry(&script, "k")]));
+    let options = crate::InsertOptions::default();
+    for loss in [changed.clone(), Push::Lost] {
+        put(&tier, "k", 1).await;
+        let reservation = cache.reserve(&key);
+        // It takes a millisecond; the push comes before the answer.
+        let (found, ()) = tokio::join!(get(&tier, "k"), async { pushes.push(loss.clone()) });
+        until(|| tier.stats().coherent).await;
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(found, hit(1));
+        assert!(!reservation.insert(1, options), "{loss:?} has overtaken it");
+        assert_eq!(cache.get_in_memory(&key), None);
+        // And after it.
+        assert!(cache.reserve(&key).insert(1, options));
+        pushes.push(loss);
+        until(|| cache.get_in_memory(&key).is_none()).await;
+        until(|| tier.stats().coherent).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalidated_tags_are_stale_at_once_and_acknowledged_when_the_server_has_them() {
+    let script = Script::new();
+    let (tier, notes, _) = follower(&script, config()).await;
+    assert_eq!((tier.tag_head(), tier.tag_invalidated(7)), (0, u64::MAX));
+    until(|| tier.tag_head() > 0).await;
+    let stamp = tier.tag_head();
+    assert!(tier.tag_invalidated(7) <= stamp);
+    tier.invalidate_tags(&[7, 8]).await;
+    assert!((stamp + 1..u64::MAX).contains(&tier.tag_invalidated(7)));
+    assert!(tier.tag_invalidated(9) <= stamp && tier.tag_invalidated(8) <= tier.tag_head());
+    assert_eq!(std::mem::take(&mut *notes.tags.lock()), [7, 8]);
+
+    // While the server is away, it holds here, and costs no more than any call.
+    for fault in [Fault::Lost, Fault::Silent, Fault::Refused] {
+        let (stamp, start) = (tier.tag_head(), Instant::now());
+        script.fault(fault);
+        tier.invalidate_tags(&[7]).await;
+        assert!(start.elapsed() <= config().timeout, "{fault:?}");
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!((tier.tag_invalidated(7), tier.tag_head()), (u64::MAX, stamp), "{fault:?}");
+        script.fault(Fault::None);
+        until(|| tier.tag_invalidated(7) < u64::MAX).await;
+        assert!(tier.tag_invalidated(7) > stamp, "{fault:?}");
+    }
+    assert!(!notes.lost().contains(&false), "the log was there throughout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_of_tags_that_is_lost_empties_memory_and_leaves_nothing_fresh() {
+    let script = Script::new();
+    let (tier, notes, pushes) = follower(&script, config()).await;
+    tier.invalidate_tags(&[1]).await;
+    let stamp = tier.tag_head();
+    script.0.lock().tags.members.clear();
+    let start = Instant::now();
+    pushes.push(Push::Changed(vec![bytes("ultra-perf:test:0:tags")]));
+    until(|| tier.tag_invalidated(2) > stamp).await;
+    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    until(|| !notes.lost.lock().is_empty()).await;
+    assert_eq!(notes.lost(), [false]);
+    // Without a push it is found by the look each second.
+    let stamp = tier.tag_head();
+    script.0.lock().tags.members.clear();
+    until(|| tier.tag_invalidated(2) > stamp).await;
 }
 
 #[test]

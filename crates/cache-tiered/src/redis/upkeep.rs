@@ -1,6 +1,8 @@
 //! The background task: learns the namespace's version, probes a server that was away, and cleans up
 //! after lost writes.
 //!
+//! It also asks the server to tell what other machines change, whenever a promise to do so has ended.
+//!
 //! It is the only one who sets versions, and while the breaker is not closed the only one who talks to
 //! the server at all. So an outage ends without any caller's help, and before the first get goes
 //! through, the server's identity and the version have been looked at.
@@ -15,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{Command, RemoteError};
 use super::coherence::Found;
+use super::tags::SCRIPT;
 use super::{Lookup, Shared};
 
 /// How often the version is looked at: how long another machine's `clear` may go unnoticed.
@@ -76,8 +79,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         match result {
             Ok(()) => {
+                let due = shared.following.is_due(shared.config.coherence, &*shared.client);
+                let pause = if due { RETRY } else { POLL };
                 // Either way there is nothing to do but the next round.
-                let _ = timeout(POLL, shared.wake.notified()).await;
+                let _ = timeout(pause, shared.wake.notified()).await;
             }
             Err(Trouble::Open(retry_after)) => sleep(retry_after.clamp(PAUSE_MIN, POLL)).await,
             Err(Trouble::Remote(_)) => sleep(RETRY).await,
@@ -95,13 +100,83 @@ async fn round(shared: &Shared) -> Result<(), Trouble> {
         let now = Instant::now().into_std();
         permit.complete_at(outcome, now);
         result.map_err(Trouble::Remote)?;
-        if shared.breaker.state_at(now) == State::Closed {
+        // A version that was set before the servers promised to tell has to be looked at.
+        if shared.breaker.state_at(now) == State::Closed && !follow(shared).await {
             break;
         }
     }
+    tags(shared).await?;
     let result = clean(shared).await;
     shared.publish();
     result
+}
+
+/// Appends invalidated tags to their log, and reads what others have appended.
+async fn tags(shared: &Shared) -> Result<(), Trouble> {
+    if !shared.tags.used.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    loop {
+        let Some(permit) = shared.permit() else {
+            return Err(Trouble::Open(RETRY));
+        };
+        let (turn, appends) = {
+            let mirror = shared.tags.mirror.read();
+            (mirror.turn(), mirror.is_due())
+        };
+        let key = shared.names.tags();
+        let answer = shared.client.eval(SCRIPT, key.clone(), turn.arguments.clone());
+        let answer = in_time(shared, answer).await.and_then(|answer| answer);
+        permit.complete_at(shared.outcome(answer.as_ref().err()), Instant::now().into_std());
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(RemoteError::Refused(reason)) => {
+                // Whoever asks for a tag that is not known takes it for stale.
+                if !shared.tags.refused.swap(true, Ordering::Relaxed) {
+                    let namespace = &shared.namespace;
+                    tracing::warn!(namespace, reason, "redis does not keep the log of tags");
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(Trouble::Remote(error)),
+        };
+        shared.tags.refused.store(false, Ordering::Relaxed);
+        let (news, acknowledged) = {
+            let mut mirror = shared.tags.mirror.write();
+            (mirror.take(&turn, &answer), mirror.acknowledged())
+        };
+        shared.tags.acknowledged.send_replace(acknowledged);
+        let listener = shared.following.listener.get();
+        let message = shared.following.message(shared.config.coherence, &shared.names, &[&key]);
+        if let (Some(message), true) = (message, appends) {
+            // Who does not hear of it looks within a second.
+            let _ = in_time(shared, shared.client.run(vec![message])).await;
+        }
+        let more = news.as_ref().is_none_or(|news| news.more);
+        if let (Some(listener), Some(news)) = (listener, news) {
+            if !news.tags.is_empty() {
+                listener.tags_invalidated(&news.tags);
+            }
+            if news.lost {
+                shared.following.pushes.empty(None);
+            }
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
+/// Asks to be told of changes where that is due; tells whether the servers have just promised to.
+async fn follow(shared: &Shared) -> bool {
+    if !shared.following.is_due(shared.config.coherence, &*shared.client) {
+        return false;
+    }
+    let asked = in_time(shared, shared.following.ask(shared)).await;
+    asked.flatten().unwrap_or_else(|error| {
+        tracing::debug!(namespace = shared.namespace, %error, "memory does not follow redis yet");
+        false
+    })
 }
 
 /// Makes sure that the servers are the known ones and that the version in use is the one that counts.
@@ -135,6 +210,7 @@ async fn learn(shared: &Shared) -> Result<(), RemoteError> {
         let candidate = {
             let mut coherence = shared.coherence.lock();
             let is_there = coherence.found(found);
+            shared.following.note_replaced(coherence.replaced());
             if is_there && coherence.serving().is_some() {
                 return Ok(());
             }
@@ -142,7 +218,7 @@ async fn learn(shared: &Shared) -> Result<(), RemoteError> {
         };
         if let Some(candidate) = candidate {
             let (key, value) = (shared.names.version(), Bytes::from(candidate.to_string()));
-            run_one(shared, Command::SetIfMissing { key, value }).await?;
+            run_one(shared, Command::SetIfMissing { key, value, ttl: None }).await?;
         }
     }
     Err(RemoteError::Refused("the namespace's version does not stay".to_owned()))
@@ -174,7 +250,7 @@ fn answered(shared: &Shared, connection: u64) {
 }
 
 async fn run_one(shared: &Shared, command: Command) -> Result<(), RemoteError> {
-    let results = in_time(shared, shared.client.run(vec![command])).await?;
+    let results = in_time(shared, shared.run(vec![command])).await?;
     results.into_iter().next().unwrap_or(Err(RemoteError::Timeout))
 }
 
@@ -195,7 +271,7 @@ async fn clean(shared: &Shared) -> Result<(), Trouble> {
         };
         let delete = |key: &Bytes| Command::Delete { key: shared.names.entry(version, key) };
         let deletes = keys.iter().map(delete).collect();
-        let results = in_time(shared, shared.client.run(deletes)).await;
+        let results = in_time(shared, shared.run(deletes)).await;
         let results = results.unwrap_or_else(|error| vec![Err(error); keys.len()]);
         let connection = shared.client.connection(0);
         let mut failure = None;
