@@ -48,8 +48,8 @@ pub use quantity::{ByteSize, ParseQuantityError, format_duration, parse_duration
 pub use reference::reference;
 pub use secret::KeySources;
 pub use setting::{
-    Admission, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier, MemoryEngine,
-    Policy, WritePolicy,
+    Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier,
+    MemoryEngine, Policy, WritePolicy,
 };
 pub use source::Origin;
 pub use tree::{Cache, Disk, Encryption, Log, Memory, Redis, ResponseCache, Server};

@@ -126,6 +126,12 @@ impl UltraPerf {
                 prefix: cache.redis.prefix.clone(),
                 connections: cache.redis.connections,
                 timeout: cache.redis.timeout,
+                coherence: match cache.redis.coherence {
+                    config::Coherence::Auto => cache_tiered::redis::Coherence::Auto,
+                    config::Coherence::Tracking => cache_tiered::redis::Coherence::Tracking,
+                    config::Coherence::PubSub => cache_tiered::redis::Coherence::PubSub,
+                    config::Coherence::Off => cache_tiered::redis::Coherence::Off,
+                },
                 ..cache_tiered::redis::RedisConfig::new(url.expose())
             };
             builder = builder.redis_with(redis, codec);

@@ -1057,3 +1057,61 @@ proptest! {
         runtime.block_on(replay(steps));
     }
 }
+
+/// A real server on a port of its own, until it is dropped.
+struct RealServer(std::process::Child);
+
+impl RealServer {
+    fn start() -> (Self, String) {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let options = ["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""];
+        let mut command = std::process::Command::new("redis-server");
+        let command = command.args(options).stdout(std::process::Stdio::null());
+        (Self(command.spawn().unwrap()), format!("redis://127.0.0.1:{port}"))
+    }
+}
+
+impl Drop for RealServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `cargo nextest run -p cache-tiered --features redis --lib --run-ignored only --no-capture -E
+/// 'test(how_long_an_invalidated_tag_takes)'` prints it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn how_long_an_invalidated_tag_takes() {
+    let (_server, url) = RealServer::start();
+    for coherence in [Coherence::Tracking, Coherence::PubSub] {
+        let start = || async {
+            let config = RedisConfig { coherence, ..RedisConfig::new(&url) };
+            let tier = RedisTier::start("test", config).unwrap();
+            let notes = Arc::new(Notes::default());
+            tier.listen(Arc::clone(&notes) as _);
+            while !tier.stats().coherent || tier.tag_head() == 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            (tier, notes)
+        };
+        let ((ours, _), (theirs, notes)) = (start().await, start().await);
+        let (mut acknowledged, mut told) = (Vec::new(), Vec::new());
+        for tag in 0..1_000 {
+            notes.tags.lock().clear();
+            let (start, stamp) = (Instant::now(), theirs.tag_head());
+            ours.invalidate_tags(&[tag]).await;
+            acknowledged.push(start.elapsed());
+            while theirs.tag_invalidated(tag) <= stamp || !notes.tags.lock().contains(&tag) {
+                tokio::task::yield_now().await;
+            }
+            told.push(start.elapsed());
+        }
+        for (what, mut took) in [("acknowledged", acknowledged), ("told to others", told)] {
+            took.sort();
+            println!("{coherence:?}, {what}: p50 {:?}, p99 {:?}", took[500], took[990]);
+        }
+        ours.close().await;
+        theirs.close().await;
+    }
+}

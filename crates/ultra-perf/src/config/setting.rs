@@ -451,6 +451,20 @@ choice! {
 }
 
 choice! {
+    /// Says how memory follows what other machines change in Redis.
+    Coherence {
+        /// By tracking where the server knows that, and otherwise by messages.
+        Auto = "auto",
+        /// The server tells of every change (`CLIENT TRACKING`, from Redis 6 on).
+        Tracking = "tracking",
+        /// The machines tell each other (publish and subscribe).
+        PubSub = "pubsub",
+        /// Not: entries stay in memory for their time to live.
+        Off = "off",
+    }
+}
+
+choice! {
     /// Names a tier below memory.
     LowerTier {
         /// The Redis tier.

@@ -256,6 +256,7 @@ fn a_wrong_value_in_a_file_is_told_with_its_line() {
         ),
         ("cache.redis.connections = 3", "cache.redis.connections = 3: must be at most 2\n"),
         ("cache.redis.timeout = '1us'", "cache.redis.timeout = \"1us\": must be at least 1ms\n"),
+        ("cache.redis.coherence = 'on'", "must be \"auto\", \"tracking\", \"pubsub\" or \"off\"\n"),
         ("cache.redis.prefix = '{a}'", "cache.redis.prefix = \"{a}\": must be 1 to 64 letters"),
         (
             "log.level = 'inof'",

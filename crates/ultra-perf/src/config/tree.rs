@@ -14,8 +14,8 @@ use super::{
     quantity::ByteSize,
     secret::KeySources,
     setting::{
-        Admission, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier,
-        MemoryEngine, Policy, Raw, Setting, WritePolicy,
+        Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat,
+        LowerTier, MemoryEngine, Policy, Raw, Setting, WritePolicy,
     },
     url::{BackendUrl, RedisUrl},
 };
@@ -391,6 +391,10 @@ section! {
             alias [lowered_to(2, "REDIS_MAX_CONNECTIONS")];
         /// Longest time that the tier may add to a call.
         timeout: Duration = Fixed("50ms"), from "1ms", to "10s";
+        /// How memory follows what other machines change: the same on all that share a Redis. `auto`
+        /// is `tracking` where the server knows it and `pubsub` where it does not; with `off`, entries
+        /// stay in memory for their time to live.
+        coherence: Coherence = Fixed("auto");
     }
 }
 
