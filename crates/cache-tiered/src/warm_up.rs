@@ -51,6 +51,10 @@ where
     /// `progress` is called now and then, on another thread. Without a disk tier, and with sled, which
     /// does not know what is new, nothing is done.
     ///
+    /// Redis is not asked. Where other machines have written to it while this one was away, what comes
+    /// up from the disk is older, and a look-up would have found the newer value in Redis first: warm up
+    /// only if that may be served for its time to live.
+    ///
     /// # Cancel safety
     ///
     /// When dropped, it goes on to its end. Closing the cache, or dropping its last handle, ends it.

@@ -209,3 +209,18 @@ async fn a_cache_with_keys_saves_and_loads_nothing_that_is_not_protected() {
     let wrong = load(with(EncryptionKeys::new(1, &new)), &protected).await.unwrap_err();
     assert!(matches!(wrong, SnapshotError::Damaged { loaded: 0, .. }), "{wrong}");
 }
+
+#[cfg(feature = "encryption")]
+#[tokio::test]
+async fn a_protected_snapshot_is_read_for_ever() {
+    use cache_tiered::EncryptionKeys;
+
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/snapshot-2");
+    let protected = || builder().encryption(EncryptionKeys::new(7, &[7; 32]));
+    if std::env::var_os("WRITE_GOLDEN").is_some() {
+        filled(protected(), 3).save(&golden, quiet).await.unwrap();
+    }
+    let cache = protected().build().unwrap();
+    assert_eq!(cache.load(&golden, quiet).await.unwrap().entries, 3);
+    assert_eq!(contents(&cache), contents(&filled(builder(), 3)));
+}

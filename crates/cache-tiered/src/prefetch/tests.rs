@@ -83,6 +83,37 @@ fn options_out_of_bounds_are_told_together() {
     assert!(Prefetch::default().problems().is_empty());
 }
 
+#[test]
+fn of_threads_that_meet_every_fetch_is_decided_once() {
+    const THREADS: u64 = 4;
+    let it = prefetcher(Prefetch::default());
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let it = &it;
+            scope.spawn(move || {
+                // A key has one fetch at a time; hits and writes come from everywhere.
+                let mut rng = fastrand::Rng::with_seed(thread);
+                for _ in 0..5_000 {
+                    let own = rng.u64(..50) * THREADS + thread;
+                    if it.begin(hash(own), own, |_| true) {
+                        it.landed(hash(own), own % 7 != 0);
+                    }
+                    let any = rng.u64(..50 * THREADS);
+                    match any % 3 {
+                        0 => _ = it.hit(hash(any)),
+                        1 => _ = it.missed(hash(any)),
+                        _ => it.displaced(hash(any)),
+                    }
+                }
+            });
+        }
+    });
+    let stats = it.stats();
+    assert_eq!(stats.issued, stats.used + stats.wasted + stats.outstanding, "{stats:?}");
+    (0..50 * THREADS).for_each(|key| _ = it.hit(hash(key)));
+    assert!(!it.watches());
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Begin(u64),

@@ -373,6 +373,7 @@ section! {
         /// Most bytes that are written in a second on average; what exceeds it is left out.
         write_budget: Option<ByteSize> = Fixed("none"), from "1KiB";
         /// Fills memory with the newest entries of the tier when it is opened, in the background.
+        /// What other machines have written to Redis meanwhile is not asked for.
         warm_up: bool = Fixed("false");
     }
 }
