@@ -46,7 +46,7 @@ enum Command {
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
-    /// Run the memory tier's model test in release for as long as told, and watch the memory
+    /// Run the long tests in release for as long as told, and watch the memory
     Soak(soak::Options),
 }
 

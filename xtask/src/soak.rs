@@ -1,33 +1,58 @@
-//! `cargo xtask soak`: the model test of the memory tier, as long as one likes.
+//! `cargo xtask soak memory` and `cargo xtask soak cache`: the long tests, as long as one likes.
 //!
-//! The test itself lives with the memory tier; an ordinary test run gives it ten seconds and the
-//! development profile. It says after each of its scenarios how far it is and how much memory the process
-//! has (`VmRSS` in `/proc/self/status`), and fails where that grows; here those lines become a progress
-//! bar and a table.
+//! One is the model test of the memory tier. The other runs the whole cache over a disk and a Redis that
+//! fail again and again, and kills it. Both live with `cache-tiered`; an ordinary test run gives each ten
+//! seconds and the development profile. They say now and then how far they are and how much memory the
+//! process has (`VmRSS` in `/proc/self/status`), and fail where that grows; here those lines become a
+//! progress bar and a table.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::{Outcome, repo};
+use crate::{Outcome, repo, test};
 
-const TEST: &str = "threads::nothing_goes_wrong_when_everything_happens_at_once";
+/// The test of the memory tier, and what cargo is told to run it.
+const MEMORY: [&str; 2] = [
+    "test --release --package cache-tiered --test engine_model",
+    "threads::nothing_goes_wrong_when_everything_happens_at_once",
+];
+/// The test of the whole cache.
+const CACHE: [&str; 2] = [
+    "test --release --package cache-tiered --features redis,redis-rs --test soak",
+    "supervisor::the_whole_cache_holds_in_every_weather",
+];
+
+/// What is put to the test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    /// The memory tier alone, as fast as it goes
+    Memory,
+    /// Memory, disk and Redis, through outages, full disks and killed processes
+    Cache,
+}
 
 /// What `cargo xtask soak` can be told.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How long the threads work; memory is compared from 90 seconds on
+    /// What is put to the test
+    #[arg(default_value = "memory")]
+    subject: Subject,
+    /// How long it goes on; memory is compared from 90 seconds on, or 225 for the whole cache
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(10..))]
     seconds: u64,
+    /// The same, in minutes
+    #[arg(long, conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
+    minutes: Option<u64>,
     /// What the threads do, as an earlier run printed it
     #[arg(long)]
     seed: Option<u64>,
 }
 
-/// What the test says when a scenario ends.
+/// What the test says when a scenario ends, or what the weather was.
 #[derive(Debug, PartialEq, Eq)]
 struct Report {
     seconds: u64,
@@ -47,17 +72,24 @@ impl Report {
 
 /// Runs the test in release and shows how it goes.
 pub(crate) fn run(options: &Options) -> Outcome {
-    let words = "test --release --package cache-tiered --test engine_model -- --exact --nocapture";
-    let mut command = repo::cargo(words);
-    command.arg(TEST).env("ULTRA_PERF_SOAK_SECONDS", options.seconds.to_string());
+    let [words, test] = match options.subject {
+        Subject::Memory => MEMORY,
+        Subject::Cache => {
+            test::provide_redis()?;
+            CACHE
+        }
+    };
+    let seconds = options.minutes.map_or(options.seconds, |minutes| minutes * 60);
+    let mut command = repo::cargo(&format!("{words} -- --exact --nocapture"));
+    command.arg(test).env("ULTRA_PERF_SOAK_SECONDS", seconds.to_string());
     if let Some(seed) = options.seed {
         command.env("ULTRA_PERF_SOAK_SEED", seed.to_string());
     }
-    let cannot = |error| format!("cannot run the model test: {error}");
+    let cannot = |error| format!("cannot run the test: {error}");
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(cannot)?;
     let output = child.stdout.take().expect("it is piped");
 
-    let bar = ProgressBar::new(options.seconds);
+    let bar = ProgressBar::new(seconds);
     let style = "soak [{bar:30}] {pos} of {len} s  {msg}";
     let style = ProgressStyle::with_template(style).expect("the template is a constant");
     bar.set_style(style.progress_chars("##."));
@@ -75,7 +107,7 @@ pub(crate) fn run(options: &Options) -> Outcome {
     bar.finish_and_clear();
     print!("{}", table(&reports));
     let status = child.wait().map_err(cannot)?;
-    if status.success() { Ok(()) } else { Err("the model test failed; its seed is above".into()) }
+    if status.success() { Ok(()) } else { Err("the test failed; its seed is above".into()) }
 }
 
 /// A line for each scenario: what it did in all rounds, and the memory of the process after them.

@@ -9,7 +9,7 @@ use crate::{Outcome, repo};
 /// Optional features that the tests and the lints include; everything but the peers of the benches.
 pub(crate) const FEATURES: &str = "--features \
      cache-tiered/sled,cache-tiered/lz4,cache-tiered/encryption,cache-tiered/wincode,\
-     cache-tiered/messagepack";
+     cache-tiered/messagepack,cache-tiered/redis-rs";
 
 /// Installs the Debian package without letting it start or keep a server: the tests start their own.
 ///
@@ -43,7 +43,8 @@ pub(crate) fn run(args: &[String]) -> Outcome {
     tests.and(doc_tests)
 }
 
-fn provide_redis() -> Outcome {
+/// Installs a Redis server where there is none.
+pub(crate) fn provide_redis() -> Outcome {
     if repo::installed("redis-server") {
         return Ok(());
     }

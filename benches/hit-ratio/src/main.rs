@@ -11,6 +11,8 @@ mod judge;
 mod kept;
 mod page;
 mod plot;
+mod prediction;
+mod promotion;
 mod traces;
 
 use std::io;
@@ -54,6 +56,13 @@ struct Options {
     /// Measure again what is kept from earlier runs.
     #[arg(long)]
     fresh: bool,
+    /// Measure what fetching ahead brings, and nothing else; writes the table into this file.
+    #[arg(long, value_name = "FILE")]
+    prediction: Option<PathBuf>,
+    /// Measure what it brings to wait for the second sight of a key before a value that a lower tier
+    /// had comes into memory, and nothing else; prints a table.
+    #[arg(long)]
+    promotion: bool,
     /// Measure only what is kept for later runs, and show nothing.
     #[arg(long)]
     prepare: bool,
@@ -71,6 +80,17 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> io::Result<ExitCode> {
+    if let Some(page) = &options.prediction {
+        let folder = options.traces.clone().unwrap_or_else(traces::folder);
+        let named = |name: &str| options.trace.as_ref().is_none_or(|part| name.contains(part));
+        prediction::write(page, &folder, named, &options.provenance)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.promotion {
+        let folder = options.traces.clone().unwrap_or_else(traces::folder);
+        print!("{}", promotion::table(&folder));
+        return Ok(ExitCode::SUCCESS);
+    }
     let entrants = entrants::all();
     let mut kept = Kept::open()?;
     if options.fresh {

@@ -1,4 +1,5 @@
-//! The Redis tier beside `redis-benchmark` and beside fred, the client that it stands on.
+//! The Redis tier beside `redis-benchmark` and beside fred, the client that it stands on as a rule; and
+//! the tier over redis-rs, its other client.
 //!
 //! A `redis-server` of the suite's own holds 1 KiB values; it, the client and `redis-benchmark` share the
 //! machine. Many gets at once go through tasks on a Tokio runtime as it comes, each waiting for its value
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cache_tiered::redis::{BreakerState, Lookup, RedisConfig, RedisTier, RemoteWrite};
+use cache_tiered::redis::{BreakerState, Lookup, RedisClient, RedisConfig, RedisTier, RemoteWrite};
 use tokio::runtime::Runtime;
 use ultra_perf_bench::{Clock, Stopwatch, Suite};
 
@@ -41,9 +42,10 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const SINGLE: (&str, &str) = ("get 1 KiB, 64 in flight", "get/s");
-#[cfg(feature = "peers")]
 const CPU: &str = "get 1 KiB, 64 in flight, CPU of the client";
 const BATCH: (&str, &str) = ("get_many of 50 x 1 KiB", "key/s");
+/// The tier over its other client.
+const OTHER: &str = "the tier over redis-rs";
 const OPEN: (&str, &str) = ("get while the breaker is open", "ms");
 
 #[cfg(not(feature = "peers"))]
@@ -96,12 +98,27 @@ fn alive(suite: &mut Suite, runtime: &Runtime, server: &Server) -> io::Result<()
     let value = "0123456789abcdef".repeat(VALUE_BYTES / 16);
     server.fill_for_benchmark(KEYS, &value)?;
     let keys: Arc<[Bytes]> = (0..KEYS).map(|key| server::benchmark_key(key).into()).collect();
-    let tier = runtime.block_on(filled_tier(server, &keys, &value));
+    let tier = runtime.block_on(filled_tier(server, &keys, &value, RedisClient::Fred));
+    let other = runtime.block_on(filled_tier(server, &keys, &value, RedisClient::RedisRs));
     let single = || runtime.block_on(single_rate(&tier, &keys));
 
     suite.reported(SINGLE.0, SINGLE.1).at_least(3.0).compare("redis-benchmark", single, || {
         server.benchmark(IN_FLIGHT, GETS, KEYS).expect("redis-benchmark measures a running server")
     });
+    let all = GETS as u64;
+    suite
+        .reported(SINGLE.0, SINGLE.1)
+        .compare(OTHER, single, || runtime.block_on(single_rate(&other, &keys)));
+    suite.time(CPU, Clock::Cpu, all).compare(
+        OTHER,
+        || assert_eq!(runtime.block_on(single_hits(&tier, &keys)), all, "every get is a hit"),
+        || assert_eq!(runtime.block_on(single_hits(&other, &keys)), all, "every get is a hit"),
+    );
+    suite.reported(BATCH.0, BATCH.1).compare(
+        OTHER,
+        || runtime.block_on(batch_rate(&tier, &keys)),
+        || runtime.block_on(batch_rate(&other, &keys)),
+    );
     #[cfg(feature = "peers")]
     {
         let fred = runtime.block_on(peer::Fred::connect(&server.url(), TIMEOUT));
@@ -109,7 +126,6 @@ fn alive(suite: &mut Suite, runtime: &Runtime, server: &Server) -> io::Result<()
             .reported(SINGLE.0, SINGLE.1)
             .at_least(1.5)
             .compare("fred's GET", single, || runtime.block_on(single_rate(&fred, &keys)));
-        let all = GETS as u64;
         suite.time(CPU, Clock::Cpu, all).compare(
             "fred's GET",
             || assert_eq!(runtime.block_on(single_hits(&tier, &keys)), all, "every get is a hit"),
@@ -124,16 +140,21 @@ fn alive(suite: &mut Suite, runtime: &Runtime, server: &Server) -> io::Result<()
     #[cfg(not(feature = "peers"))]
     {
         suite.reported(SINGLE.0, SINGLE.1).skip("fred's GET", NO_PEERS);
-        suite.reported(BATCH.0, BATCH.1).measure(|| runtime.block_on(batch_rate(&tier, &keys)));
         suite.reported(BATCH.0, BATCH.1).skip("fred's MGET", NO_PEERS);
     }
+    runtime.block_on(other.close());
     runtime.block_on(tier.close());
     Ok(())
 }
 
 /// A tier in service whose namespace holds every key.
-async fn filled_tier(server: &Server, keys: &[Bytes], value: &str) -> RedisTier {
-    let config = RedisConfig { timeout: TIMEOUT, ..RedisConfig::new(server.url()) };
+async fn filled_tier(
+    server: &Server,
+    keys: &[Bytes],
+    value: &str,
+    client: RedisClient,
+) -> RedisTier {
+    let config = RedisConfig { client, timeout: TIMEOUT, ..RedisConfig::new(server.url()) };
     let tier = tier_in_service(config).await;
     for keys in keys.chunks(128) {
         let put = |key: &Bytes| RemoteWrite::Put {

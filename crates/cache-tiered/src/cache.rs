@@ -33,6 +33,7 @@ use crate::memory::{
 use crate::policy::Policy;
 use crate::policy::curve::{Estimate, MissRatioCurve};
 use crate::policy::election::PolicyReport;
+use crate::prefetch::Prefetcher;
 use crate::stats::{CacheStats, Counter};
 use crate::sweeper::Sweep;
 
@@ -219,8 +220,16 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) freshness: Freshness,
     /// Permits for loads in the background.
     pub(crate) refreshes: Arc<Semaphore>,
+    /// What a loader is asked for ahead of requests.
+    pub(crate) prefetcher: Option<Arc<Prefetcher<K>>>,
     pub(crate) write_policy: WritePolicy,
     pub(crate) weighs_bytes: bool,
+    /// What the tiers below compress with, where there are any.
+    #[cfg(feature = "__lower")]
+    pub(crate) dictionaries: Option<Arc<crate::dictionary::Dictionaries>>,
+    /// The keys of snapshots; the tiers below have theirs.
+    #[cfg(all(feature = "encryption", feature = "__lower"))]
+    pub(crate) encryption: Option<crate::encryption::Encryption>,
     /// The schema version of the values, for what is written down.
     #[cfg(feature = "__lower")]
     pub(crate) schema: u32,
@@ -542,6 +551,7 @@ where
         let inner = &*self.inner;
         let mut out = Outgoing::default();
         let mut locked = inner.memory.overtake(key, &mut out);
+        inner.displace(&locked);
         locked.remove(key, &mut out);
         inner.lower.push(key, &Write::Remove, &mut out.writes);
         locked.release(&out);
@@ -728,6 +738,10 @@ where
             inner.write_all_down().await;
         }
         join_all(inner.lower.tiers.iter().map(|tier| tier.close())).await;
+        #[cfg(feature = "__lower")]
+        if let Some(dictionaries) = &inner.dictionaries {
+            dictionaries.close().await;
+        }
     }
 
     /// Returns what the cache has done and holds.
@@ -750,6 +764,7 @@ where
             stale_hits: counters.stale_hits.get(),
             stale_on_error: counters.stale_on_error.get(),
             in_flight: inner.memory.in_flight(),
+            prefetch: inner.prefetcher.as_ref().map(|it| it.stats()).unwrap_or_default(),
             ..CacheStats::default()
         };
         for tier in &inner.lower.tiers {
@@ -874,6 +889,7 @@ where
         write: Option<&Write<V>>,
         out: &mut Outgoing<K, V>,
     ) {
+        self.displace(locked);
         let Some(write) = write else { return locked.insert(key, entry, out) };
         if self.write_policy == WritePolicy::Through {
             self.lower.push(&key, write, &mut out.writes);
@@ -889,6 +905,14 @@ where
             out.turned_away(&below).map(|it| write_of(it.by_ref(), &self.clock, self.weighs_bytes));
         self.lower.push(&below, refused.as_ref().unwrap_or(write), &mut out.writes);
         out.writes.extend(refused);
+    }
+
+    /// Notes that the value of a key that was fetched ahead goes, with nobody having asked for it.
+    #[inline]
+    fn displace(&self, locked: &Locked<'_, K, V, S>) {
+        if let Some(prefetcher) = &self.prefetcher {
+            prefetcher.displaced(locked.hash());
+        }
     }
 
     fn store_unless_overtaken(
@@ -910,7 +934,7 @@ where
         true
     }
 
-    async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<V> {
+    pub(crate) async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<V> {
         for tier in &self.lower.tiers {
             if let Some(found) = tier.get(key).await {
                 // One that is not fresh any more does not keep the tiers below from being asked.
@@ -952,6 +976,38 @@ where
         locked.insert(key, entry, &mut out);
         locked.release(&out);
         true
+    }
+
+    /// Puts a value that was read below into memory, unless its key is there, is not `current` below any
+    /// more, or is written meanwhile; tells whether it did.
+    #[cfg(feature = "disk")]
+    pub(crate) fn warm_if(
+        &self,
+        key: K,
+        value: V,
+        expires_at: Millis,
+        current: &dyn Fn(&K) -> bool,
+    ) -> bool {
+        let ticket = self.memory.ticket(&key);
+        // After the ticket: what was written before it is seen here, and what is written after it
+        // overtakes it.
+        if !current(&key) || self.memory.contains(&key) {
+            return false;
+        }
+        let entry = self.memory.entry(&key, value, expires_at, true);
+        let Some(mut locked) = ticket.redeem() else { return false };
+        let mut out = Outgoing::default();
+        locked.insert(key, entry, &mut out);
+        locked.release(&out);
+        true
+    }
+
+    /// How much more memory takes, in the unit of its capacity.
+    #[cfg(feature = "disk")]
+    pub(crate) fn room_in_memory(&self) -> u64 {
+        let stats = self.memory.stats();
+        let held = if self.weighs_bytes { stats.bytes } else { stats.entries };
+        stats.capacity.saturating_sub(held)
     }
 
     /// An older value that may be served because the loader has failed.

@@ -17,10 +17,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use xxhash_rust::xxh3::xxh3_64;
 use zstd::zstd_safe::{CCtx, CDict, DDict};
 
@@ -47,6 +47,8 @@ const REST: Duration = Duration::from_secs(3_600);
 const WINDOW_BYTES: u64 = 4 << 20;
 /// Dictionaries that are known at once.
 const KNOWN_MAX: usize = 16;
+/// The longest that closing waits for a training; one takes a second or two.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
 
 /// A dictionary, ready to compress and to decompress with.
 pub(crate) struct Dictionary {
@@ -98,6 +100,8 @@ pub(crate) struct Dictionaries {
     /// Whether values are being collected: what `trainer` says, without its lock.
     sampling: AtomicBool,
     trainer: Mutex<Trainer>,
+    /// Told when a training has ended.
+    trained_now: Condvar,
     /// Bytes compressed with the active dictionary since the ratio was last looked at, and what they
     /// became.
     window_in: AtomicU64,
@@ -118,6 +122,10 @@ struct Trainer {
     samples: Vec<Vec<u8>>,
     bytes: usize,
     busy: bool,
+    /// The thread of the last training.
+    thread: Option<JoinHandle<()>>,
+    /// Nothing is trained any more.
+    closed: bool,
     rest_until: Millis,
     /// What the active dictionary made of its first values, out over in.
     first_ratio: Option<f64>,
@@ -129,6 +137,7 @@ impl Dictionaries {
             known: RwLock::default(),
             sampling: AtomicBool::new(false),
             trainer: Mutex::default(),
+            trained_now: Condvar::new(),
             window_in: AtomicU64::new(0),
             window_out: AtomicU64::new(0),
             trained: AtomicU64::new(0),
@@ -191,7 +200,7 @@ impl Dictionaries {
             return;
         }
         let mut trainer = self.trainer.lock();
-        if trainer.busy || !self.sampling.load(Ordering::Relaxed) {
+        if trainer.busy || trainer.closed || !self.sampling.load(Ordering::Relaxed) {
             return;
         }
         trainer.bytes += value.len();
@@ -206,6 +215,39 @@ impl Dictionaries {
             .name("cache-dictionary".to_owned())
             .spawn(move || this.train(&samples));
         trainer.busy = spawned.is_ok();
+        trainer.thread = spawned.ok();
+    }
+
+    /// Trains nothing any more, and waits for a training that is under way, ten seconds at most.
+    pub(crate) async fn close(self: &Arc<Self>) {
+        {
+            let mut trainer = self.trainer.lock();
+            trainer.closed = true;
+            drop(self.stop_sampling(&mut trainer));
+            if !trainer.busy && trainer.thread.is_none() {
+                return;
+            }
+        }
+        let this = Arc::clone(self);
+        let waited = tokio::task::spawn_blocking(move || this.wait_for_training(CLOSE_WAIT));
+        // It does not panic, and a runtime that ends does not need the wait.
+        drop(waited.await);
+    }
+
+    /// Waits for the thread that trains; one that takes longer is left to itself.
+    fn wait_for_training(&self, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        let mut trainer = self.trainer.lock();
+        while trainer.busy {
+            if self.trained_now.wait_until(&mut trainer, deadline).timed_out() {
+                return;
+            }
+        }
+        let thread = trainer.thread.take();
+        drop(trainer);
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the training of a dictionary panicked");
+        }
     }
 
     /// Begins to collect values when there is no dictionary and none was tried for lately.
@@ -214,7 +256,7 @@ impl Dictionaries {
             return;
         }
         let trainer = self.trainer.lock();
-        if !trainer.busy && self.clock.now() >= trainer.rest_until {
+        if !trainer.busy && !trainer.closed && self.clock.now() >= trainer.rest_until {
             self.sampling.store(true, Ordering::Relaxed);
         }
     }
@@ -236,7 +278,8 @@ impl Dictionaries {
         let ratio = became as f64 / seen as f64;
         let first = *trainer.first_ratio.get_or_insert(ratio);
         let is_worse = ratio > first * 1.25;
-        if is_worse && !trainer.busy && self.clock.now() >= trainer.rest_until {
+        let may_train = !trainer.busy && !trainer.closed;
+        if is_worse && may_train && self.clock.now() >= trainer.rest_until {
             self.sampling.store(true, Ordering::Relaxed);
         }
     }
@@ -249,6 +292,7 @@ impl Dictionaries {
 
     /// Trains a dictionary, tries it, and takes it into use if it is worth that.
     fn train(&self, samples: &[Vec<u8>]) {
+        let _end = Training(self);
         let active = self.active();
         let better = train(samples).filter(|new| is_better(samples, new, active.as_deref()));
         if let Some(dictionary) = better {
@@ -256,10 +300,19 @@ impl Dictionaries {
             self.activate(Arc::new(dictionary));
             self.trained.fetch_add(1, Ordering::Relaxed);
         }
-        let mut trainer = self.trainer.lock();
+    }
+}
+
+/// A training under way; it has ended when this is dropped.
+struct Training<'a>(&'a Dictionaries);
+
+impl Drop for Training<'_> {
+    fn drop(&mut self) {
+        let mut trainer = self.0.trainer.lock();
         trainer.busy = false;
         // What came of it is the new normal, or nothing would be compared with the old for ever.
         trainer.first_ratio = None;
+        self.0.trained_now.notify_all();
     }
 }
 

@@ -115,6 +115,11 @@ impl Encryption {
         self.keys.active
     }
 
+    /// A number that nobody draws twice; `None` when the system has no random numbers.
+    pub(crate) fn unique(&self) -> Option<[u8; NONCE]> {
+        Some(XNonce::try_generate().ok()?.into())
+    }
+
     pub(crate) fn knows(&self, id: u32) -> bool {
         self.cipher(id).is_some()
     }
@@ -153,7 +158,8 @@ impl Encryption {
         self.keys.ciphers.iter().find(|(known, _)| *known == id).map(|(_, cipher)| &**cipher)
     }
 
-    /// What is authenticated beside the value. The header has one length, so this reads in one way only.
+    /// What is authenticated beside the value. Headers of one kind have one length and a beginning of
+    /// their own, so this reads in one way only.
     fn bound(&self, header: &[u8], key: &[u8]) -> Vec<u8> {
         let length = (self.name.len() as u32).to_le_bytes();
         [header, &length, &self.name, key].concat()

@@ -278,7 +278,7 @@ pub(crate) fn dictionary(sealed: &[u8]) -> u32 {
 }
 
 /// The length that a value says it has before compression, unverified; zero if it says nothing.
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 pub(crate) fn raw_len(sealed: &[u8]) -> usize {
     field(sealed, 24) as usize
 }

@@ -61,9 +61,10 @@ mod loading;
 mod lower;
 mod memory;
 mod policy;
+mod prefetch;
 #[cfg(feature = "metrics")]
 mod publish;
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 pub mod redis;
 mod similarity;
 #[cfg(feature = "simulate")]
@@ -73,6 +74,8 @@ mod snapshot;
 mod stats;
 mod sweeper;
 mod sync;
+#[cfg(feature = "disk")]
+mod warm_up;
 #[cfg(feature = "__lower")]
 mod write_behind;
 
@@ -99,6 +102,7 @@ pub use memory::{Engine, EvictionCause, UnsupportedByEngine};
 pub use policy::Policy;
 pub use policy::curve::{CurvePoint, Estimate, MissRatioCurve};
 pub use policy::election::{CandidateReport, PolicyReport, PolicySwitch};
+pub use prefetch::Prefetch;
 #[cfg(feature = "metrics")]
 pub use publish::Publisher;
 pub use quick_cache::Equivalent;
@@ -108,7 +112,11 @@ pub use similarity::{
 };
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
-pub use stats::{CacheStats, CoherenceStats, CompressionStats, Evictions, TierStats};
+pub use stats::{
+    CacheStats, CoherenceStats, CompressionStats, Evictions, PrefetchStats, TierStats,
+};
+#[cfg(feature = "disk")]
+pub use warm_up::WarmProgress;
 
 #[cfg(all(doctest, feature = "disk"))]
 #[doc = include_str!("../README.md")]

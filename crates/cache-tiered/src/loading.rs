@@ -16,6 +16,7 @@ use crate::error::LoadError;
 use crate::freshness::State;
 use crate::hasher::DefaultHashBuilder;
 use crate::memory::Role;
+use crate::prefetch::Prefetcher;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 type Loading<V> = Pin<Box<dyn Future<Output = Result<Loaded<V>, BoxError>> + Send>>;
@@ -27,7 +28,8 @@ type Loader<K, V> = dyn Fn(K) -> Loading<V> + Send + Sync;
 /// builder of the cache: [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate),
 /// [`stale_if_error`](crate::CacheBuilder::stale_if_error),
 /// [`refresh_ahead`](crate::CacheBuilder::refresh_ahead) and
-/// [`early_refresh`](crate::CacheBuilder::early_refresh).
+/// [`early_refresh`](crate::CacheBuilder::early_refresh). What is loaded before it is asked for, too:
+/// [`prefetch`](crate::CacheBuilder::prefetch) and [`related`](crate::CacheBuilder::related).
 ///
 /// # Examples
 ///
@@ -109,6 +111,11 @@ where
     pub async fn get(&self, key: &K) -> Result<V, LoadError> {
         let inner = self.cache.inner();
         if let Some((value, deadline)) = inner.memory.read(key) {
+            if let Some(prefetcher) = &inner.prefetcher
+                && prefetcher.watches()
+            {
+                self.note_hit(prefetcher, key);
+            }
             match inner.judge(deadline) {
                 State::Fresh => return Ok(value),
                 State::Due => {
@@ -122,7 +129,64 @@ where
                 State::Stale | State::Old => {}
             }
         }
+        if let Some(prefetcher) = &inner.prefetcher {
+            let hash = inner.memory.hash(key);
+            prefetcher.missed(hash);
+            self.fetch_after(prefetcher, hash, key);
+        }
         self.cache.load_missing(key, || (self.loader)(key.clone())).await
+    }
+
+    /// Goes on predicting from a key that was fetched ahead, when it is hit for the first time.
+    fn note_hit(&self, prefetcher: &Arc<Prefetcher<K>>, key: &K) {
+        let hash = self.cache.inner().memory.hash(key);
+        if prefetcher.hit(hash) {
+            self.fetch_after(prefetcher, hash, key);
+        }
+    }
+
+    /// Fetches in the background what is expected to be asked for after this key.
+    #[inline(never)]
+    fn fetch_after(&self, prefetcher: &Arc<Prefetcher<K>>, hash: u64, key: &K) {
+        for key in prefetcher.expected_after(hash, key) {
+            self.fetch_ahead(prefetcher, key);
+        }
+    }
+
+    fn fetch_ahead(&self, prefetcher: &Arc<Prefetcher<K>>, key: K) {
+        let inner = self.cache.inner();
+        if inner.memory.contains(&key) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(permit) = Arc::clone(&prefetcher.permits).try_acquire_owned() else {
+            return prefetcher.skip();
+        };
+        // Whoever loads it already will do.
+        let Role::Leader(ticket, publish) = inner.memory.join(&key) else { return };
+        let hash = inner.memory.hash(&key);
+        if !prefetcher.begin(hash, key, |key| inner.memory.contains(key)) {
+            return;
+        }
+        let landing = Landing { prefetcher: Arc::clone(prefetcher), hash, kept: false };
+        let (inner, loader) = (Arc::clone(inner), Arc::clone(&self.loader));
+        runtime.spawn(async move {
+            let mut landing = landing;
+            let key = ticket.key();
+            let found = match inner.memory.peek_fresh(key) {
+                Some(value) => Some(value),
+                None => inner.get_below(key, &ticket).await,
+            };
+            let result = match found {
+                Some(value) => Ok(value),
+                None => inner.load(&ticket, || loader(key.clone())).await,
+            };
+            landing.kept = result.is_ok() && ticket.redeem().is_some();
+            drop(landing);
+            // Whoever waits gets this; if nobody does, there is nobody to tell.
+            let _ = publish.send(Some(result));
+            drop(permit);
+        });
     }
 
     /// Has the value loaded anew in the background; whatever is there is served meanwhile.
@@ -150,5 +214,18 @@ where
     #[must_use]
     pub fn cache(&self) -> &Cache<K, V, S> {
         &self.cache
+    }
+}
+
+/// Tells how a fetch ahead has ended, also when its loader panics.
+struct Landing<K> {
+    prefetcher: Arc<Prefetcher<K>>,
+    hash: u64,
+    kept: bool,
+}
+
+impl<K> Drop for Landing<K> {
+    fn drop(&mut self) {
+        self.prefetcher.landed(self.hash, self.kept);
     }
 }

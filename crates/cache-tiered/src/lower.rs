@@ -1,5 +1,6 @@
 //! What the cache asks of a tier below memory, and what the two such tiers share.
 
+use std::ops::ControlFlow;
 #[cfg(feature = "__lower")]
 use std::sync::OnceLock;
 use std::sync::{Arc, Weak};
@@ -110,6 +111,24 @@ pub(crate) struct Found<V> {
     pub(crate) expires_at: Millis,
 }
 
+/// How much of a tier's newest entries is asked for: entries, and bytes as the tier stores them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+}
+
+/// One of a tier's newest entries.
+pub(crate) struct Shown<'a, K, V> {
+    /// `None` if it is not for this cache: of another schema or codec, or under an unknown key.
+    pub(crate) found: Option<(K, Found<V>)>,
+    pub(crate) bytes: u64,
+    /// What will be shown altogether, as far as is known.
+    pub(crate) total_bytes: u64,
+    /// Whether the tier, its queue included, still has this for the key.
+    pub(crate) is_current: &'a dyn Fn(&K) -> bool,
+}
+
 /// Who lets entries go when others have changed them in a tier that is shared.
 #[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "no tier is shared"))]
 pub(crate) trait Sink<K>: Send + Sync {
@@ -152,6 +171,15 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
 
     /// Looks several keys up, in the order given.
     fn get_many<'a>(&'a self, keys: &'a [&'a K]) -> BoxFuture<'a, Vec<Option<Found<V>>>>;
+
+    /// Shows the newest entries, the older of them first; a tier that cannot tell shows none. Blocks.
+    fn visit_newest(
+        &self,
+        wanted: Wanted,
+        each: &mut dyn FnMut(Shown<'_, K, V>) -> ControlFlow<()>,
+    ) {
+        let _ = (wanted, each);
+    }
 
     /// Empties the tier; what was written before is not read again.
     fn clear(&self) -> BoxFuture<'_, ()>;
@@ -236,7 +264,6 @@ mod sealing {
         }
 
         /// The key that these bytes name.
-        #[cfg(feature = "redis")]
         pub(crate) fn key_of(&self, bytes: &[u8]) -> Option<K> {
             catch_unwind(AssertUnwindSafe(|| self.codec.decode_key(bytes))).ok()?.ok()
         }
@@ -278,7 +305,7 @@ mod sealing {
         }
 
         /// How many bytes opening an envelope has to go through.
-        #[cfg(feature = "redis")]
+        #[cfg(feature = "__redis")]
         pub(crate) fn opening_bytes(&self, sealed: &[u8]) -> usize {
             sealed.len().max(crate::envelope::raw_len(sealed))
         }

@@ -10,7 +10,7 @@ use metrics::{Counter, Gauge, counter, gauge};
 use crate::cache::Cache;
 use crate::hasher::DefaultHashBuilder;
 use crate::lower::Tier;
-use crate::stats::{CoherenceStats, TierStats};
+use crate::stats::{CoherenceStats, CompressionStats, PrefetchStats, TierStats};
 
 /// The metrics of one cache, with the label `cache` for its name and `type` for its tiers.
 #[derive(Debug)]
@@ -25,7 +25,94 @@ pub struct Publisher<K, V, S = DefaultHashBuilder> {
     refreshes: Counter,
     stale: [Counter; 2],
     in_flight: Gauge,
+    prefetches: [Counter; 4],
+    prefetch_outstanding: Gauge,
+    /// Where there is a tier below memory.
+    compression: Option<CompressionMetrics>,
     coherence: Option<CoherenceMetrics>,
+}
+
+#[derive(Debug)]
+struct CompressionMetrics {
+    values: [Counter; 3],
+    bytes_in: Counter,
+    bytes_out: Counter,
+    ratio: Gauge,
+    decompressed: Counter,
+    seconds: [Gauge; 2],
+    dictionaries: Gauge,
+    dictionaries_trained: Counter,
+}
+
+impl CompressionMetrics {
+    fn new(cache: &str) -> Self {
+        let labels = [("cache", cache.to_owned())];
+        let with = |name: &'static str, value: &str| {
+            let [cache] = labels.clone();
+            [cache, (name, value.to_owned())]
+        };
+        Self {
+            values: ["compressed", "kept", "skipped"].map(|outcome| {
+                counter!("cache_compression_values_total", &with("outcome", outcome))
+            }),
+            bytes_in: counter!("cache_compression_input_bytes_total", &labels),
+            bytes_out: counter!("cache_compression_output_bytes_total", &labels),
+            ratio: gauge!("cache_compression_ratio", &labels),
+            decompressed: counter!("cache_decompressed_values_total", &labels),
+            seconds: ["compress", "decompress"].map(|operation| {
+                gauge!("cache_compression_seconds", &with("operation", operation))
+            }),
+            dictionaries: gauge!("cache_dictionaries", &labels),
+            dictionaries_trained: counter!("cache_dictionaries_trained_total", &labels),
+        }
+    }
+
+    fn publish(&self, stats: &CompressionStats) {
+        let kept = stats.tried.saturating_sub(stats.compressed);
+        for (counter, count) in self.values.iter().zip([stats.compressed, kept, stats.skipped]) {
+            counter.absolute(count);
+        }
+        self.bytes_in.absolute(stats.bytes_in);
+        self.bytes_out.absolute(stats.bytes_out);
+        self.ratio.set(stats.ratio());
+        self.decompressed.absolute(stats.decompressed);
+        for (gauge, time) in self.seconds.iter().zip([stats.encode_time, stats.decode_time]) {
+            gauge.set(time.as_secs_f64());
+        }
+        self.dictionaries.set(stats.dictionaries as f64);
+        self.dictionaries_trained.absolute(stats.dictionaries_trained);
+    }
+}
+
+/// What only the disk tier counts.
+#[derive(Debug)]
+struct DiskMetrics {
+    refused: [Counter; 2],
+    copied_forward: Counter,
+    checkpoints: Counter,
+}
+
+impl DiskMetrics {
+    fn new(labels: &[(&'static str, String); 2]) -> Self {
+        let refused = |reason: &'static str| {
+            let [cache, tier] = labels.clone();
+            counter!("cache_refused_writes_total", &[cache, tier, ("reason", reason.to_owned())])
+        };
+        Self {
+            refused: ["admission", "budget"].map(refused),
+            copied_forward: counter!("cache_copied_forward_total", labels),
+            checkpoints: counter!("cache_checkpoints_total", labels),
+        }
+    }
+
+    fn publish(&self, stats: &TierStats) {
+        let refused = [stats.refused_admission, stats.refused_budget];
+        for (counter, count) in self.refused.iter().zip(refused) {
+            counter.absolute(count);
+        }
+        self.copied_forward.absolute(stats.copied_forward);
+        self.checkpoints.absolute(stats.checkpoints);
+    }
 }
 
 /// Where memory follows a tier that is shared.
@@ -67,6 +154,7 @@ struct TierMetrics {
     capacity: Gauge,
     queue_depth: Gauge,
     queue_bytes: Gauge,
+    disk: Option<DiskMetrics>,
 }
 
 impl TierMetrics {
@@ -89,6 +177,7 @@ impl TierMetrics {
             capacity: gauge!("cache_capacity", &labels),
             queue_depth: gauge!("cache_queue_depth", &labels),
             queue_bytes: gauge!("cache_queue_bytes", &labels),
+            disk: (tier == Tier::Disk).then(|| DiskMetrics::new(&labels)),
         }
     }
 
@@ -108,6 +197,9 @@ impl TierMetrics {
         self.capacity.set(stats.capacity as f64);
         self.queue_depth.set(stats.queue_depth as f64);
         self.queue_bytes.set(stats.queue_bytes as f64);
+        if let Some(disk) = &self.disk {
+            disk.publish(stats);
+        }
     }
 }
 
@@ -126,6 +218,8 @@ where
         let tiers =
             [Some(Tier::Memory), stats.redis.map(|_| Tier::Redis), stats.disk.map(|_| Tier::Disk)];
         let tiers = tiers.into_iter().flatten().map(|tier| TierMetrics::new(&name, tier)).collect();
+        let has_lower = stats.redis.is_some() || stats.disk.is_some();
+        let compression = has_lower.then(|| CompressionMetrics::new(&name));
         let coherence = stats.coherence.map(|_| CoherenceMetrics::new(&name));
         let labels = [("cache", name)];
         let loads = |status: &str| {
@@ -145,6 +239,12 @@ where
                 counter!("cache_stale_total", &[cache, ("reason", reason.to_owned())])
             }),
             in_flight: gauge!("cache_in_flight", &labels),
+            prefetches: ["issued", "used", "wasted", "skipped"].map(|state| {
+                let [cache] = labels.clone();
+                counter!("cache_prefetches_total", &[cache, ("state", state.to_owned())])
+            }),
+            prefetch_outstanding: gauge!("cache_prefetches_outstanding", &labels),
+            compression,
             coherence,
             cache,
         }
@@ -173,6 +273,14 @@ where
             counter.absolute(count);
         }
         self.in_flight.set(stats.in_flight as f64);
+        let PrefetchStats { issued, used, wasted, skipped, outstanding, .. } = stats.prefetch;
+        for (counter, count) in self.prefetches.iter().zip([issued, used, wasted, skipped]) {
+            counter.absolute(count);
+        }
+        self.prefetch_outstanding.set(outstanding as f64);
+        if let Some(compression) = &self.compression {
+            compression.publish(&stats.compression);
+        }
         if let (Some(metrics), Some(stats)) = (&self.coherence, &stats.coherence) {
             metrics.publish(stats);
         }
@@ -192,6 +300,25 @@ fn describe() {
     describe_counter!("cache_superseded_total", "Slow values not kept: their key was written.");
     describe_counter!("cache_refreshes_total", "Loads in the background that have ended.");
     describe_counter!("cache_stale_total", "Values served past their time to live, by reason.");
+    describe_counter!("cache_prefetches_total", "Loads ahead of their requests, by state.");
+    describe_counter!("cache_refused_writes_total", "Values that a tier did not take, by reason.");
+    describe_counter!("cache_copied_forward_total", "Entries written again instead of evicted.");
+    describe_counter!("cache_checkpoints_total", "Checkpoints that a tier wrote.");
+    describe_counter!("cache_compression_values_total", "Values to be compressed, by outcome.");
+    let input = "Bytes of the values that compression was tried on.";
+    describe_counter!("cache_compression_input_bytes_total", Unit::Bytes, input);
+    let output = "Bytes that these values are stored in.";
+    describe_counter!("cache_compression_output_bytes_total", Unit::Bytes, output);
+    describe_counter!("cache_decompressed_values_total", "Values that were decompressed.");
+    describe_counter!(
+        "cache_dictionaries_trained_total",
+        "Dictionaries trained and taken into use."
+    );
+    describe_gauge!("cache_compression_ratio", "Bytes that went in for each that is stored.");
+    let seconds = "Time spent on compression since the start, by operation; sampled.";
+    describe_gauge!("cache_compression_seconds", Unit::Seconds, seconds);
+    describe_gauge!("cache_dictionaries", "Dictionaries that values can be read with.");
+    describe_gauge!("cache_prefetches_outstanding", "Loads ahead that nobody has asked for yet.");
     describe_counter!("cache_invalidations_total", "Keys that others changed in a shared tier.");
     describe_counter!("cache_coherence_resets_total", "Times that memory was emptied for safety.");
     describe_gauge!("cache_coherent", "Whether memory follows what others change.");

@@ -7,7 +7,7 @@
 //!
 //! | part | bytes |
 //! |---|---|
-//! | header | magic `CTSNAPSH`, version (2), 2 zero, schema version (4), CRC32C of those (4) |
+//! | header | magic `CTSNAPSH`, version (2), cipher (2), schema version (4); in version 2 number of the encryption key (4) and a number drawn for this file (24); CRC32C of those (4) |
 //! | block | length before compression (4), length in the file (4), entries (4), CRC32C of those and of what follows (4); entries, compressed with zstd |
 //! | end | a block of no entries whose contents are the number of all entries (8) |
 //!
@@ -15,6 +15,16 @@
 //! the key (4) and of the value (4), key, value. Keys and values are in the format of bincode 1.
 //! Integers are little-endian. Lengths are believed only within bounds, so that a damaged file cannot
 //! ask for more memory than a block may take.
+//!
+//! # Protected files
+//!
+//! A cache with encryption keys writes version 2 and reads nothing else; one without them writes and
+//! reads version 1, whose cipher is zero. In version 2 the cipher is 1, and what a block holds is a nonce
+//! of 24 bytes, the compressed entries encrypted by XChaCha20-Poly1305, and the tag of 16 bytes. The
+//! tag covers the header of the file, the number of the block in it, the block's lengths and the name of
+//! the cache, too. So blocks cannot change places, nor come from another file, and since the end is
+//! such a block, none can be missing. What is seen from outside is how many entries there are and
+//! how long the blocks are.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hash};
@@ -28,12 +38,20 @@ use zstd::bulk::{Compressor, Decompressor};
 
 use crate::cache::{Cache, Inner};
 use crate::codec::{self, CodecError};
+#[cfg(feature = "encryption")]
+use crate::encryption::{Encryption, NONCE, TAG};
 use crate::envelope::MAX_VALUE_BYTES;
 use crate::files::sync_dir;
 
 const MAGIC: [u8; 8] = *b"CTSNAPSH";
-const VERSION: u16 = 1;
-const HEADER: usize = 20;
+const CLEAR: u16 = 1;
+const PROTECTED: u16 = 2;
+/// The header up to the fields that a protected file adds, and the shortest header with its checksum.
+const HEADER_START: usize = 16;
+const HEADER: usize = HEADER_START + 4;
+const XCHACHA20_POLY1305: u16 = 1;
+/// What stands in the place of an entry's key where a block is authenticated.
+const BLOCK_KEY: &[u8] = b"snapshot";
 const BLOCK_HEADER: usize = 16;
 const ENTRY_HEADER: usize = 16;
 /// Bytes of entries after which a block is closed.
@@ -86,6 +104,26 @@ pub enum SnapshotError {
         /// The file.
         path: PathBuf,
     },
+    /// The file is not encrypted, and the cache has encryption keys; nothing was loaded.
+    #[error("{} is not encrypted, and a cache with encryption keys reads nothing else; nothing was loaded", path.display())]
+    NotEncrypted {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is encrypted, and the cache has no encryption keys; nothing was loaded.
+    #[error("{} is encrypted; give the cache its encryption keys; nothing was loaded", path.display())]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is encrypted with a key that the cache does not have; nothing was loaded.
+    #[error("{} is encrypted with the key {key}, which this cache does not have; nothing was loaded", path.display())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The number of the key.
+        key: u32,
+    },
     /// The file was written by a later version of this crate.
     #[error("{} has format version {found}, this program reads up to {supported}; update it, or start cold", path.display())]
     NewerFormat {
@@ -128,9 +166,107 @@ enum Broken {
 /// Appends the bytes of a key or of a value.
 type Append<'a> = dyn Fn(&mut Vec<u8>) -> Result<(), CodecError> + 'a;
 
+/// Bytes of the number that a protected file has for itself.
+const FILE_ID: usize = NONCE;
+
+/// Nobody's keys: this build does not encrypt.
+#[cfg(not(feature = "encryption"))]
+#[derive(Debug)]
+enum Encryption {}
+#[cfg(not(feature = "encryption"))]
+const NONCE: usize = 24;
+#[cfg(not(feature = "encryption"))]
+const TAG: usize = 16;
+
+#[cfg(not(feature = "encryption"))]
+impl Encryption {
+    fn active(&self) -> u32 {
+        match *self {}
+    }
+
+    fn knows(&self, _: u32) -> bool {
+        match *self {}
+    }
+
+    fn unique(&self) -> Option<[u8; NONCE]> {
+        match *self {}
+    }
+
+    fn encrypt(&self, _: &[u8], _: &[u8], _: &mut [u8]) -> Option<([u8; NONCE], [u8; TAG])> {
+        match *self {}
+    }
+
+    fn decrypt(
+        &self,
+        _: u32,
+        _: &[u8],
+        _: &[u8],
+        _: &[u8; NONCE],
+        _: &mut [u8],
+        _: &[u8; TAG],
+    ) -> Option<()> {
+        match *self {}
+    }
+}
+
+/// The keys that protect a cache's snapshots.
+#[cfg(feature = "encryption")]
+fn encryption_of<K, V, S>(inner: &Inner<K, V, S>) -> Option<&Encryption> {
+    inner.encryption.as_ref()
+}
+
+#[cfg(not(feature = "encryption"))]
+fn encryption_of<K, V, S>(_: &Inner<K, V, S>) -> Option<&Encryption> {
+    None
+}
+
+/// Protects the blocks of one file.
+#[derive(Debug)]
+struct Protection<'a> {
+    encryption: &'a Encryption,
+    key: u32,
+    /// The header of the file.
+    header: Vec<u8>,
+    /// The number of the next block.
+    next: u64,
+}
+
+impl Protection<'_> {
+    /// What is authenticated with the next block.
+    fn bound(&mut self, lengths: &[u8]) -> Vec<u8> {
+        let bound = [&self.header, &self.next.to_le_bytes()[..], lengths].concat();
+        self.next += 1;
+        bound
+    }
+
+    fn seal(&mut self, lengths: &[u8], packed: &[u8]) -> io::Result<Vec<u8>> {
+        let bound = self.bound(lengths);
+        let mut sealed = Vec::with_capacity(NONCE + packed.len() + TAG);
+        sealed.extend_from_slice(&[0; NONCE]);
+        sealed.extend_from_slice(packed);
+        let (nonce, tag) = self
+            .encryption
+            .encrypt(&bound, BLOCK_KEY, &mut sealed[NONCE..])
+            .ok_or_else(|| io::Error::other("a block could not be encrypted"))?;
+        sealed[..NONCE].copy_from_slice(&nonce);
+        sealed.extend_from_slice(&tag);
+        Ok(sealed)
+    }
+
+    fn open(&mut self, lengths: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        let bound = self.bound(lengths);
+        let (nonce, rest) = sealed.split_first_chunk::<NONCE>()?;
+        let (encrypted, tag) = rest.split_last_chunk::<TAG>()?;
+        let mut packed = encrypted.to_vec();
+        self.encryption.decrypt(self.key, &bound, BLOCK_KEY, nonce, &mut packed, tag)?;
+        Some(packed)
+    }
+}
+
 /// Writes blocks to a file of any kind.
-struct Writer<W> {
+struct Writer<'a, W> {
     file: W,
+    protection: Option<Protection<'a>>,
     block: Vec<u8>,
     in_block: u32,
     entries: u64,
@@ -138,18 +274,30 @@ struct Writer<W> {
     zstd: Compressor<'static>,
 }
 
-impl<W: Write> Writer<W> {
-    fn begin(mut file: W, schema: u32) -> io::Result<Self> {
-        let mut header = Vec::with_capacity(HEADER);
+impl<'a, W: Write> Writer<'a, W> {
+    fn begin(mut file: W, schema: u32, encryption: Option<&'a Encryption>) -> io::Result<Self> {
+        let (version, cipher) =
+            if encryption.is_some() { (PROTECTED, XCHACHA20_POLY1305) } else { (CLEAR, 0) };
+        let mut header = Vec::with_capacity(HEADER + 4 + FILE_ID);
         header.extend_from_slice(&MAGIC);
-        header.extend_from_slice(&VERSION.to_le_bytes());
-        header.extend_from_slice(&[0; 2]);
+        header.extend_from_slice(&version.to_le_bytes());
+        header.extend_from_slice(&cipher.to_le_bytes());
         header.extend_from_slice(&schema.to_le_bytes());
+        if let Some(encryption) = encryption {
+            let id = encryption.unique().ok_or_else(|| io::Error::other("no random numbers"))?;
+            header.extend_from_slice(&encryption.active().to_le_bytes());
+            header.extend_from_slice(&id);
+        }
         header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
         file.write_all(&header)?;
         let zstd = Compressor::new(ZSTD_LEVEL)?;
         let block = Vec::with_capacity(BLOCK + (BLOCK >> 2));
-        Ok(Self { file, block, in_block: 0, entries: 0, bytes: HEADER as u64, zstd })
+        let bytes = header.len() as u64;
+        let protection = encryption.map(|encryption| {
+            let key = encryption.active();
+            Protection { encryption, key, header, next: 0 }
+        });
+        Ok(Self { file, protection, block, in_block: 0, entries: 0, bytes, zstd })
     }
 
     /// Adds an entry; `write` appends its key to the block, then its value.
@@ -178,11 +326,15 @@ impl<W: Write> Writer<W> {
     }
 
     fn close_block(&mut self) -> io::Result<()> {
-        let packed = self.zstd.compress(&self.block)?;
+        let mut packed = self.zstd.compress(&self.block)?;
+        let len = packed.len() + if self.protection.is_some() { NONCE + TAG } else { 0 };
         let mut header = [0; BLOCK_HEADER];
         header[..4].copy_from_slice(&(self.block.len() as u32).to_le_bytes());
-        header[4..8].copy_from_slice(&(packed.len() as u32).to_le_bytes());
+        header[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         header[8..12].copy_from_slice(&self.in_block.to_le_bytes());
+        if let Some(protection) = &mut self.protection {
+            packed = protection.seal(&header[..12], &packed)?;
+        }
         let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &packed);
         header[12..].copy_from_slice(&checksum.to_le_bytes());
         self.file.write_all(&header)?;
@@ -220,8 +372,9 @@ struct RawEntry<'a> {
 }
 
 /// Reads a file of any kind block by block.
-struct Reader<R> {
+struct Reader<'a, R> {
     file: R,
+    protection: Option<Protection<'a>>,
     schema: u32,
     /// Where the next block begins.
     offset: u64,
@@ -235,43 +388,63 @@ enum Beginning<R> {
     Snapshot(R),
     Newer(u16),
     Foreign,
+    /// Not encrypted, where it has to be.
+    Clear,
+    /// Encrypted, where there are no keys.
+    Protected,
+    UnknownKey(u32),
 }
 
-impl<R: Read> Reader<R> {
-    fn begin(mut file: R) -> io::Result<Beginning<Self>> {
-        let mut header = [0; HEADER];
-        match file.read_exact(&mut header) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Ok(Beginning::Foreign);
-            }
-            read => read?,
-        }
-        let u32_at = |at: usize| u32_at(&header, at);
-        if header[..8] != MAGIC {
+impl<'a, R: Read> Reader<'a, R> {
+    fn begin(mut file: R, encryption: Option<&'a Encryption>) -> io::Result<Beginning<Self>> {
+        let mut header = vec![0; HEADER];
+        if !read_or_end(&mut file, &mut header)? || header[..8] != MAGIC {
             return Ok(Beginning::Foreign);
         }
         // The version comes before the checksum: a later one may have another header.
-        let version = u16::from_le_bytes([header[8], header[9]]);
-        if version > VERSION {
+        let [version, cipher] = [8, 10].map(|at| u16::from_le_bytes([header[at], header[at + 1]]));
+        if version > PROTECTED {
             return Ok(Beginning::Newer(version));
         }
-        if version == 0 || crc32c::crc32c(&header[..HEADER - 4]) != u32_at(HEADER - 4) {
+        if version == PROTECTED {
+            header.resize(HEADER + 4 + FILE_ID, 0);
+            if !read_or_end(&mut file, &mut header[HEADER..])? {
+                return Ok(Beginning::Foreign);
+            }
+        }
+        let end = header.len() - 4;
+        if version == 0 || crc32c::crc32c(&header[..end]) != u32_at(&header, end) {
             return Ok(Beginning::Foreign);
         }
-        let (schema, zstd) = (u32_at(12), Decompressor::new()?);
-        Ok(Beginning::Snapshot(Self { file, schema, offset: HEADER as u64, entries: 0, zstd }))
+        let protection = match (version, encryption) {
+            (CLEAR, None) => None,
+            (CLEAR, Some(_)) => return Ok(Beginning::Clear),
+            (_, None) => return Ok(Beginning::Protected),
+            (_, Some(_)) if cipher != XCHACHA20_POLY1305 => return Ok(Beginning::Foreign),
+            (_, Some(encryption)) => {
+                let key = u32_at(&header, HEADER_START);
+                if !encryption.knows(key) {
+                    return Ok(Beginning::UnknownKey(key));
+                }
+                Some(Protection { encryption, key, header: header.clone(), next: 0 })
+            }
+        };
+        let (schema, offset, zstd) =
+            (u32_at(&header, 12), header.len() as u64, Decompressor::new()?);
+        Ok(Beginning::Snapshot(Self { file, protection, schema, offset, entries: 0, zstd }))
     }
 
     /// Reads a block and calls `each` with its entries; false at the end.
     fn block(&mut self, mut each: impl FnMut(RawEntry<'_>) -> Option<()>) -> Result<bool, Broken> {
         let damaged = Broken::Damaged { offset: self.offset };
         let mut header = [0; BLOCK_HEADER];
-        if !read_whole(&mut self.file, &mut header)? {
+        if !read_or_end(&mut self.file, &mut header).map_err(Broken::Io)? {
             return Err(damaged);
         }
         let [raw_len, packed_len, entries, checksum] = [0, 4, 8, 12].map(|at| u32_at(&header, at));
         let [raw_len, packed_len] = [raw_len as usize, packed_len as usize];
-        if raw_len > BLOCK_MAX || packed_len > zstd::zstd_safe::compress_bound(raw_len) {
+        let cover = if self.protection.is_some() { NONCE + TAG } else { 0 };
+        if raw_len > BLOCK_MAX || packed_len > zstd::zstd_safe::compress_bound(raw_len) + cover {
             return Err(damaged);
         }
         // Grows with what is there, not with what is claimed.
@@ -281,12 +454,16 @@ impl<R: Read> Reader<R> {
         if packed.len() != packed_len || found != checksum {
             return Err(damaged);
         }
+        if let Some(protection) = &mut self.protection {
+            let Some(opened) = protection.open(&header[..12], &packed) else { return Err(damaged) };
+            packed = opened;
+        }
         let Ok(block) = self.zstd.decompress(&packed, raw_len) else { return Err(damaged) };
         self.offset += (BLOCK_HEADER + packed_len) as u64;
         if entries == 0 {
             let total: Result<[u8; 8], _> = block.try_into();
             let complete = total.is_ok_and(|total| u64::from_le_bytes(total) == self.entries);
-            let more = read_whole(&mut self.file, &mut [0])?;
+            let more = read_or_end(&mut self.file, &mut [0]).map_err(Broken::Io)?;
             return if complete && !more { Ok(false) } else { Err(damaged) };
         }
         let mut rest = block.as_slice();
@@ -318,11 +495,11 @@ fn split_entry(bytes: &[u8]) -> Option<(RawEntry<'_>, &[u8])> {
 }
 
 /// Fills a buffer; false where the file ends before.
-fn read_whole(file: &mut impl Read, buffer: &mut [u8]) -> Result<bool, Broken> {
+fn read_or_end(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     match file.read_exact(buffer) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(Broken::Io(error)),
+        Err(error) => Err(error),
     }
 }
 
@@ -336,8 +513,8 @@ where
     ///
     /// The file is written aside and renamed, so that at any moment `path` is the older snapshot or
     /// this one, whole. Entries that come or go meanwhile may be in it or not. `progress` is called
-    /// after each block, on another thread. The file is compressed and not encrypted, whatever the tiers
-    /// below are: give it a directory that others cannot read.
+    /// after each block, on another thread. The file is compressed. A cache with encryption keys encrypts
+    /// it, too, with the key that writes; without keys, give it a directory that others cannot read.
     ///
     /// # Errors
     ///
@@ -361,6 +538,7 @@ where
 
     /// Puts the entries of a snapshot into memory, with the time that they have left.
     ///
+    /// A cache with encryption keys reads only what one of the same name has encrypted with any of them.
     /// Keys that memory holds already, and such as are written meanwhile, keep their newer values; the
     /// tiers below are neither asked nor written. Values are as old as the snapshot: where other
     /// machines have written since, choose a time to live that allows for it. `progress` is called after
@@ -414,8 +592,8 @@ where
     let file = File::create(&aside).map_err(io("create", &aside))?;
     // Removed again unless everything goes well.
     let unfinished = Unfinished(&aside);
-    let mut writer =
-        Writer::begin(BufWriter::new(file), inner.schema).map_err(io("write", &aside))?;
+    let mut writer = Writer::begin(BufWriter::new(file), inner.schema, encryption_of(inner))
+        .map_err(io("write", &aside))?;
     let mut state =
         SnapshotProgress { total: inner.memory.stats().entries, ..SnapshotProgress::default() };
     let entries =
@@ -479,14 +657,10 @@ where
         |operation| move |source| SnapshotError::Io { operation, path: path.to_owned(), source };
     let file = File::open(path).map_err(io("open"))?;
     let total = file.metadata().map_err(io("read"))?.len();
-    let begun = Reader::begin(BufReader::new(file)).map_err(io("read"))?;
+    let begun = Reader::begin(BufReader::new(file), encryption_of(inner)).map_err(io("read"))?;
     let mut reader = match begun {
         Beginning::Snapshot(reader) => reader,
-        Beginning::Newer(found) => {
-            let path = path.to_owned();
-            return Err(SnapshotError::NewerFormat { path, found, supported: VERSION });
-        }
-        Beginning::Foreign => return Err(SnapshotError::NotASnapshot { path: path.to_owned() }),
+        other => return Err(refusal(other, path)),
     };
     if reader.schema != inner.schema {
         let (found, expected) = (reader.schema, inner.schema);
@@ -518,6 +692,18 @@ where
                 return Err(SnapshotError::Damaged { path: path.to_owned(), offset, loaded });
             }
         }
+    }
+}
+
+/// Why a file that begins like this is not read.
+fn refusal<R>(begun: Beginning<R>, path: &Path) -> SnapshotError {
+    let path = path.to_owned();
+    match begun {
+        Beginning::Newer(found) => SnapshotError::NewerFormat { path, found, supported: PROTECTED },
+        Beginning::Clear => SnapshotError::NotEncrypted { path },
+        Beginning::Protected => SnapshotError::Encrypted { path },
+        Beginning::UnknownKey(key) => SnapshotError::UnknownKey { path, key },
+        Beginning::Foreign | Beginning::Snapshot(_) => SnapshotError::NotASnapshot { path },
     }
 }
 

@@ -72,6 +72,8 @@ pub struct TierStats {
     pub refused_budget: u64,
     /// Entries that the disk tier wrote again, instead of evicting them, because they had been read.
     pub copied_forward: u64,
+    /// Checkpoints that the disk tier wrote, by which its next opening is fast.
+    pub checkpoints: u64,
     /// Writes and reads waiting for this tier.
     pub queue_depth: u64,
     /// Bytes of values waiting to be written to this tier.
@@ -132,6 +134,36 @@ pub struct CacheStats {
     pub compression: CompressionStats,
     /// How memory follows what other machines change in Redis; `None` without Redis.
     pub coherence: Option<CoherenceStats>,
+    /// Loads ahead of their requests; zeros where a cache does not [prefetch](crate::Prefetch).
+    pub prefetch: PrefetchStats,
+}
+
+/// What loading ahead of requests has done; see [`Prefetch`](crate::Prefetch).
+///
+/// What was issued is used or wasted in the end; until then it is outstanding.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PrefetchStats {
+    /// Values that were fetched, or began to be, before anybody asked for them.
+    pub issued: u64,
+    /// Those of them that were asked for while they were there, or on their way.
+    pub used: u64,
+    /// Those that left memory, were overwritten or could not be loaded before anybody asked.
+    pub wasted: u64,
+    /// Those of which neither has come true yet.
+    pub outstanding: u64,
+    /// Predictions that were let pass: too many under way, or too few of late were of use.
+    pub skipped: u64,
+    /// One prediction of so many is followed now: 1, or a power of two while too few are of use.
+    pub one_of: u64,
+}
+
+impl PrefetchStats {
+    /// Returns the share of what was decided that was of use, zero before the first.
+    #[must_use]
+    pub fn accuracy(&self) -> f64 {
+        ratio(self.used, self.wasted)
+    }
 }
 
 /// How a cache's memory follows what other machines change in a tier that they share.

@@ -259,7 +259,7 @@ impl<K: Hash + Eq + Clone, V> WriteBehind<K, V> {
     }
 
     /// Waits until there may be work.
-    #[cfg(feature = "redis")]
+    #[cfg(feature = "__redis")]
     pub(crate) async fn wait_async(&self) {
         self.work_async.notified().await;
     }

@@ -57,6 +57,45 @@ fn expected(stats: &CacheStats) -> BTreeMap<String, f64> {
             let labels = format!("cache=\"pages\",cause=\"{cause}\",type=\"{name}\"");
             all.insert(format!("cache_evictions_total{{{labels}}}"), value as f64);
         }
+        if name == "disk" {
+            for (reason, value) in
+                [("admission", tier.refused_admission), ("budget", tier.refused_budget)]
+            {
+                let labels = format!("cache=\"pages\",reason=\"{reason}\",type=\"disk\"");
+                all.insert(format!("cache_refused_writes_total{{{labels}}}"), value as f64);
+            }
+            for (metric, value) in [
+                ("cache_copied_forward_total", tier.copied_forward),
+                ("cache_checkpoints_total", tier.checkpoints),
+            ] {
+                all.insert(format!("{metric}{{cache=\"pages\",type=\"disk\"}}"), value as f64);
+            }
+        }
+    }
+    let compression = stats.compression;
+    for (outcome, value) in [
+        ("compressed", compression.compressed),
+        ("kept", compression.tried - compression.compressed),
+        ("skipped", compression.skipped),
+    ] {
+        let labels = format!("cache=\"pages\",outcome=\"{outcome}\"");
+        all.insert(format!("cache_compression_values_total{{{labels}}}"), value as f64);
+    }
+    for (operation, time) in
+        [("compress", compression.encode_time), ("decompress", compression.decode_time)]
+    {
+        let labels = format!("cache=\"pages\",operation=\"{operation}\"");
+        all.insert(format!("cache_compression_seconds{{{labels}}}"), time.as_secs_f64());
+    }
+    let prefetch = stats.prefetch;
+    for (state, value) in [
+        ("issued", prefetch.issued),
+        ("used", prefetch.used),
+        ("wasted", prefetch.wasted),
+        ("skipped", prefetch.skipped),
+    ] {
+        let labels = format!("cache=\"pages\",state=\"{state}\"");
+        all.insert(format!("cache_prefetches_total{{{labels}}}"), value as f64);
     }
     for (status, value) in [("success", stats.loads), ("failure", stats.load_failures)] {
         let name = format!("cache_loads_total{{cache=\"pages\",status=\"{status}\"}}");
@@ -68,6 +107,13 @@ fn expected(stats: &CacheStats) -> BTreeMap<String, f64> {
         ("cache_superseded_total", stats.superseded as f64),
         ("cache_refreshes_total", stats.refreshes as f64),
         ("cache_in_flight", stats.in_flight as f64),
+        ("cache_prefetches_outstanding", prefetch.outstanding as f64),
+        ("cache_compression_input_bytes_total", compression.bytes_in as f64),
+        ("cache_compression_output_bytes_total", compression.bytes_out as f64),
+        ("cache_compression_ratio", compression.ratio()),
+        ("cache_decompressed_values_total", compression.decompressed as f64),
+        ("cache_dictionaries", compression.dictionaries as f64),
+        ("cache_dictionaries_trained_total", compression.dictionaries_trained as f64),
     ] {
         all.insert(format!("{metric}{{cache=\"pages\"}}"), value);
     }
@@ -86,7 +132,11 @@ async fn what_is_published_is_what_stats_say() {
         .bytes(100, |_, value| value.len() as u64)
         .ttl(Duration::from_secs(10))
         .clock(clock.clone())
-        .disk(DiskConfig::new(directory.path()).capacity_bytes(2 << 20))
+        .disk(
+            DiskConfig::new(directory.path())
+                .capacity_bytes(2 << 20)
+                .write_budget_bytes_per_second(20_000),
+        )
         .open()
         .await
         .unwrap();
@@ -97,6 +147,9 @@ async fn what_is_published_is_what_stats_say() {
     // Something of everything that a cache without Redis counts.
     (0..50).for_each(|key| cache.insert(key, "0123456789".to_owned()));
     cache.insert(99, "too large for memory".repeat(10));
+    cache.insert(98, "large enough to be compressed".repeat(200));
+    let random = |_: usize| fastrand::alphanumeric();
+    (95..98).for_each(|key| cache.insert(key, (0..21_000).map(random).collect()));
     let load = |key: u32| async move { Ok::<_, Infallible>(key.to_string()) };
     cache.get_or_load(&100, || load(100)).await.unwrap();
     let _ = cache.get_or_load(&101, || async { Err::<String, _>("as told") }).await;
@@ -140,6 +193,8 @@ async fn what_is_published_is_what_stats_say() {
         stats.coalesced,
         stats.superseded,
         stats.in_flight,
+        stats.compression.compressed,
+        stats.disk.unwrap().refused_budget,
     ];
     assert!(!counted.contains(&0), "{counted:?}");
     drop(overtaken);

@@ -1,6 +1,6 @@
 //! The whole cache over a real Redis: what comes back, what another machine sees, and what happens
 //! when the server is frozen, killed, restarted or away.
-#![cfg(all(feature = "redis", feature = "disk"))]
+#![cfg(all(feature = "__redis", feature = "disk"))]
 
 #[path = "support/ownership.rs"]
 mod ownership;
@@ -18,7 +18,7 @@ use cache_tiered::redis::RedisConfig;
 use cache_tiered::{
     BuildError, Cache, CacheBuilder, Clock, InsertOptions, Tier, TierStats, WritePolicy,
 };
-use redis_server::{RedisServer, free_port};
+use redis_server::{RedisServer, config, free_port};
 use tokio::time::sleep;
 use watchdog::Watchdog;
 
@@ -28,7 +28,7 @@ const SLACK: Duration = Duration::from_millis(150);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn builder(server: &RedisServer) -> CacheBuilder<u32, String> {
-    Cache::builder("test").entries(1_000).redis(RedisConfig::new(server.url()))
+    Cache::builder("test").entries(1_000).redis(config(server.url()))
 }
 
 fn disk(directory: &tempfile::TempDir) -> DiskConfig {
@@ -411,7 +411,7 @@ async fn nobody_finds_a_value_older_than_the_last_write_through_every_outage() {
             .write_policy(policy)
             .order(order)
             .write_queue(8, u64::MAX)
-            .redis(RedisConfig { dirty_keys: 20, ..RedisConfig::new(server.url()) })
+            .redis(RedisConfig { dirty_keys: 20, ..config(server.url()) })
             .disk(disk(&directory))
             .open()
             .await

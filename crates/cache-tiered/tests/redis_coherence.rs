@@ -3,7 +3,7 @@
 //!
 //! The other machine is a second cache in this process, or this test program again, running only
 //! `does_as_it_is_told`.
-#![cfg(all(feature = "redis", feature = "disk"))]
+#![cfg(all(feature = "__redis", feature = "disk"))]
 
 #[path = "support/redis_server.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
@@ -36,7 +36,7 @@ const URL: &str = "ULTRA_PERF_COHERENCE_URL";
 const WAY: &str = "ULTRA_PERF_COHERENCE_WAY";
 
 fn config(url: &str, coherence: Coherence) -> RedisConfig {
-    RedisConfig { coherence, ..RedisConfig::new(url) }
+    RedisConfig { coherence, ..redis_server::config(url) }
 }
 
 fn builder(url: &str, coherence: Coherence) -> CacheBuilder<u32, String> {
@@ -608,8 +608,11 @@ struct Machine {
 
 impl Machine {
     fn start(url: &str, way: Coherence) -> Self {
+        // This file may be a module of another test program.
+        let inside = module_path!().split_once("::").map(|(_, module)| format!("{module}::"));
+        let name = format!("{}does_as_it_is_told", inside.unwrap_or_default());
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "does_as_it_is_told", "--ignored", "--nocapture"])
+            .args(["--exact", &name, "--ignored", "--nocapture"])
             .env(URL, url)
             .env(WAY, way.as_str())
             .stdin(Stdio::piped())

@@ -1,29 +1,32 @@
 //! The Redis tier against real servers that are killed, frozen, flushed and restarted.
-#![cfg(feature = "redis")]
+#![cfg(feature = "__redis")]
 
 #[path = "support/redis_server.rs"]
 mod redis_server;
 
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cache_tiered::redis::{BreakerState, Lookup, RedisConfig, RedisTier, RemoteWrite};
 use futures_util::future::join_all;
-use redis_server::{RedisCluster, RedisServer, free_port};
+use redis_server::{RedisCluster, RedisServer, config, free_port};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::time::sleep;
 
+/// The key of the namespace's version.
+const VERSION: &str = "ultra-perf:test:0:version";
 /// What a call may take beyond its budget, on a machine that does many things at once.
 const SLACK: Duration = Duration::from_millis(150);
 /// How long something that comes by itself may take at most.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn config(url: &str) -> RedisConfig {
-    RedisConfig::new(url)
-}
-
 /// A tier in service.
 async fn tier(server: &RedisServer) -> RedisTier {
-    start(config(&server.url())).await
+    start(config(server.url())).await
 }
 
 async fn start(config: RedisConfig) -> RedisTier {
@@ -136,8 +139,7 @@ fn vec_text(length: usize) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_gets_share_commands() {
     let server = RedisServer::start();
-    let tier =
-        start(RedisConfig { timeout: Duration::from_secs(5), ..config(&server.url()) }).await;
+    let tier = start(RedisConfig { timeout: Duration::from_secs(5), ..config(server.url()) }).await;
     let keys: Vec<String> = (0..64).map(|key| key.to_string()).collect();
     tier.write(keys.iter().map(|key| put(key, key, None)).collect()).await;
     let before = server.calls("mget");
@@ -194,7 +196,7 @@ async fn a_server_whose_socket_is_full_is_found_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_comes_later_is_found() {
     let mut server = RedisServer::stopped(free_port(), &[]);
-    let tier = RedisTier::start("test", config(&server.url())).unwrap();
+    let tier = RedisTier::start("test", config(server.url())).unwrap();
     let start = Instant::now();
     assert_eq!(get(&tier, "k").await, Lookup::Unavailable);
     write(&tier, "k", "lost").await;
@@ -231,7 +233,7 @@ async fn an_overwritten_value_does_not_come_back_after_a_freeze() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_many_lost_writes_empty_the_namespace() {
     let server = RedisServer::start();
-    let tier = start(RedisConfig { dirty_keys: 8, ..config(&server.url()) }).await;
+    let tier = start(RedisConfig { dirty_keys: 8, ..config(server.url()) }).await;
     tier.write((0..20).map(|key| put(key, "old", None)).collect()).await;
     let version = server.cli(&["GET", "ultra-perf:test:0:version"]);
     server.freeze();
@@ -330,7 +332,7 @@ async fn a_server_that_takes_no_writes_is_still_read_and_nothing_stale_is_found(
 async fn the_password_in_the_url_opens_the_server() {
     let server = RedisServer::with_options(&["--requirepass", "sec/ret"]);
     let port = server.port();
-    let with = |password: &str| config(&format!("redis://:{password}@127.0.0.1:{port}/3"));
+    let with = |password: &str| config(format!("redis://:{password}@127.0.0.1:{port}/3"));
     works(&start(with("sec%2Fret")).await).await;
     let wrong = RedisTier::start("test", with("wrong")).unwrap();
     sleep(Duration::from_millis(500)).await;
@@ -340,7 +342,7 @@ async fn the_password_in_the_url_opens_the_server() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_connections_serve_as_one() {
     let server = RedisServer::start();
-    let tier = start(RedisConfig { connections: 2, ..config(&server.url()) }).await;
+    let tier = start(RedisConfig { connections: 2, ..config(server.url()) }).await;
     for value in 0..50 {
         write(&tier, "k", &value.to_string()).await;
         let pair = tokio::join!(get(&tier, "k"), get(&tier, "k"));
@@ -377,7 +379,7 @@ async fn closing_does_not_wait_for_a_frozen_server() {
 async fn a_cluster_is_one_tier() {
     let mut cluster = RedisCluster::start();
     let budget = Duration::from_secs(1);
-    let tier = start(RedisConfig { timeout: budget, ..config(&cluster.url()) }).await;
+    let tier = start(RedisConfig { timeout: budget, ..config(cluster.url()) }).await;
     let keys: Vec<Bytes> = (0..300).map(bytes).collect();
     tier.write(keys.iter().map(|key| put(key.escape_ascii(), key.escape_ascii(), None)).collect())
         .await;
@@ -399,4 +401,140 @@ async fn a_cluster_is_one_tier() {
     assert!(start.elapsed() <= budget + SLACK, "{:?}", start.elapsed());
     assert!(cluster.nodes[1].run());
     works(&tier).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_move_take_their_values_along() {
+    let cluster = RedisCluster::start();
+    let budget = Duration::from_secs(1);
+    let tier = start(RedisConfig { timeout: budget, ..config(cluster.url()) }).await;
+    let keys: Vec<Bytes> = (0..300).map(bytes).collect();
+    let put = |key: &Bytes| put(key.escape_ascii(), key.escape_ascii(), None);
+    tier.write(keys.iter().map(put).collect()).await;
+    let version = |cluster: &RedisCluster| cluster.nodes[0].cli(&["-c", "GET", VERSION]);
+    let before = version(&cluster);
+    let moved = Arc::new(AtomicBool::new(false));
+    let reader = {
+        let (tier, keys, moved) = (tier.clone(), keys.clone(), Arc::clone(&moved));
+        tokio::spawn(async move {
+            while !moved.load(Ordering::Relaxed) {
+                for (found, key) in tier.get_many(&keys).await.into_iter().zip(&keys) {
+                    let right = Lookup::Hit(key.clone());
+                    assert!(found == right || !matches!(found, Lookup::Hit(_)), "{found:?}");
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+    };
+    let [from, to] = [0, 1].map(|node| cluster.nodes[node].cli(&["CLUSTER", "MYID"]));
+    let address = format!("127.0.0.1:{}", cluster.nodes[0].port());
+    let reshard = tokio::task::spawn_blocking(move || {
+        Command::new("redis-cli")
+            .args(["--cluster", "reshard", &address, "--cluster-from", &from, "--cluster-to", &to])
+            .args(["--cluster-slots", "2000", "--cluster-yes"])
+            .output()
+            .expect("redis-cli not found: cargo xtask test installs it")
+    });
+    let resharded = reshard.await.unwrap();
+    assert!(resharded.status.success(), "{}", String::from_utf8_lossy(&resharded.stdout));
+    moved.store(true, Ordering::Relaxed);
+    reader.await.unwrap();
+    let all: Vec<_> = keys.iter().cloned().map(Lookup::Hit).collect();
+    until("every value is found", async || tier.get_many(&keys).await == all).await;
+    assert_eq!(version(&cluster), before, "nothing was left behind");
+    works(&tier).await;
+}
+
+/// Takes connections, says hello and hangs up, until told to stop.
+async fn flapping(port: u16, accepted: Arc<AtomicU64>) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    loop {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        accepted.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move {
+            let _ = socket.read(&mut [0; 4_096]).await;
+            let _ = socket.write_all(b"%1\r\n+server\r\n+redis\r\n").await;
+            sleep(Duration::from_millis(20)).await;
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_up_at_once_is_not_stormed() {
+    let mut server = RedisServer::stopped(free_port(), &[]);
+    let accepted = Arc::new(AtomicU64::new(0));
+    let flapping = tokio::spawn(flapping(server.port(), Arc::clone(&accepted)));
+    let tier = RedisTier::start("test", config(server.url())).unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        let call = Instant::now();
+        assert_eq!(get(&tier, "k").await, Lookup::Unavailable);
+        write(&tier, "k", "lost").await;
+        let most = 2 * RedisConfig::default().timeout + SLACK;
+        assert!(call.elapsed() <= most, "{:?}", call.elapsed());
+        sleep(Duration::from_millis(1)).await;
+    }
+    let accepted = accepted.load(Ordering::Relaxed);
+    assert!((1..60).contains(&accepted), "{accepted} connections in two seconds");
+    flapping.abort();
+    let _ = flapping.await;
+    assert!(server.run(), "the port was taken");
+    works(&tier).await;
+}
+
+const TLS_URL: &str = "ULTRA_PERF_TLS_URL";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the child of a_server_behind_tls_is_reached_if_its_certificate_is_trusted"]
+async fn reaches_a_server_behind_tls() {
+    let Ok(url) = std::env::var(TLS_URL) else { return };
+    let Ok(tier) = RedisTier::start("test", config(url)) else { return println!("no roots") };
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) && !tier.stats().serving {
+        sleep(Duration::from_millis(5)).await;
+    }
+    if tier.stats().serving {
+        works(&tier).await;
+        println!("it works");
+    }
+}
+
+#[test]
+fn a_server_behind_tls_is_reached_if_its_certificate_is_trusted() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    for name in ["own", "other"] {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-keyout", &path(&format!("{name}.key"))])
+            .args(["-out", &path(&format!("{name}.pem"))])
+            .output();
+        match made {
+            Ok(made) => assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr)),
+            Err(error) => return println!("SKIPPED: no certificate without openssl: {error}"),
+        }
+    }
+    let port = free_port().to_string();
+    let files = [path("own.pem"), path("own.key")];
+    let tls = ["--tls-port", &port, "--tls-auth-clients", "no"];
+    let tls = [&tls[..], &["--tls-cert-file", &files[0], "--tls-key-file", &files[1]]].concat();
+    let _server = RedisServer::with_options(&[&tls[..], &["--requirepass", "secret"]].concat());
+    // This file may be a module of another test program.
+    let inside = module_path!().split_once("::").map(|(_, module)| format!("{module}::"));
+    let name = format!("{}reaches_a_server_behind_tls", inside.unwrap_or_default());
+    for (roots, host, expected) in
+        [("own", "localhost", true), ("other", "localhost", false), ("own", "127.0.0.1", false)]
+    {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &name, "--ignored", "--nocapture"])
+            .env(TLS_URL, format!("rediss://:secret@{host}:{port}/2"))
+            .env("SSL_CERT_FILE", path(&format!("{roots}.pem")))
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{told}");
+        assert_eq!(told.contains("it works"), expected, "{roots} {host}: {told}");
+    }
 }

@@ -177,3 +177,50 @@ async fn a_snapshot_of_the_first_version_is_read_for_ever() {
     assert_eq!(cache.load(&golden, quiet).await.unwrap().entries, 3);
     assert_eq!(contents(&cache), contents(&filled(builder(), 3)));
 }
+
+#[cfg(feature = "encryption")]
+#[tokio::test]
+async fn a_cache_with_keys_saves_and_loads_nothing_that_is_not_protected() {
+    use cache_tiered::EncryptionKeys;
+
+    let directory = tempfile::tempdir().unwrap();
+    let [clear, protected] = ["clear", "protected"].map(|name| directory.path().join(name));
+    let with = |keys: EncryptionKeys| builder().encryption(keys);
+    let (old, new) = ([1; 32], [2; 32]);
+    filled(builder(), 100).save(&clear, quiet).await.unwrap();
+    let cache = filled(with(EncryptionKeys::new(1, &old)), 100);
+    let saved = cache.save(&protected, quiet).await.unwrap();
+    assert_eq!(saved.bytes, fs::metadata(&protected).unwrap().len());
+
+    let load = async |builder: CacheBuilder<u32, String>, path: &Path| {
+        let cache = builder.build().unwrap();
+        let loaded = cache.load(path, quiet).await;
+        assert_eq!(cache.stats().memory.entries, loaded.as_ref().map_or(0, |it| it.entries));
+        loaded
+    };
+    let rotated = || with(EncryptionKeys::new(2, &new).with_old(1, &old));
+    assert_eq!(load(rotated(), &protected).await.unwrap().entries, 100);
+    let refused = load(rotated(), &clear).await.unwrap_err();
+    assert!(matches!(refused, SnapshotError::NotEncrypted { .. }), "{refused}");
+    let refused = load(builder(), &protected).await.unwrap_err();
+    assert!(matches!(refused, SnapshotError::Encrypted { .. }), "{refused}");
+    let refused = load(with(EncryptionKeys::new(2, &new)), &protected).await.unwrap_err();
+    assert!(matches!(refused, SnapshotError::UnknownKey { key: 1, .. }), "{refused}");
+    let wrong = load(with(EncryptionKeys::new(1, &new)), &protected).await.unwrap_err();
+    assert!(matches!(wrong, SnapshotError::Damaged { loaded: 0, .. }), "{wrong}");
+}
+
+#[cfg(feature = "encryption")]
+#[tokio::test]
+async fn a_protected_snapshot_is_read_for_ever() {
+    use cache_tiered::EncryptionKeys;
+
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/snapshot-2");
+    let protected = || builder().encryption(EncryptionKeys::new(7, &[7; 32]));
+    if std::env::var_os("WRITE_GOLDEN").is_some() {
+        filled(protected(), 3).save(&golden, quiet).await.unwrap();
+    }
+    let cache = protected().build().unwrap();
+    assert_eq!(cache.load(&golden, quiet).await.unwrap().entries, 3);
+    assert_eq!(contents(&cache), contents(&filled(builder(), 3)));
+}

@@ -2,7 +2,7 @@
 //! machine, encryption at rest, and the statistics of both.
 #![cfg(feature = "disk")]
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 #[path = "support/redis_server.rs"]
 #[expect(dead_code, reason = "the tests of the tier alone use the rest")]
 mod redis_server;
@@ -193,6 +193,23 @@ mod encryption {
     }
 
     #[tokio::test]
+    async fn checking_and_compacting_a_directory_takes_no_keys() {
+        use cache_tiered::disk::{Verdict, compact, verify};
+
+        let directory = tempfile::tempdir().unwrap();
+        let keys = || EncryptionKeys::new(1, &[1; 32]);
+        let cache = builder(directory.path()).encryption(keys()).open().await.unwrap();
+        (0..200).for_each(|key| cache.insert(key, SECRET.to_owned()));
+        cache.close().await;
+        assert_eq!(verify(directory.path(), |_, _| ()).unwrap().verdict(), Verdict::Sound);
+        compact(directory.path(), |_, _| ()).unwrap();
+        assert_eq!(verify(directory.path(), |_, _| ()).unwrap().verdict(), Verdict::Sound);
+        assert!(!contains(directory.path(), SECRET.as_bytes()));
+        let (found, errors) = get(builder(directory.path()).encryption(keys())).await;
+        assert_eq!((found.as_deref(), errors), (Some(SECRET), 0));
+    }
+
+    #[tokio::test]
     async fn what_is_in_clear_is_a_miss_once_there_are_keys() {
         let directory = tempfile::tempdir().unwrap();
         let cache = builder(directory.path()).open().await.unwrap();
@@ -230,7 +247,7 @@ mod encryption {
     }
 }
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 mod redis {
     use cache_tiered::redis::RedisConfig;
 

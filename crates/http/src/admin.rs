@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use ultra_perf::cache_tiered::{
-    CacheStats, CandidateReport, CurvePoint, Policy, PolicySwitch, Publisher, Tier, TierStats,
+    CacheStats, CandidateReport, CompressionStats, CurvePoint, Policy, PolicySwitch, Publisher,
+    Tier, TierStats,
 };
 
 use crate::accelerator::Accelerator;
@@ -190,7 +191,24 @@ async fn cache_stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
         "levels": levels,
         "hit_rate": hit_rate(&admin),
         "superseded": stats.superseded,
+        "compression": compression(&stats.compression),
     })))
+}
+
+fn compression(stats: &CompressionStats) -> Value {
+    json!({
+        "tried": stats.tried,
+        "compressed": stats.compressed,
+        "skipped": stats.skipped,
+        "decompressed": stats.decompressed,
+        "bytes_in": stats.bytes_in,
+        "bytes_out": stats.bytes_out,
+        "ratio": stats.ratio(),
+        "encode_seconds": stats.encode_time.as_secs_f64(),
+        "decode_seconds": stats.decode_time.as_secs_f64(),
+        "dictionaries": stats.dictionaries,
+        "dictionaries_trained": stats.dictionaries_trained,
+    })
 }
 
 fn tier(level: &str, stats: &TierStats) -> Value {
@@ -211,6 +229,12 @@ fn tier(level: &str, stats: &TierStats) -> Value {
         "errors": stats.errors,
         "writes": stats.writes,
         "dropped_writes": stats.dropped_writes,
+        "refused_writes": {
+            "admission": stats.refused_admission,
+            "budget": stats.refused_budget,
+        },
+        "copied_forward": stats.copied_forward,
+        "checkpoints": stats.checkpoints,
         "queue_depth": stats.queue_depth,
         "queue_bytes": stats.queue_bytes,
     })

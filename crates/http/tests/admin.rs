@@ -137,12 +137,19 @@ async fn cache_stats_tell_about_every_level_there_is() {
             "tier": tier, "hits": 1, "misses": 1, "hit_rate": 0.1, "entries": 1, "size_bytes": 1,
             "capacity_bytes": 1,
             "evictions": { "capacity": 1, "expired": 1, "removed": 1, "too_large": 1 },
-            "errors": 0, "writes": 1, "dropped_writes": 0, "queue_depth": 0, "queue_bytes": 0,
+            "errors": 0, "writes": 1, "dropped_writes": 0,
+            "refused_writes": { "admission": 0, "budget": 0 },
+            "copied_forward": 0, "checkpoints": 0, "queue_depth": 0, "queue_bytes": 0,
         })
     };
     let shape = json!({
         "timestamp": TIME, "levels": { "l1": level("memory"), "l3": level("disk") },
         "hit_rate": 0.3, "superseded": 0,
+        "compression": {
+            "tried": 1, "compressed": 1, "skipped": 0, "decompressed": 0, "bytes_in": 1,
+            "bytes_out": 1, "ratio": 0.1, "encode_seconds": 0.1, "decode_seconds": 0.1,
+            "dictionaries": 0, "dictionaries_trained": 0,
+        },
     });
     check_shape("cache/stats", &stats, &shape);
     assert_eq!(stats["levels"]["l1"]["entries"], 2, "{stats}");

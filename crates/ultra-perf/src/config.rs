@@ -32,6 +32,7 @@ mod machine;
 mod problem;
 mod quantity;
 mod reference;
+mod secret;
 mod setting;
 mod source;
 mod tree;
@@ -45,12 +46,13 @@ pub use machine::Machine;
 pub use problem::{ConfigError, Problem};
 pub use quantity::{ByteSize, ParseQuantityError, format_duration, parse_duration};
 pub use reference::reference;
+pub use secret::KeySources;
 pub use setting::{
     Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier,
     MemoryEngine, Policy, WritePolicy,
 };
 pub use source::Origin;
-pub use tree::{Cache, Disk, Log, Memory, Redis, ResponseCache, Server};
+pub use tree::{Cache, Disk, Encryption, Log, Memory, Redis, ResponseCache, Server};
 pub use url::{BackendUrl, ParseUrlError, RedisUrl};
 
 /// Holds the resolved and checked configuration.
@@ -68,6 +70,8 @@ pub struct Config {
     pub cache: Cache,
     /// What is logged, and how.
     pub log: Log,
+    #[cfg(feature = "encryption")]
+    pub(crate) encryption: Option<cache_tiered::EncryptionKeys>,
     origins: BTreeMap<&'static str, Origin>,
     notes: Vec<Note>,
 }
@@ -75,7 +79,7 @@ pub struct Config {
 impl Config {
     /// Lists every key with its effective value and where that came from.
     ///
-    /// Passwords are not shown.
+    /// Passwords and keys are not shown.
     #[must_use]
     pub fn explain(&self) -> Explanation {
         Explanation::of(self, &BTreeMap::new())

@@ -30,6 +30,7 @@
 //! # Features
 //!
 //! - `disk` (default), `sled`, `redis`: the tiers of `cache-tiered`.
+//! - `lz4`, `encryption`: LZ4 as another compression, and encryption of what lower tiers keep.
 //! - `metrics`: its statistics through the `metrics` facade.
 //! - `simulate`: its simulations of other sizes and policies.
 #![forbid(unsafe_code)]
@@ -102,10 +103,22 @@ impl UltraPerf {
             config::CompressionMethod::ZstdDictionary => {
                 builder.compression(cache_tiered::Compression::ZstdDictionary)
             }
+            #[cfg(feature = "lz4")]
+            config::CompressionMethod::Lz4 => builder
+                .compression(cache_tiered::Compression::Lz4)
+                .compress_above(cache.compression_threshold.as_usize()),
+            // A configuration that names a method which the build lacks does not load.
+            #[cfg(not(feature = "lz4"))]
+            config::CompressionMethod::Lz4 => builder.compress_above(None),
         };
+        #[cfg(feature = "encryption")]
+        if let Some(keys) = &self.config.encryption {
+            builder = builder.encryption(keys.clone());
+        }
         #[cfg(feature = "disk")]
         if let Some(location) = cache.disk.location() {
             builder = builder.disk_with(self.disk(&location.join(name)), codec.clone());
+            builder = builder.warm_up(cache.disk.warm_up);
         }
         #[cfg(feature = "redis")]
         if let Some(url) = &cache.redis.url {

@@ -166,3 +166,31 @@ fn a_forged_dictionary_gives_wrong_bytes_or_none_and_never_a_panic() {
     }
     assert!(taken > 20, "{taken} of the forged ones were taken");
 }
+
+#[tokio::test]
+async fn closing_waits_for_the_thread_that_trains_and_nothing_is_trained_afterwards() {
+    let compressing =
+        Compressing::new(Compression::ZstdDictionary, Floor::Measured, Clock::manual());
+    let dictionaries = compressing.dictionaries();
+    (0..4_001).for_each(|index| drop(compressing.pack(&record(index))));
+    dictionaries.close().await;
+    let is_idle =
+        |trainer: &Trainer| !trainer.busy && trainer.thread.is_none() && trainer.samples.is_empty();
+    assert!(is_idle(&dictionaries.trainer.lock()));
+    assert_eq!(dictionaries.trained(), 1);
+
+    let closed = Dictionaries::new(Clock::manual());
+    closed.want();
+    closed.close().await;
+    closed.want();
+    (0..5_000).for_each(|index| closed.sample(&record(index)));
+    assert!(closed.trainer.lock().samples.is_empty() && closed.trained() == 0);
+}
+
+#[test]
+fn a_training_that_does_not_end_is_not_waited_for_for_ever() {
+    let dictionaries = Dictionaries::new(Clock::manual());
+    dictionaries.trainer.lock().busy = true;
+    dictionaries.wait_for_training(Duration::from_millis(10));
+    assert!(dictionaries.trainer.lock().busy);
+}

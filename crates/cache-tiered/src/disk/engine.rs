@@ -5,7 +5,9 @@
 //! time, but what it returns is what was put last under that key, byte for byte, and nothing that
 //! was replaced, removed or has expired comes back, not even through a restart.
 
+use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,6 +68,25 @@ pub trait DiskTier: Send + Sync + 'static {
     /// [`DiskError::Io`] if a file could not be deleted; its entries are gone until the next open.
     fn clear(&self) -> Result<(), DiskError>;
 
+    /// Shows the newest entries, the older of them first, and writes nothing.
+    ///
+    /// Left out are entries that have expired, were replaced or removed, are damaged, or were put so
+    /// lately that they are not flushed. `each` ends the visit by breaking it off. An engine that does
+    /// not know in which order its entries were written shows none, and does not have this method.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Io`] if the disk could not be read.
+    fn visit_newest(
+        &self,
+        wanted: Newest,
+        now_ms: u64,
+        each: &mut dyn FnMut(Visited<'_>) -> ControlFlow<()>,
+    ) -> Result<(), DiskError> {
+        let _ = (wanted, now_ms, each);
+        Ok(())
+    }
+
     /// Hands everything put so far to the operating system, and syncs where the policy asks for it.
     ///
     /// After `Ok`, the entries put before the call survive a `kill -9` of this process.
@@ -78,6 +99,38 @@ pub trait DiskTier: Send + Sync + 'static {
 
     /// Returns the counters and sizes of this moment.
     fn stats(&self) -> DiskEngineStats;
+}
+
+/// How much [`DiskTier::visit_newest`] shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Newest {
+    /// The most entries.
+    pub entries: u64,
+    /// The most bytes of entries as they are stored, their keys and headers included.
+    pub bytes: u64,
+}
+
+/// An entry that [`DiskTier::visit_newest`] shows.
+#[derive(Clone, Copy)]
+pub struct Visited<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The value.
+    pub value: &'a [u8],
+    /// The expiry, 0 for none.
+    pub expires_at_ms: u64,
+    /// What the entry takes where it is stored, its key and header included.
+    pub bytes: u64,
+    /// What all that will be shown takes, as far as is known.
+    pub total_bytes: u64,
+    /// Tells whether this is still what the key has.
+    pub is_current: &'a dyn Fn() -> bool,
+}
+
+impl fmt::Debug for Visited<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Visited").field("key", &self.key).finish_non_exhaustive()
+    }
 }
 
 /// When written entries are forced onto the medium.

@@ -16,9 +16,10 @@ mod sled;
 
 use std::cell::RefCell;
 use std::hash::Hash;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -29,7 +30,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::admission::Admission;
 use self::admission::{Doorkeeper, WriteBudget};
 use self::dictionaries::{DictionaryFiles, Loaded};
-pub use self::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
+pub use self::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, Newest, OpenError, Visited};
 pub use self::segment_log::{
     BrokenRecord, CheckpointState, CompactError, CompactReport, Damage, SegmentLog,
     SegmentLogOptions, SegmentReport, Verdict, VerifyReport, compact, verify,
@@ -38,7 +39,7 @@ pub use self::segment_log::{
 pub use self::sled::{SledEngine, SledOptions};
 use crate::envelope;
 use crate::error::Problem;
-use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Tier, Write};
+use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Shown, Tier, Wanted, Write};
 use crate::stats::{CompressionStats, Counter, Evictions, TierStats};
 use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
@@ -208,6 +209,8 @@ pub(crate) struct DiskFront<K, V> {
     counters: Arc<Counters>,
     /// Closed when the last thread has ended.
     ended: watch::Receiver<()>,
+    /// What the threads hold while they run.
+    end: Weak<watch::Sender<()>>,
     capacity_bytes: u64,
 }
 
@@ -274,6 +277,7 @@ where
         let (reads, jobs) = crossbeam_channel::bounded(config.read_queue);
         let (end, ended) = watch::channel(());
         let end = Arc::new(end);
+        let while_running = Arc::downgrade(&end);
         let thread = |role: &str| std::thread::Builder::new().name(format!("{name}-{role}"));
         // A thread that cannot start drops the channel and closes the queue, which ends the others.
         let started = (|| {
@@ -313,6 +317,7 @@ where
             sealer,
             counters,
             ended,
+            end: while_running,
             capacity_bytes: config.capacity_bytes,
         })
     }
@@ -473,6 +478,40 @@ where
         })
     }
 
+    fn visit_newest(
+        &self,
+        wanted: Wanted,
+        each: &mut dyn FnMut(Shown<'_, K, V>) -> ControlFlow<()>,
+    ) {
+        // Closing waits for this, and this notices that the tier is closed.
+        let Some(_end) = self.end.upgrade() else { return };
+        let Some(engine) = self.engine() else { return };
+        let wanted = Newest { entries: wanted.entries, bytes: wanted.bytes };
+        let mut show = |visited: Visited<'_>| {
+            if self.running.read().is_none() {
+                return ControlFlow::Break(());
+            }
+            let found = match self.sealer.open(visited.key, visited.value) {
+                Opening::Value(found) => {
+                    self.sealer.key_of(visited.key).map(|key| (key, found))
+                }
+                _ => None,
+            };
+            // The queue first: a write on its way leaves it only once the engine has it.
+            let is_current = |key: &K| self.queue.lookup(key).is_none() && (visited.is_current)();
+            each(Shown {
+                found,
+                bytes: visited.bytes,
+                total_bytes: visited.total_bytes,
+                is_current: &is_current,
+            })
+        };
+        if let Err(error) = engine.visit_newest(wanted, self.sealer.clock.unix_now(), &mut show) {
+            self.counters.errors.increment();
+            tracing::debug!(%error, "the disk tier could not be read through");
+        }
+    }
+
     fn clear(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let Some(engine) = self.engine() else { return };
@@ -549,6 +588,7 @@ where
             refused_admission: self.counters.refused_admission.get(),
             refused_budget: self.counters.refused_budget.get(),
             copied_forward: engine.copied_forward,
+            checkpoints: engine.checkpoints,
             queue_depth: depth + reads,
             queue_bytes: weight,
         }

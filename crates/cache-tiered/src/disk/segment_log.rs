@@ -49,6 +49,7 @@
 mod checkpoint;
 mod forward;
 mod index;
+mod newest;
 mod offline;
 mod record;
 mod recovery;
@@ -57,6 +58,7 @@ mod segment;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -77,7 +79,7 @@ pub use self::offline::{
 use self::record::{HEADER_LEN, Header, Kind, Place};
 use self::segment::{AppendError, Segment};
 use super::directory::Directory;
-use super::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, OpenError};
+use super::engine::{DiskEngineStats, DiskError, DiskTier, Fsync, Newest, OpenError, Visited};
 
 const ENGINE: &str = "segment-log";
 /// 1 had no checkpoints: whoever does not know them may leave one behind that is wrong by then.
@@ -977,6 +979,15 @@ impl DiskTier for SegmentLog {
             failed = Some(DiskError::io("sync", self.directory.path(), source));
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    fn visit_newest(
+        &self,
+        wanted: Newest,
+        now_ms: u64,
+        each: &mut dyn FnMut(Visited<'_>) -> ControlFlow<()>,
+    ) -> Result<(), DiskError> {
+        self.show_newest(wanted, now_ms, each)
     }
 
     fn flush(&self) -> Result<(), DiskError> {

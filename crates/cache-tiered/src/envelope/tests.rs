@@ -93,7 +93,7 @@ fn text_above_the_floor_is_stored_smaller_and_noise_as_it_is() {
     assert!(sealed(&noise).len() <= HEADER + KEY.len() + noise.len() + CHECKSUM);
 }
 
-#[cfg(feature = "redis")]
+#[cfg(feature = "__redis")]
 #[test]
 fn an_envelope_tells_how_much_it_unpacks_to() {
     assert_eq!(raw_len(&sealed(&text(5_000))), 5_000);

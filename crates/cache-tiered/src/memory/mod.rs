@@ -430,6 +430,24 @@ where
         with_engine!(&self.engine, engine => engine.read(key, false, |_| true))
     }
 
+    /// Whether a key is here and alive; no use of it, and not counted.
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        let alive = std::cell::Cell::new(false);
+        let wanted = |_| {
+            alive.set(true);
+            false
+        };
+        let unwanted = with_engine!(&self.engine, engine => engine.read(key, false, wanted));
+        debug_assert!(unwanted.is_none());
+        alive.get()
+    }
+
+    /// The hash of a key, as tables that are consulted before this one need it.
+    #[inline]
+    pub(crate) fn hash(&self, key: &K) -> u64 {
+        with_engine!(&self.engine, engine => engine.hash(key))
+    }
+
     /// The values of several keys, in their order; counted like so many look-ups.
     pub(crate) fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
         if self.freshness.is_some() {
@@ -627,6 +645,12 @@ where
     V: Clone,
     S: BuildHasher + Clone + 'static,
 {
+    /// The hash of the key.
+    #[inline]
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash
+    }
+
     #[inline]
     fn flights(&mut self) -> &mut Flights<K, V> {
         with_shard!(&mut self.shard, shard => shard.flights())

@@ -1,9 +1,41 @@
 //! The settings of the Redis tier, and what is wrong with them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::address::Address;
+use super::client::RemoteClient;
+#[cfg(feature = "redis")]
+use super::fred_client::{self, Fred};
+use super::invalidation::PushQueue;
+#[cfg(feature = "redis-rs")]
+use super::redis_rs_client::RedisRs;
 use crate::error::Problem;
+
+/// The library that speaks to Redis.
+///
+/// Both keep the promises of the tier: they never wait for a server that is away, and reconnect by
+/// themselves. Sentinels are reached through `Fred` only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RedisClient {
+    /// The crate `fred`; the default where the feature `redis` is on.
+    #[cfg(feature = "redis")]
+    Fred,
+    /// The crate `redis`; the default where only the feature `redis-rs` is on.
+    #[cfg(feature = "redis-rs")]
+    RedisRs,
+}
+
+impl Default for RedisClient {
+    fn default() -> Self {
+        #[cfg(feature = "redis")]
+        return Self::Fred;
+        #[cfg(not(feature = "redis"))]
+        return Self::RedisRs;
+    }
+}
 
 /// How entries in memory follow what other machines change in Redis.
 ///
@@ -65,6 +97,8 @@ pub struct RedisConfig {
     /// `redis-cluster://host:port?node=host2:port2` (`rediss-cluster://`), a server behind sentinels
     /// `redis-sentinel://host:port?sentinelServiceName=name`. `valkey` may stand for `redis`.
     pub url: String,
+    /// The library that speaks to the server.
+    pub client: RedisClient,
     /// What all names in Redis begin with, for all caches of one application.
     pub prefix: String,
     /// The version of the value types: caches with different ones do not see each other's entries.
@@ -103,6 +137,7 @@ impl Default for RedisConfig {
     fn default() -> Self {
         Self {
             url: "redis://127.0.0.1:6379".to_owned(),
+            client: RedisClient::default(),
             prefix: "ultra-perf".to_owned(),
             schema_version: 0,
             coherence: Coherence::default(),
@@ -137,7 +172,7 @@ impl RedisConfig {
     #[must_use]
     pub fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if let Err(expected) = super::fred_client::parse_url(&self.url) {
+        if let Err(expected) = self.check_url() {
             problems.push(Problem::new("redis.url", self.redacted_url(), expected));
         }
         if self.prefix.is_empty()
@@ -178,10 +213,43 @@ impl RedisConfig {
     }
 }
 
+impl RedisConfig {
+    /// Says what is wrong with the URL, for the client that is to use it.
+    fn check_url(&self) -> Result<(), String> {
+        let address = Address::parse(&self.url)?;
+        match self.client {
+            #[cfg(feature = "redis")]
+            RedisClient::Fred => fred_client::configuration(&address).map(drop),
+            #[cfg(feature = "redis-rs")]
+            RedisClient::RedisRs => RedisRs::check(&address),
+        }
+    }
+
+    /// Starts the client, which begins to connect in the background.
+    pub(super) fn start_client(
+        &self,
+        pushes: &Arc<PushQueue>,
+    ) -> Result<Box<dyn RemoteClient>, String> {
+        let (address, pushes) = (Address::parse(&self.url)?, Arc::clone(pushes));
+        Ok(match self.client {
+            #[cfg(feature = "redis")]
+            RedisClient::Fred => {
+                Box::new(Fred::start(fred_client::configuration(&address)?, self, pushes))
+            }
+            #[cfg(feature = "redis-rs")]
+            RedisClient::RedisRs => {
+                RedisRs::check(&address)?;
+                Box::new(RedisRs::start(address, self, pushes)?)
+            }
+        })
+    }
+}
+
 impl fmt::Debug for RedisConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisConfig")
             .field("url", &self.redacted_url())
+            .field("client", &self.client)
             .field("prefix", &self.prefix)
             .field("schema_version", &self.schema_version)
             .field("coherence", &self.coherence)
@@ -265,6 +333,7 @@ mod tests {
     fn every_problem_is_reported_at_once() {
         let config = RedisConfig {
             url: "http://localhost".to_owned(),
+            client: RedisClient::default(),
             prefix: String::new(),
             schema_version: 0,
             coherence: Coherence::default(),

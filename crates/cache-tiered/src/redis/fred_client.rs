@@ -18,7 +18,6 @@
 //!   comes without names, and fred drops it: `invalidation` tells what remains.
 //! - fred does not wait for the answer to a SUBSCRIBE, and takes a refusal for the answer to the next
 //!   command. So there is a connection for that alone, and a PING that tells what became of it.
-//! - TLS uses `ring` explicitly: with two cryptography providers in one program the default panics.
 //! - Commands go out raw. That spares a validation of every value as UTF-8.
 
 use std::collections::{BTreeMap, HashMap};
@@ -47,6 +46,7 @@ use tokio::sync::broadcast::{
 };
 use tokio::task::AbortHandle;
 
+use super::address::{Address, Kind};
 use super::client::{Command, Fetched, Follow, Push, RemoteClient, RemoteError};
 use super::invalidation::PushQueue;
 use super::{Coherence, Lookup, RedisConfig};
@@ -633,179 +633,32 @@ impl RemoteClient for Fred {
     }
 }
 
-/// What a scheme stands for: the one that fred knows, and whether it asks for TLS.
-const SCHEMES: [(&str, &str, bool); 12] = [
-    ("redis", "redis", false),
-    ("rediss", "redis", true),
-    ("redis-cluster", "redis-cluster", false),
-    ("rediss-cluster", "redis-cluster", true),
-    ("redis-sentinel", "redis-sentinel", false),
-    ("rediss-sentinel", "redis-sentinel", true),
-    ("valkey", "redis", false),
-    ("valkeys", "redis", true),
-    ("valkey-cluster", "redis-cluster", false),
-    ("valkeys-cluster", "redis-cluster", true),
-    ("valkey-sentinel", "redis-sentinel", false),
-    ("valkeys-sentinel", "redis-sentinel", true),
-];
-
-/// Checks a URL and turns it into fred's configuration, without TLS.
-fn parse(url: &str) -> Result<(Config, bool), String> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err("must begin with redis://, rediss:// or redis-cluster://".to_owned());
+/// Turns an address into fred's configuration, or says what is wrong.
+pub(super) fn configuration(address: &Address) -> Result<Config, String> {
+    let hosts = || address.hosts.clone();
+    let server = match &address.kind {
+        Kind::Server => {
+            let (host, port) = &address.hosts[0];
+            ServerConfig::new_centralized(host, *port)
+        }
+        Kind::Cluster => ServerConfig::new_clustered(hosts()),
+        Kind::Sentinel { service } => ServerConfig::new_sentinel(hosts(), service),
     };
-    let Some((_, scheme, tls)) = SCHEMES.iter().find(|(name, ..)| *name == scheme) else {
-        return Err("the scheme must be redis, rediss (TLS), redis-cluster, rediss-cluster, \
-                    redis-sentinel or rediss-sentinel"
-            .to_owned());
+    let mut config = Config {
+        server,
+        username: address.user.clone(),
+        password: address.password.clone(),
+        database: address.database,
+        version: RespVersion::RESP3,
+        fail_fast: false,
+        ..Config::default()
     };
-    let (head, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let known: &[&str] = match *scheme {
-        "redis-cluster" => &["node"],
-        "redis-sentinel" => &["node", "sentinelServiceName"],
-        _ => &[],
-    };
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
-        if !known.contains(&name) {
-            return Err(match known {
-                [] => format!("a {scheme} URL takes no parameters"),
-                known => format!("a {scheme} URL takes only {}", known.join(" and ")),
-            });
-        }
+    if address.tls {
+        let hostnames = match address.certificate_name() {
+            Some(_) => TlsHostMapping::DefaultHost,
+            None => TlsHostMapping::None,
+        };
+        config.tls = Some(TlsConfig { connector: super::tls::trusted()?.into(), hostnames });
     }
-    let database = head.rsplit_once('@').map_or(head, |(_, host)| host).split_once('/');
-    if let Some((_, database)) = database.filter(|(_, database)| !database.is_empty()) {
-        if *scheme == "redis-cluster" {
-            return Err("a cluster has no numbered databases: drop the path".to_owned());
-        }
-        if database.parse::<u8>().is_err() {
-            return Err("the path must be the number of a database, 0 to 255".to_owned());
-        }
-    }
-    let mut config =
-        Config::from_url(&format!("{scheme}://{rest}")).map_err(|error| match error.details() {
-            "EmptyHost" => "the host is missing".to_owned(),
-            "InvalidPort" => "the port must be a number up to 65535".to_owned(),
-            other => format!("must be a URL: {other}"),
-        })?;
-    let hosts: Vec<&mut Server> = match &mut config.server {
-        ServerConfig::Centralized { server } => vec![server],
-        ServerConfig::Clustered { hosts, .. } | ServerConfig::Sentinel { hosts, .. } => {
-            hosts.iter_mut().collect()
-        }
-    };
-    for server in hosts {
-        // A resolver knows IPv6 addresses without the brackets that a URL puts around them.
-        let bare = server.host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-        if let Some(bare) = bare {
-            server.host = bare.to_owned().into();
-        }
-        if server.host.is_empty() {
-            return Err("the host is missing".to_owned());
-        }
-    }
-    Ok((config, *tls))
-}
-
-/// Turns a URL into fred's configuration, or says what would be right.
-pub(super) fn parse_url(url: &str) -> Result<Config, String> {
-    let (mut config, tls) = parse(url)?;
-    if tls {
-        config.tls = Some(tls_config(&config).map_err(|error| format!("TLS: {error}"))?);
-    }
-    config.version = RespVersion::RESP3;
-    config.fail_fast = false;
     Ok(config)
-}
-
-/// TLS against the machine's trusted certificates.
-fn tls_config(config: &Config) -> Result<TlsConfig, Box<dyn std::error::Error>> {
-    use fred::rustls::{ClientConfig, RootCertStore, crypto::ring};
-    let mut roots = RootCertStore::empty();
-    let loaded = fred::rustls_native_certs::load_native_certs();
-    let (usable, _) = roots.add_parsable_certificates(loaded.certs);
-    if usable == 0 {
-        let why = loaded.errors.first().map_or(String::new(), |error| format!(": {error}"));
-        return Err(format!("this machine has no trusted certificates{why}").into());
-    }
-    let rustls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    // A cluster tells its nodes as addresses; their certificate bears the name in the URL.
-    let by_name =
-        config.server.hosts().iter().all(|it| it.host.parse::<std::net::IpAddr>().is_err());
-    let hostnames = match config.server.is_clustered() && by_name {
-        true => TlsHostMapping::DefaultHost,
-        false => TlsHostMapping::None,
-    };
-    Ok(TlsConfig { connector: rustls.into(), hostnames })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a URL means, in one line.
-    fn told(url: &str) -> String {
-        let (config, tls) = match parse(url) {
-            Ok(parsed) => parsed,
-            Err(expected) => return expected,
-        };
-        let kind = match config.server {
-            ServerConfig::Centralized { .. } => "server",
-            ServerConfig::Clustered { .. } => "cluster",
-            ServerConfig::Sentinel { .. } => "sentinel",
-        };
-        let hosts: Vec<_> = config.server.hosts();
-        let mut hosts: Vec<_> = hosts.iter().map(|it| format!("{} {}", it.host, it.port)).collect();
-        hosts.sort();
-        let tls = if tls { " tls" } else { "" };
-        let credentials = match (config.username, config.password) {
-            (None, None) => String::new(),
-            (user, password) => {
-                format!(" as {}/{}", user.unwrap_or_default(), password.unwrap_or_default())
-            }
-        };
-        let database = config.database.map_or(String::new(), |it| format!(" db {it}"));
-        format!("{kind}{tls} {}{database}{credentials}", hosts.join(", "))
-    }
-
-    #[test]
-    fn a_url_names_servers_clusters_and_sentinels() {
-        for (url, meaning) in [
-            ("redis://localhost", "server localhost 6379"),
-            ("valkey://localhost/", "server localhost 6379"),
-            ("redis://u:p%40q@host:7000/3", "server host 7000 db 3 as u/p@q"),
-            ("redis://:secret@host", "server host 6379 as /secret"),
-            ("rediss://[::1]:6380", "server tls ::1 6380"),
-            ("redis-cluster://a:1?node=b:2&node=c:3", "cluster a 1, b 2, c 3"),
-            ("valkeys-cluster://a", "cluster tls a 6379"),
-            ("redis-sentinel://a?sentinelServiceName=x", "sentinel a 26379"),
-        ] {
-            assert_eq!(told(url), meaning, "{url}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_url_is_told_what_would_be_right() {
-        for (url, expected) in [
-            ("localhost:6379", "must begin with redis://"),
-            ("", "must begin with redis://"),
-            ("http://localhost", "the scheme must be redis,"),
-            ("redis://", "host"),
-            ("redis://:6379", "host"),
-            ("redis://host:99999", "port"),
-            ("redis://host/users", "the path must be the number of a database"),
-            ("redis://host/1/2", "the path must be the number of a database"),
-            ("redis://host?timeout=1", "a redis URL takes no parameters"),
-            ("redis-cluster://host/1", "a cluster has no numbered databases"),
-            ("redis-cluster://host?nodes=a:1", "a redis-cluster URL takes only node"),
-            ("redis-sentinel://host", "sentinel service name"),
-        ] {
-            let told = told(url);
-            assert!(told.contains(expected), "{url}: {told}");
-        }
-    }
 }

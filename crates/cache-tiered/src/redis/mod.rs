@@ -20,20 +20,28 @@
 //! **Followed in memory.** What other machines change leaves the memory of a cache over this tier
 //! (`invalidation`).
 //!
-//! The client behind the seam in `client` is `fred`.
+//! Behind the seam in `client` is `fred` (feature `redis`) or `redis-rs` (feature of that name);
+//! [`RedisConfig::client`] chooses.
 
+mod address;
 mod batch;
 mod client;
 mod coherence;
 mod config;
 mod ears;
+#[cfg(feature = "redis")]
 mod fred_client;
 mod front;
 mod invalidation;
 mod keys;
+#[cfg(feature = "redis-rs")]
+mod redis_rs_client;
+#[cfg(feature = "redis-rs")]
+mod redis_rs_link;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod upkeep;
 
 use std::collections::HashSet;
@@ -49,7 +57,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-pub use self::config::{Coherence, RedisConfig};
+pub use self::config::{Coherence, RedisClient, RedisConfig};
 pub(crate) use self::front::RedisFront;
 pub use resilience::State as BreakerState;
 
@@ -395,11 +403,11 @@ impl RedisTier {
             return Err(problems);
         }
         let pushes = Arc::new(PushQueue::default());
-        let client = fred_client::parse_url(&config.url)
-            .map(|parsed| fred_client::Fred::start(parsed, &config, Arc::clone(&pushes)))
+        let client = config
+            .start_client(&pushes)
             .map_err(|expected| vec![Problem::new("redis.url", config.redacted_url(), expected)])?;
         let nonce = RandomState::new().hash_one(0);
-        Self::with_client(namespace, config, Box::new(client), pushes, nonce)
+        Self::with_client(namespace, config, client, pushes, nonce)
     }
 
     /// Starts the tier over a client and what that is told; `nonce` makes its versions and messages

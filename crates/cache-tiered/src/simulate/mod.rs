@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+mod ahead;
 mod belady;
 mod contender;
 mod format;
@@ -35,6 +36,7 @@ mod textbook;
 mod trace;
 mod workload;
 
+pub use ahead::Ahead;
 pub use belady::Future;
 pub use contender::{Contender, UnknownContender};
 pub use format::{Format, UnknownFormat};

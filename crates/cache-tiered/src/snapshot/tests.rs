@@ -9,7 +9,12 @@ use super::*;
 type Entry = (u64, Vec<u8>, Vec<u8>);
 
 fn written(entries: &[Entry], schema: u32) -> Vec<u8> {
-    let mut writer = Writer::begin(Vec::new(), schema).expect("memory takes everything");
+    written_with(None, entries, schema)
+}
+
+fn written_with(encryption: Option<&Encryption>, entries: &[Entry], schema: u32) -> Vec<u8> {
+    let mut writer =
+        Writer::begin(Vec::new(), schema, encryption).expect("memory takes everything");
     for (expires, key, value) in entries {
         let copy = |from: &[u8], out: &mut Vec<u8>| {
             out.extend_from_slice(from);
@@ -23,8 +28,12 @@ fn written(entries: &[Entry], schema: u32) -> Vec<u8> {
 
 /// What comes out of a file, and whether it was read to a proper end.
 fn read(file: &[u8]) -> (Vec<Entry>, bool) {
+    read_with(None, file)
+}
+
+fn read_with(encryption: Option<&Encryption>, file: &[u8]) -> (Vec<Entry>, bool) {
     let mut entries = Vec::new();
-    let begun = Reader::begin(Cursor::new(file)).expect("memory can be read");
+    let begun = Reader::begin(Cursor::new(file), encryption).expect("memory can be read");
     let Beginning::Snapshot(mut reader) = begun else { return (entries, false) };
     loop {
         let block = reader.block(|entry| {
@@ -134,13 +143,116 @@ fn lengths_that_lie_ask_for_no_memory() {
 #[test]
 fn a_later_version_and_other_files_are_told_apart() {
     let mut later = written(&three(), 0);
-    later[8..10].copy_from_slice(&2_u16.to_le_bytes());
-    let begun = Reader::begin(Cursor::new(later)).expect("memory can be read");
-    assert!(matches!(begun, Beginning::Newer(2)));
+    later[8..10].copy_from_slice(&3_u16.to_le_bytes());
+    let begun = Reader::begin(Cursor::new(later), None).expect("memory can be read");
+    assert!(matches!(begun, Beginning::Newer(3)));
     for other in [&b""[..], b"CTSNAPSH", b"#!/bin/sh\nexit 0 and some more text to be long enough"]
     {
-        let begun = Reader::begin(Cursor::new(other)).expect("memory can be read");
+        let begun = Reader::begin(Cursor::new(other), None).expect("memory can be read");
         assert!(matches!(begun, Beginning::Foreign));
+    }
+}
+
+#[cfg(feature = "encryption")]
+mod protected {
+    use super::*;
+    use crate::encryption::EncryptionKeys;
+
+    fn keys(id: u32) -> Encryption {
+        Encryption::new(EncryptionKeys::new(id, &[id as u8 + 1; 32]), "test")
+    }
+
+    /// Where each block begins, and the end of the file.
+    fn blocks(file: &[u8]) -> Vec<usize> {
+        let mut at = HEADER + 4 + FILE_ID;
+        let mut all = vec![at];
+        while at < file.len() {
+            at += BLOCK_HEADER + u32_at(file, at + 4) as usize;
+            all.push(at);
+        }
+        all
+    }
+
+    #[test]
+    fn what_is_written_is_read_in_order_and_cannot_be_seen() {
+        let keys = keys(1);
+        for entries in [Vec::new(), three(), many()] {
+            let file = written_with(Some(&keys), &entries, 3);
+            assert_eq!(read_with(Some(&keys), &file), (entries, true));
+        }
+        let secret = vec![(0, b"the key".to_vec(), b"the value".to_vec())];
+        let file = written_with(Some(&keys), &secret, 0);
+        let shows = |file: &[u8], what: &[u8]| file.windows(what.len()).any(|it| it == what);
+        assert!(!shows(&file, b"the key") && !shows(&file, b"the value"));
+        assert!(shows(&written(&secret, 0), b"the value"), "this is how it would be seen");
+    }
+
+    #[test]
+    fn cut_off_anywhere_or_with_any_bit_flipped_it_has_no_proper_end() {
+        let keys = keys(1);
+        let (entries, file) = (three(), written_with(Some(&keys), &three(), 0));
+        for at in 0..file.len() {
+            let (found, complete) = read_with(Some(&keys), &file[..at]);
+            assert!(!complete && entries.starts_with(&found), "cut at {at}");
+            for bit in 0..8 {
+                let mut broken = file.clone();
+                broken[at] ^= 1 << bit;
+                let (found, complete) = read_with(Some(&keys), &broken);
+                assert!(!complete && entries.starts_with(&found), "byte {at}, bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_do_not_change_places_and_none_can_be_left_out_doubled_or_brought_in() {
+        let keys = keys(1);
+        let (one, other) =
+            (written_with(Some(&keys), &many(), 0), written_with(Some(&keys), &many(), 0));
+        assert_ne!(one, other, "each file has a number of its own");
+        let at = blocks(&one);
+        assert!(at.len() > 4, "several blocks");
+        let header = &one[..at[0]];
+        let block = |file: &[u8], which: usize| file[at[which]..at[which + 1]].to_vec();
+        let last = at.len() - 2;
+        let rest = |from: usize| one[at[from]..].to_vec();
+        let swapped = [header, &block(&one, 1), &block(&one, 0), &rest(2)].concat();
+        let left_out = [header, &block(&one, 0), &rest(2)].concat();
+        let doubled = [header, &block(&one, 0), &rest(0)].concat();
+        let shortened = [header, &block(&one, 0), &block(&one, last)].concat();
+        let foreign_block = [header, &block(&other, 0), &rest(1)].concat();
+        let foreign_header = [&other[..at[0]], &rest(0)].concat();
+        for file in [swapped, left_out, doubled, shortened, foreign_block, foreign_header] {
+            let (found, complete) = read_with(Some(&keys), &file);
+            assert!(!complete && many().starts_with(&found));
+        }
+        assert_eq!(read_with(Some(&keys), &one), (many(), true));
+    }
+
+    #[test]
+    fn keys_and_no_keys_do_not_read_each_other() {
+        fn beginning<'a>(
+            file: &'a [u8],
+            encryption: Option<&'a Encryption>,
+        ) -> Beginning<Reader<'a, Cursor<&'a [u8]>>> {
+            Reader::begin(Cursor::new(file), encryption).expect("memory can be read")
+        }
+        let clear = written(&three(), 0);
+        let protected = written_with(Some(&keys(1)), &three(), 0);
+        assert!(matches!(beginning(&clear, Some(&keys(1))), Beginning::Clear));
+        assert!(matches!(beginning(&protected, None), Beginning::Protected));
+        assert!(matches!(beginning(&protected, Some(&keys(2))), Beginning::UnknownKey(1)));
+
+        // The number is known, but another key has it, or the cache has another name.
+        let other = Encryption::new(EncryptionKeys::new(1, &[9; 32]), "test");
+        let renamed = Encryption::new(EncryptionKeys::new(1, &[2; 32]), "other");
+        for encryption in [other, renamed] {
+            assert_eq!(read_with(Some(&encryption), &protected), (Vec::new(), false));
+        }
+        let rotated = EncryptionKeys::new(2, &[3; 32]).with_old(1, &[2; 32]);
+        let rotated = Encryption::new(rotated, "test");
+        assert_eq!(read_with(Some(&rotated), &protected), (three(), true));
+        let newer = written_with(Some(&rotated), &three(), 0);
+        assert_eq!(u32_at(&newer, HEADER_START), 2);
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cache_tiered::redis::RedisConfig;
 use tempfile::TempDir;
 
 /// How long a server may take to come up on a busy machine.
@@ -133,6 +134,17 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The configuration for a server, over the client that this test program is about: its name tells.
+pub(crate) fn config(url: impl Into<String>) -> RedisConfig {
+    let config = RedisConfig::new(url);
+    #[cfg(feature = "redis-rs")]
+    if env!("CARGO_CRATE_NAME").starts_with("redis_rs_") {
+        let client = cache_tiered::redis::RedisClient::RedisRs;
+        return RedisConfig { client, ..config };
+    }
+    config
 }
 
 /// A port that is free, as is the one that a cluster node takes along, ten thousand above.

@@ -63,6 +63,55 @@ async fn a_restart_finds_on_disk_what_was_stored() {
 }
 
 #[tokio::test]
+async fn a_restart_finds_encrypted_responses_with_their_key_and_nothing_without() {
+    let origin =
+        Origin::start(|request| fresh(format!("the secret body of {}", request.path()))).await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_str().expect("a path in UTF-8").to_owned();
+    let start = async |keys: &[(&str, &str)]| {
+        let disk = [("cache.disk.enabled", "true"), ("cache.disk.path", path.as_str())];
+        Accelerated::with(&origin.url(), &[&disk[..], keys].concat()).await
+    };
+    let own = format!("7=hex:{}", "a7".repeat(32));
+    let rotated = format!("{own},8=hex:{}", "b8".repeat(32));
+    let other = format!("7=hex:{}", "c9".repeat(32));
+    let own = [("cache.encryption.keys", own.as_str()), ("cache.compression_method", "lz4")];
+    let rotated = [("cache.encryption.keys", rotated.as_str()), ("cache.encryption.active", "8")];
+    let other = [("cache.encryption.keys", other.as_str())];
+
+    let proxy = start(&own).await;
+    for target in ["/a", "/b", "/c"] {
+        assert_eq!(outcome(&proxy.get(target).await), "MISS");
+    }
+    proxy.shutdown(Duration::from_secs(10)).await;
+    let files = walk(directory.path());
+    assert!(!files.is_empty());
+    let shows = |what: &[u8]| files.iter().any(|it| it.windows(what.len()).any(|it| it == what));
+    assert!(!shows(b"the secret body") && !shows(b"max-age"), "the disk has it in clear");
+
+    let cases = [(&own[..], "/a", "HIT"), (&rotated, "/b", "HIT"), (&[], "/c", "MISS")];
+    for (keys, target, expected) in cases.into_iter().chain([(&other[..], "/a", "MISS")]) {
+        let proxy = start(keys).await;
+        let answer = proxy.get(target).await;
+        assert_eq!((outcome(&answer), answer.status), (expected, 200), "{target}");
+        assert_eq!(answer.text(), format!("the secret body of {target}"));
+        proxy.shutdown(Duration::from_secs(10)).await;
+    }
+}
+
+/// The contents of every file under a directory.
+fn walk(directory: &std::path::Path) -> Vec<Vec<u8>> {
+    let entries = std::fs::read_dir(directory).expect("a directory");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths
+        .flat_map(|path| match path.is_dir() {
+            true => walk(&path),
+            false => vec![std::fs::read(&path).expect("a file")],
+        })
+        .collect()
+}
+
+#[tokio::test]
 async fn after_a_restart_parallel_requests_share_the_look_and_the_call() {
     let gate = Gate::new();
     let at_origin = gate.clone();

@@ -14,11 +14,11 @@ use std::{
 use super::{
     Config, ConfigError, Explanation, Note, Origin, Problem,
     machine::Machine,
-    setting::{DiskEngine, Raw, Setting},
+    setting::{CompressionMethod, DiskEngine, Raw, Setting},
     source::Gathered,
     tree::{
-        self, Cache, Context, DefaultValue, ENV_PREFIX, Key, Log, Parts, Resolve, ResponseCache,
-        Server,
+        self, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log, Parts, Resolve,
+        ResponseCache, Server,
     },
 };
 
@@ -175,6 +175,8 @@ impl ConfigLoader {
             response_cache: ResponseCache::resolve(&mut resolver),
             cache: Cache::resolve(&mut resolver),
             log: Log::resolve(&mut resolver),
+            #[cfg(feature = "encryption")]
+            encryption: None,
             origins: resolver.origins,
             notes: Vec::new(),
         };
@@ -188,6 +190,7 @@ impl ConfigLoader {
             notes,
         };
         together.check();
+        together.check_encryption(&self.env);
         together.check_required(&self.required);
         let Together { problems, notes, invalid, .. } = together;
         config.notes = notes;
@@ -296,6 +299,7 @@ impl Together<'_> {
         self.check_sizes();
         self.check_disk();
         self.check_redis();
+        self.check_compression();
     }
 
     fn check_addresses(&mut self) {
@@ -361,6 +365,63 @@ impl Together<'_> {
         } else if disk.engine == DiskEngine::Sled && !self.parts.sled {
             self.refuse_part("cache.disk.engine", "sled");
         }
+    }
+
+    fn check_compression(&mut self) {
+        let cache = &self.config.cache;
+        if cache.compression_method == CompressionMethod::Lz4 && !self.parts.lz4 {
+            self.refuse_part("cache.compression_method", "lz4");
+        }
+    }
+
+    /// Fetches the keys, and finds the one that writes.
+    fn check_encryption(&mut self, env: &BTreeMap<String, String>) {
+        const KEYS: &str = "cache.encryption.keys";
+        const ACTIVE: &str = "cache.encryption.active";
+        let Encryption { keys, active } = self.config.cache.encryption.clone();
+        let Some(sources) = keys else {
+            if active.is_some() {
+                let expected = format!("must be \"none\" where {KEYS} has none");
+                self.refuse(ACTIVE, &[KEYS], expected);
+            }
+            return;
+        };
+        if !self.parts.encryption {
+            return self.refuse_part(KEYS, "encryption");
+        }
+        let ids: Vec<u32> = sources.ids().collect();
+        let active = match (active, ids.as_slice()) {
+            (None, [only]) => Some(*only),
+            (None, _) => None,
+            (Some(active), _) => ids.iter().copied().find(|id| *id as usize == active),
+        };
+        if active.is_none() && !self.invalid.contains_key(ACTIVE) {
+            let ids: Vec<_> = ids.iter().map(u32::to_string).collect();
+            let expected = format!("must name the key that writes, one of {}", ids.join(", "));
+            self.refuse(ACTIVE, &[KEYS], expected);
+        }
+        let mut resolved = Vec::new();
+        for source in sources.iter() {
+            match source.resolve(env) {
+                Ok(key) => resolved.push((source.id, key)),
+                Err(expected) => {
+                    let value = format!("\"{source}\"");
+                    let origin = self.config.origins.get(KEYS).unwrap_or(&Origin::Default).clone();
+                    self.invalid.insert(KEYS, sources.show());
+                    let path = KEYS.to_owned();
+                    self.problems.push(Problem::Invalid { path, value, expected, origin });
+                }
+            }
+        }
+        #[cfg(feature = "encryption")]
+        if let Some((id, key)) = resolved.iter().find(|(id, _)| Some(*id) == active) {
+            let others = resolved.iter().filter(|other| other.0 != *id);
+            let keys = cache_tiered::EncryptionKeys::new(*id, key);
+            self.config.encryption =
+                Some(others.fold(keys, |keys, (id, key)| keys.with_old(*id, key)));
+        }
+        // What has become of them is in the ciphers, or nowhere.
+        resolved.iter_mut().for_each(|(_, key)| *std::hint::black_box(key) = [0; 32]);
     }
 
     fn check_redis(&mut self) {

@@ -435,6 +435,8 @@ choice! {
         Zstd = "zstd",
         /// With what many small values have in common.
         ZstdDictionary = "zstd-dictionary",
+        /// By LZ4; needs a build with the feature `lz4`.
+        Lz4 = "lz4",
     }
 }
 

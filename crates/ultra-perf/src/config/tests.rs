@@ -16,8 +16,7 @@ fn machine() -> Machine {
 
 /// A loader with a fixed machine and every part.
 fn loader() -> ConfigLoader {
-    let parts = Parts { disk: true, sled: true, redis: true };
-    ConfigLoader::new().machine(machine()).parts(parts)
+    ConfigLoader::new().machine(machine()).parts(Parts::ALL)
 }
 
 fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -421,24 +420,28 @@ fn a_rule_between_keys_is_silent_where_one_of_them_is_wrong_already() {
 
 #[test]
 fn a_part_that_the_build_lacks_is_refused_when_asked_for() {
-    let bare = || loader().parts(Parts { disk: false, sled: false, redis: false });
+    let nothing = Parts { disk: false, sled: false, redis: false, lz4: false, encryption: false };
+    let bare = || loader().parts(nothing);
     let config = bare().load().unwrap();
     assert!(!config.cache.disk.enabled);
-    for (key, value, feature) in
-        [("cache.disk.enabled", "true", "disk"), ("cache.redis.url", "redis://h", "redis")]
-    {
+    for (key, value, feature) in [
+        ("cache.disk.enabled", "true", "disk"),
+        ("cache.redis.url", "redis://h", "redis"),
+        ("cache.compression_method", "lz4", "lz4"),
+        ("cache.encryption.keys", "1=env:KEY", "encryption"),
+    ] {
         let told = problem(bare().set(key, value, "code").load());
         let expected = format!("{key} = \"{value}\": needs a build with the feature {feature}\n");
         assert!(told.starts_with(&expected), "{told}");
     }
-    let no_sled = loader().parts(Parts { disk: true, sled: false, redis: true });
+    let no_sled = loader().parts(Parts { sled: false, ..Parts::ALL });
     let told = problem(no_sled.set("cache.disk.engine", "sled", "code").load());
     assert!(told.contains("needs a build with the feature sled"), "{told}");
 }
 
 #[test]
 fn a_foreign_redis_url_does_not_stop_a_build_without_redis() {
-    let bare = loader().parts(Parts { disk: true, sled: false, redis: false });
+    let bare = loader().parts(Parts { sled: false, redis: false, ..Parts::ALL });
     let config = bare.env(env(&[("REDIS_URL", "redis://h")])).load().unwrap();
     assert!(config.cache.redis.url.is_none());
     assert_eq!(effective(&config, "cache.redis.url"), ("none".to_owned(), "default".to_owned()));
@@ -491,6 +494,64 @@ fn a_secret_appears_nowhere() {
         let error = from_toml(text).unwrap_err();
         let said = format!("{error} {error:?} {}", error.explanation());
         assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+const KEY: &str = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00";
+
+#[test]
+fn keys_come_from_where_the_configuration_says_and_appear_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("key");
+    std::fs::write(&file, KEY).unwrap();
+    let text = format!(
+        "[cache.encryption]\nkeys = ['1=env:OLD_KEY', '7=file:{}', '9=hex:{KEY}']\nactive = 7",
+        file.display(),
+    );
+    let sources = loader().toml("f", text).env(env(&[("OLD_KEY", KEY)]));
+    let config = sources.load().unwrap();
+    let keys = config.cache.encryption.keys.as_ref().unwrap();
+    assert_eq!((keys.ids().collect(), config.cache.encryption.active), (vec![1, 7, 9], Some(7)));
+    let (shown, _) = effective(&config, "cache.encryption.keys");
+    assert_eq!(shown, format!("1=env:OLD_KEY,7=file:{},9=hex:***", file.display()));
+    let json = serde_json::to_string(&config.explain()).unwrap();
+    let said = format!("{config:?}{}{:?}{json}", config.explain(), config.explain());
+    assert!(!said.to_lowercase().contains(&KEY[..6]), "{said}");
+    #[cfg(feature = "encryption")]
+    assert!(said.contains("EncryptionKeys { active: 7, ids: [1, 7, 9] }"), "{said}");
+
+    // One key writes without being named, and a variable takes a list, too.
+    let only = [("K", KEY), ("ULTRA_PERF__CACHE__ENCRYPTION__KEYS", "3=env:K")];
+    assert_eq!(from_env(&only).unwrap().cache.encryption.active, None);
+    let two = [("K", KEY), ("ULTRA_PERF__CACHE__ENCRYPTION__KEYS", "3=env:K,4=env:K")];
+    let told = problem(from_env(&two));
+    let expected = "cache.encryption.active = \"none\": must name the key that writes, one of 3, 4";
+    assert!(told.starts_with(expected), "{told}");
+}
+
+#[test]
+fn every_key_that_cannot_be_had_is_told_with_where_it_was_looked_for() {
+    let text = "[cache.encryption]\nkeys = ['1=env:MISSING', '2=file:/nowhere/key', '3=env:SHORT']\nactive = 4";
+    let told = problems(loader().toml("f", text).env(env(&[("SHORT", "hunter2")])).load());
+    for expected in [
+        "invalid configuration, 4 problems:",
+        "cache.encryption.active = 4: must name the key that writes, one of 1, 2, 3\n      from f:3",
+        "cache.encryption.keys = \"1=env:MISSING\": must name a variable that holds 32 random bytes",
+        "cache.encryption.keys = \"2=file:/nowhere/key\": must name a file",
+        "cache.encryption.keys = \"3=env:SHORT\": SHORT must hold 32 random bytes",
+    ] {
+        assert!(told.contains(expected), "{told}");
+    }
+    assert!(!told.contains("hunter2"));
+    for (text, expected) in [
+        ("cache.encryption.keys = '1=env:K'", "must be a list of keys by number"),
+        ("cache.encryption.keys = ['hunter2hunter2']", "\"***\""),
+        ("cache.encryption.keys = ['1=hex:hunter2']", "\"***\""),
+        ("cache.encryption.keys = ['1=env:K', '1=env:K']", "1 comes twice"),
+        ("cache.encryption.active = 1", "must be \"none\" where cache.encryption.keys has none"),
+    ] {
+        let told = problem(from_toml(text));
+        assert!(told.contains(expected) && !told.contains("hunter2"), "{told}");
     }
 }
 

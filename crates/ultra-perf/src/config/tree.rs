@@ -12,6 +12,7 @@ use std::{
 use super::{
     machine::Machine,
     quantity::ByteSize,
+    secret::KeySources,
     setting::{
         Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat,
         LowerTier, MemoryEngine, Policy, Raw, Setting, WritePolicy,
@@ -56,14 +57,22 @@ pub(super) struct Parts {
     pub(super) disk: bool,
     pub(super) sled: bool,
     pub(super) redis: bool,
+    pub(super) lz4: bool,
+    pub(super) encryption: bool,
 }
 
 impl Parts {
+    #[cfg(test)]
+    pub(super) const ALL: Self =
+        Self { disk: true, sled: true, redis: true, lz4: true, encryption: true };
+
     pub(super) const fn compiled() -> Self {
         Self {
             disk: cfg!(feature = "disk"),
             sled: cfg!(feature = "sled"),
             redis: cfg!(feature = "redis"),
+            lz4: cfg!(feature = "lz4"),
+            encryption: cfg!(feature = "encryption"),
         }
     }
 }
@@ -192,6 +201,7 @@ mod readers {
     pub(super) struct Server;
     pub(super) struct ResponseCache;
     pub(super) struct Cache;
+    pub(super) struct Encryption;
     pub(super) struct Memory;
     pub(super) struct Disk;
     pub(super) struct Redis;
@@ -283,19 +293,32 @@ section! {
                 seconds("PERFORMANCE_CACHE_CLEANUP_INTERVAL"),
                 seconds("cache_cleanup_interval")
             ];
-        /// Compresses values with zstd in the tiers below memory, where it pays.
+        /// Compresses values in the tiers below memory, where it pays.
         compression: bool = Fixed("true"), alias [plain("CACHE_COMPRESSION_ENABLED")];
         /// Smallest value that is compressed; at most `cache.memory.capacity`.
         compression_threshold: ByteSize = Fixed("2KiB");
         /// How they are compressed. `zstd-dictionary` learns what small values have in common and
-        /// compresses those from 128 bytes on; it needs 16 MiB of disk or more.
+        /// compresses those from 128 bytes on; it needs 16 MiB of disk or more. `lz4` compresses less
+        /// and unpacks several times faster; it needs a build with that feature.
         compression_method: CompressionMethod = Fixed("zstd");
         /// When a value goes to the tiers below memory.
         write: WritePolicy = Fixed("through");
         /// Order in which the tiers below memory are asked; in a file `["redis", "disk"]`.
         order: [LowerTier; 2] = Fixed("redis,disk");
     }
-    with { memory: Memory, disk: Disk, redis: Redis, }
+    with { encryption: Encryption, memory: Memory, disk: Disk, redis: Redis, }
+}
+
+section! {
+    /// Encryption of what the tiers below memory keep; what is not encrypted there is a miss then.
+    Encryption = "cache.encryption" {
+        /// Keys of 32 random bytes, each as `ID=SOURCE`; in a file `["1=env:CACHE_KEY"]`. A source is
+        /// `env:NAME` or `file:PATH`, where the key stands as 64 hexadecimal digits or in base64, or
+        /// `hex:...` or `base64:...` with the key itself. A number must never name another key.
+        keys: Option<KeySources> = Fixed("none");
+        /// Number of the key that writes; all of them read. Needed where there are several.
+        active: Option<usize> = Fixed("none"), to "4294967295";
+    }
 }
 
 section! {
@@ -349,6 +372,9 @@ section! {
         admission: Admission = Fixed("everything");
         /// Most bytes that are written in a second on average; what exceeds it is left out.
         write_budget: Option<ByteSize> = Fixed("none"), from "1KiB";
+        /// Fills memory with the newest entries of the tier when it is opened, in the background.
+        /// What other machines have written to Redis meanwhile is not asked for.
+        warm_up: bool = Fixed("false");
     }
 }
 
@@ -391,10 +417,11 @@ impl Disk {
 }
 
 /// Every section, in the order of the reference.
-pub(super) const SECTIONS: [Section; 7] = [
+pub(super) const SECTIONS: [Section; 8] = [
     Server::SECTION,
     ResponseCache::SECTION,
     Cache::SECTION,
+    Encryption::SECTION,
     Memory::SECTION,
     Disk::SECTION,
     Redis::SECTION,

@@ -115,6 +115,11 @@ impl Segment {
             + self.checkpoint_bytes.load(Ordering::Relaxed).next_multiple_of(4096)
     }
 
+    /// Returns the file, if any block was written yet.
+    pub(super) fn file(&self) -> Option<&File> {
+        self.file.get()
+    }
+
     /// Reads exactly `buffer.len()` bytes of the flushed part.
     pub(super) fn read(&self, buffer: &mut [u8], offset: u32) -> io::Result<()> {
         let file = self.file.get().ok_or(io::ErrorKind::UnexpectedEof)?;
