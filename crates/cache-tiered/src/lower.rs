@@ -130,7 +130,7 @@ pub(crate) struct Shown<'a, K, V> {
 }
 
 /// Who lets entries go when others have changed them in a tier that is shared.
-#[cfg_attr(not(feature = "redis"), expect(dead_code, reason = "no tier is shared"))]
+#[cfg_attr(not(feature = "__redis"), expect(dead_code, reason = "no tier is shared"))]
 pub(crate) trait Sink<K>: Send + Sync {
     /// Others have written or removed this key in the tier `shared`: no other tier keeps its value, nor
     /// one that is on its way.

@@ -1,5 +1,5 @@
 //! The log of tags in a real Redis: machines agree, and what may have been missed is stale.
-#![cfg(feature = "redis")]
+#![cfg(feature = "__redis")]
 
 #[path = "support/redis_server.rs"]
 #[expect(dead_code, reason = "other tests use the rest")]
@@ -7,7 +7,7 @@ mod redis_server;
 
 use std::time::{Duration, Instant};
 
-use cache_tiered::redis::{RedisConfig, RedisTier};
+use cache_tiered::redis::RedisTier;
 use redis_server::{RedisCluster, RedisServer, free_port};
 use tokio::time::sleep;
 
@@ -25,7 +25,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// A tier that has read the log.
 async fn tier(url: &str) -> RedisTier {
-    let tier = RedisTier::start("test", RedisConfig::new(url)).unwrap();
+    let tier = RedisTier::start("test", redis_server::config(url)).unwrap();
     until("the log is read", async || tier.tag_head() > 0).await;
     tier
 }
@@ -152,9 +152,11 @@ async fn what_is_invalidated_while_the_server_is_away_is_not_forgotten() {
 
 #[tokio::test]
 async fn without_a_server_nothing_is_known_to_be_fresh() {
-    let tier =
-        RedisTier::start("test", RedisConfig::new(format!("redis://127.0.0.1:{}", free_port())))
-            .unwrap();
+    let tier = RedisTier::start(
+        "test",
+        redis_server::config(format!("redis://127.0.0.1:{}", free_port())),
+    )
+    .unwrap();
     tier.invalidate_tags(&[1]).await;
     assert_eq!((tier.tag_head(), tier.tag_invalidated(2)), (0, u64::MAX));
     tier.close().await;

@@ -43,10 +43,13 @@ pub(super) struct RedisRs {
     settings: Arc<Settings>,
     lanes: Vec<Lane>,
     /// The connection for messages, once it is wanted.
-    subscriber: Arc<Mutex<Option<(Node, Arc<Link>)>>>,
+    subscriber: Arc<Mutex<Option<Subscriber>>>,
     pushes: Arc<PushQueue>,
     followed: Arc<Mutex<Followed>>,
 }
+
+/// A connection for messages, and where it leads.
+type Subscriber = (Node, Arc<Link>);
 
 /// The connections on which the last `follow` asked.
 #[derive(Default)]
@@ -57,18 +60,29 @@ enum Followed {
     Channel(Seen),
 }
 
-/// Links, and how many connections each has had.
-type Seen = Vec<(Weak<Link>, u64)>;
+type Seen = Vec<SeenLink>;
+
+/// A link, and how many connections it has had.
+struct SeenLink {
+    link: Weak<Link>,
+    connections: u64,
+}
+
+impl SeenLink {
+    fn of(link: &Arc<Link>) -> Self {
+        Self { link: Arc::downgrade(link), connections: link.connections() }
+    }
+}
 
 /// The links with their connections, if all of them are up.
 fn seen(links: &[Arc<Link>]) -> Option<Seen> {
     let up = !links.is_empty() && links.iter().all(|link| link.is_up());
-    up.then(|| links.iter().map(|link| (Arc::downgrade(link), link.connections())).collect())
+    up.then(|| links.iter().map(SeenLink::of).collect())
 }
 
-fn are_still_up(links: &[Arc<Link>], then: &Seen) -> bool {
-    let same = |(now, then): (&(Weak<Link>, u64), &(Weak<Link>, u64))| {
-        now.0.ptr_eq(&then.0) && now.1 == then.1
+fn are_still_up(links: &[Arc<Link>], then: &[SeenLink]) -> bool {
+    let same = |(now, then): (&SeenLink, &SeenLink)| {
+        now.link.ptr_eq(&then.link) && now.connections == then.connections
     };
     seen(links).is_some_and(|now| now.len() == then.len() && now.iter().zip(then).all(same))
 }

@@ -3,7 +3,8 @@
 //! Per key there are three numbers. The *source* is the newest version that anybody could have: it is
 //! written down before the cache is told. The *floor* is the newest version whose write has returned in
 //! this process: nobody who asks later may get less. The *durable* version is the newest one that was
-//! flushed while neither Redis nor the disk lost anything: it is the floor of the next process.
+//! flushed while neither Redis nor the disk lost anything: it is the floor of the next process, and, with
+//! the moment at which it was flushed, of another machine.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -23,7 +24,7 @@ pub(crate) type Value = (u32, u64, u64, Vec<u8>);
 
 /// The time to live of a key's values: some expire while one looks, some outlive an outage.
 pub(crate) fn ttl(key: u32) -> Duration {
-    Duration::from_secs(if key % 4 == 0 { 3 } else { 60 })
+    Duration::from_secs(if key.is_multiple_of(4) { 3 } else { 60 })
 }
 
 pub(crate) fn value(key: u32, version: u64) -> Value {
@@ -44,6 +45,9 @@ fn padding(key: u32, version: u64) -> Vec<u8> {
     padding
 }
 
+/// Bytes of a key in the file: source, durable version, and when that was flushed.
+const LINE: usize = 24;
+
 pub(crate) struct Book {
     file: File,
     keys: Vec<Versions>,
@@ -63,13 +67,9 @@ impl Book {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(path);
         let file = file.expect("the book can be opened");
-        file.set_len(u64::from(KEYS) * 16).expect("the book can be made");
+        file.set_len(place(KEYS)).expect("the book can be made");
         let read = |key: u32| {
-            let mut line = [0; 16];
-            file.read_exact_at(&mut line, u64::from(key) * 16).expect("the book can be read");
-            let number =
-                |at: usize| u64::from_le_bytes(line[at..at + 8].try_into().expect("eight bytes"));
-            let (source, durable) = (number(0), number(8));
+            let [source, durable, _] = line(&file, key);
             Versions { source: source.into(), floor: durable.into(), durable: durable.into() }
         };
         let keys: Vec<_> = (0..KEYS).map(read).collect();
@@ -81,15 +81,26 @@ impl Book {
         &self.keys[key as usize]
     }
 
-    fn write(&self, key: u32, at: u64, version: u64) {
-        let written = self.file.write_all_at(&version.to_le_bytes(), u64::from(key) * 16 + at);
+    fn write(&self, key: u32, at: u64, numbers: &[u64]) {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let written = self.file.write_all_at(&bytes, place(key) + at);
         written.expect("the book can be written");
+    }
+
+    /// What the file says of a key that another process writes.
+    pub(crate) fn line(&self, key: u32) -> [u64; 3] {
+        loop {
+            let (one, again) = (line(&self.file, key), line(&self.file, key));
+            if one == again {
+                return one;
+            }
+        }
     }
 
     /// A new version, as its owner announces it before writing it.
     pub(crate) fn announce(&self, key: u32) -> u64 {
         let version = self.next.fetch_add(1, SeqCst);
-        self.write(key, 0, version);
+        self.write(key, 0, &[version]);
         self.versions(key).source.store(version, SeqCst);
         version
     }
@@ -103,7 +114,7 @@ impl Book {
     pub(crate) fn flushed(&self, key: u32, version: u64) {
         let before = self.versions(key).durable.fetch_max(version, SeqCst);
         if before < version {
-            self.write(key, 8, version);
+            self.write(key, 8, &[version, unix_ms()]);
         }
     }
 
@@ -118,11 +129,32 @@ impl Book {
 
     /// Checks a value that may be as old as it likes.
     pub(crate) fn check_old(&self, key: u32, found: &Value, how: &str) {
-        let (named, version, _, found) = found;
-        assert_eq!(key, *named, "{how} of key {key} found a value of another");
-        assert!(*version <= self.source(key), "{how} of key {key} found version {version}");
-        assert!(padding(key, *version) == *found, "{how} of key {key} found a broken {version}");
+        is_whole(key, found, how);
+        assert!(found.1 <= self.source(key), "{how} of key {key} found version {}", found.1);
     }
+}
+
+fn place(key: u32) -> u64 {
+    u64::from(key) * LINE as u64
+}
+
+fn line(file: &File, key: u32) -> [u64; 3] {
+    let mut line = [0; LINE];
+    file.read_exact_at(&mut line, place(key)).expect("the book can be read");
+    [0, 8, 16].map(|at| u64::from_le_bytes(line[at..at + 8].try_into().expect("eight bytes")))
+}
+
+/// Checks that a value is one of its key.
+pub(crate) fn is_whole(key: u32, (named, version, _, found): &Value, how: &str) {
+    assert_eq!(key, *named, "{how} of key {key} found a value of another");
+    assert!(padding(key, *version) == *found, "{how} of key {key} found a broken {version}");
+}
+
+/// Checks that a value that was asked for at a moment has not outlived its time.
+pub(crate) fn is_young(key: u32, (.., made, _): &Value, at: u64, stale: Duration, how: &str) {
+    let age = Duration::from_millis(at.saturating_sub(*made));
+    let most = ttl(key) + stale + SLACK;
+    assert!(age <= most, "{how} of key {key} found a value that is {age:?} old");
 }
 
 /// A question that was asked at a certain moment.
@@ -140,11 +172,9 @@ impl Asked<'_> {
         let Some(found) = found else { return 0 };
         let Self { book, key, floor, at } = self;
         book.check_old(key, found, how);
-        let (_, version, made, _) = found;
-        assert!(*version >= floor, "{how} of key {key} found {version}, older than {floor}");
-        let age = Duration::from_millis(at.saturating_sub(*made));
-        let most = ttl(key) + stale + SLACK;
-        assert!(age <= most, "{how} of key {key} found {version}, which is {age:?} old");
+        let version = found.1;
+        assert!(version >= floor, "{how} of key {key} found {version}, older than {floor}");
+        is_young(key, found, at, stale, how);
         1
     }
 }

@@ -121,10 +121,9 @@ impl Drop for Worker {
 }
 
 impl Worker {
-    fn start(directory: &std::path::Path, url: &str, seed: u64) -> Self {
+    fn start(test: &str, directory: &std::path::Path, url: &str, seed: u64) -> Self {
         let mut process = Command::new(std::env::current_exe().expect("this program has a path"))
-            .args(["--exact", "worker::works_until_it_is_told_to_close"])
-            .args(["--ignored", "--nocapture"])
+            .args(["--exact", test, "--ignored", "--nocapture"])
             .env(DIRECTORY, directory)
             .env(REDIS, url)
             .env(SEED, seed.to_string())
@@ -133,7 +132,7 @@ impl Worker {
             .spawn()
             .expect("the worker starts");
         let output = BufReader::new(process.stdout.take().expect("it is piped"));
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::sync_channel(256);
         thread::spawn(move || {
             for line in output.split(b'\n').map_while(Result::ok) {
                 if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
@@ -142,6 +141,26 @@ impl Worker {
             }
         });
         Self { process, lines }
+    }
+
+    /// Has the process close, and returns what it says at the end.
+    fn close(mut self, seed: u64) -> String {
+        // One that has ended by itself tells by its status.
+        let _ = self.process.stdin.take().expect("it is piped").write_all(b"close\n");
+        let closing = Instant::now();
+        let mut said = String::new();
+        loop {
+            match self.lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) if line.contains("closed") => break,
+                Ok(line) => said = line,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            assert!(closing.elapsed() < SILENT, "the process does not close; its seed is {seed}");
+        }
+        let status = self.process.wait().expect("it was started");
+        assert!(status.success(), "the process did not close well: {status}; its seed is {seed}");
+        said
     }
 
     /// Takes the next report; `None` when the process has said that it is closed, or is gone.
@@ -178,6 +197,9 @@ fn the_whole_cache_holds_in_every_weather() {
         let weather = Arc::clone(&weather);
         thread::spawn(move || weather.make(server, seed))
     };
+    let test = "observer::watches_until_it_is_told_to_close";
+    let observer_seed = rng.u64(..);
+    let observer = Worker::start(test, directory.path(), &url, observer_seed);
     let (start, total) = (Instant::now(), Duration::from_secs(seconds));
     // The last life is a long one, to compare its memory.
     let last = total * 2 / 5;
@@ -201,6 +223,7 @@ fn the_whole_cache_holds_in_every_weather() {
     }
     // What the last one left is found, too.
     live(&directory, &url, rng.u64(..), Duration::from_millis(500), true, start, &weather);
+    println!("{}", observer.close(observer_seed));
     weather.over.store(true, SeqCst);
     let events = weather.events.load(SeqCst);
     over_redis.join().expect("the weather is made to the end");
@@ -221,7 +244,8 @@ fn live(
     start: Instant,
     weather: &Weather,
 ) -> Report {
-    let mut worker = Worker::start(directory.path(), url, seed);
+    let test = "worker::works_until_it_is_told_to_close";
+    let mut worker = Worker::start(test, directory.path(), url, seed);
     let born = Instant::now();
     let (mut last, mut heard, mut told) = (Report::default(), born, born);
     let (mut warm_kib, mut most_kib, mut told_operations) = (0, 0, 0);
@@ -248,13 +272,7 @@ fn live(
         worker.process.kill().expect("it can be killed");
         return last;
     }
-    worker.process.stdin.take().expect("it is piped").write_all(b"close\n").expect("it listens");
-    let closing = Instant::now();
-    while worker.report(Duration::from_millis(100)).is_some() {
-        assert!(closing.elapsed() < SILENT, "the worker does not close: {last:?}");
-    }
-    let status = worker.process.wait().expect("it was started");
-    assert!(status.success(), "the worker did not close well: {status}; its seed is {seed}");
+    worker.close(seed);
     if time >= COMPARED {
         let allowed = (warm_kib as f64 * GROWTH) as u64 + GROWTH_KIB;
         println!("memory: {warm_kib} KiB at most while warming up, {most_kib} KiB after that");

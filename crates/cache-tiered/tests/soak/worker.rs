@@ -54,11 +54,7 @@ async fn works_until_it_is_told_to_close() {
     let Ok(directory) = std::env::var(DIRECTORY) else { return };
     let setting = |name| std::env::var(name).expect("the parent sets it");
     let (url, seed) = (setting(REDIS), setting(SEED).parse().expect("a number"));
-    let complain = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        complain(info);
-        std::process::abort();
-    }));
+    abort_on_panic();
     let directory = PathBuf::from(directory);
     let book = Arc::new(Book::open(&directory.join("book")));
     let disk = directory.join("disk");
@@ -122,8 +118,17 @@ async fn works_until_it_is_told_to_close() {
     println!("closed");
 }
 
+/// Ends the process with the first wrong answer.
+pub(crate) fn abort_on_panic() {
+    let complain = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        complain(info);
+        std::process::abort();
+    }));
+}
+
 /// The clients take turns where there are two.
-fn redis(url: String, seed: u64) -> RedisConfig {
+pub(crate) fn redis(url: String, seed: u64) -> RedisConfig {
     let clients = [
         #[cfg(feature = "redis")]
         RedisClient::Fred,
