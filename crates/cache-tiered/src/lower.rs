@@ -289,8 +289,8 @@ mod sealing {
             matches!(encoded, Ok(Ok(()))).then_some(bytes)
         }
 
-        /// Reads a key back, as `key` has written it.
-        pub(crate) fn decode_key(&self, bytes: &[u8]) -> Option<K> {
+        /// The key that these bytes name.
+        pub(crate) fn key_of(&self, bytes: &[u8]) -> Option<K> {
             catch_unwind(AssertUnwindSafe(|| self.codec.decode_key(bytes))).ok()?.ok()
         }
 

@@ -160,7 +160,7 @@ where
 {
     fn changed(&self, entry: Changed<'_>) -> bool {
         let key = match entry {
-            Changed::Key(bytes) => match self.sealer.decode_key(bytes) {
+            Changed::Key(bytes) => match self.sealer.key_of(bytes) {
                 Some(key) => key,
                 None => return false,
             },
