@@ -22,7 +22,7 @@ use tokio::time::sleep;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn builder(server: &RedisServer) -> CacheBuilder<u32, u32> {
-    let mut config = redis_server::config(&server.url());
+    let mut config = redis_server::config(server.url());
     config.coherence = Coherence::Auto;
     Cache::builder("test").redis(config)
 }
