@@ -39,6 +39,9 @@ where
     /// [`InsertOptions::tags`], from a loader ([`Loaded::with_options`]) or from
     /// [`CacheBuilder::tags_by`](crate::CacheBuilder::tags_by).
     ///
+    /// A value that is read elsewhere before this call and inserted after it counts as made after it. Load
+    /// it with [`get_or_load`](Self::get_or_load), or [`reserve`](Self::reserve) its key before it is read.
+    ///
     /// # Cancel safety
     ///
     /// In memory it is done at the first poll; dropped after that, a tier below may bring entries back
