@@ -988,6 +988,7 @@ where
         expires_at: Millis,
         current: &dyn Fn(&K) -> bool,
     ) -> bool {
+        self.lower.watch(&key, true);
         let ticket = self.memory.ticket(&key);
         // After the ticket: what was written before it is seen here, and what is written after it
         // overtakes it.

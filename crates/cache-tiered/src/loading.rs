@@ -163,7 +163,7 @@ where
             return prefetcher.skip();
         };
         // Whoever loads it already will do.
-        let Role::Leader(ticket, publish) = inner.memory.join(&key) else { return };
+        let Role::Leader(ticket, publish) = inner.join(&key) else { return };
         let hash = inner.memory.hash(&key);
         if !prefetcher.begin(hash, key, |key| inner.memory.contains(key)) {
             return;

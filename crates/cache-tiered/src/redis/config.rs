@@ -49,7 +49,8 @@ pub enum Coherence {
     #[default]
     Auto,
     /// The server tells of every key that is written, removed, evicted or expired (`CLIENT TRACKING`,
-    /// from Redis 6 on). Costs it a message to each machine for every change of the namespace.
+    /// from Redis 6 on). Costs it a message to each machine for every change of the namespace; for a
+    /// machine that stands still, they wait in the server up to its `client-output-buffer-limit`.
     Tracking,
     /// Each machine publishes the names of what it has written or removed. Of what only the server or
     /// another program does, nobody hears; in a cluster, a message that is lost between two nodes is

@@ -8,7 +8,7 @@
 //! Keys that come before the server has promised to tell of changes are remembered, too, and let go when
 //! it has. After that, or if there are too many of them, a promise empties all of memory.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,7 +46,7 @@ pub(super) struct Ears<K, V> {
 
 /// The keys that came before the first promise.
 enum Early<K> {
-    Keys(HashSet<K>),
+    Keys(Vec<K>),
     TooMany,
     Over,
 }
@@ -94,7 +94,7 @@ where
             sink: OnceLock::new(),
             follows,
             is_early: AtomicBool::new(true),
-            early: Mutex::new(Early::Keys(HashSet::new())),
+            early: Mutex::new(Early::Keys(Vec::new())),
             hashed: Mutex::new(hashed),
             invalidations: Counter::default(),
             resets: AtomicU64::new(0),
@@ -127,7 +127,7 @@ where
             let mut early = self.early.lock();
             if let Early::Keys(keys) = &mut *early {
                 if keys.len() < EARLY_MAX {
-                    keys.insert(key);
+                    keys.push(key);
                 } else {
                     let keys = std::mem::replace(&mut *early, Early::TooMany);
                     drop(early);

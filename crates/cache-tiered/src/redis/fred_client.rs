@@ -63,8 +63,10 @@ const SILENT: Duration = Duration::from_secs(1);
 const EVENTS: usize = 16;
 const PUSHES: usize = 4_096;
 /// How often a connection that pushes come over is sent something, so that the watch over silent
-/// servers sees it when it is dead. Longer than that watch takes.
+/// servers sees it when it is dead, and a cluster is looked at. Longer than that watch takes.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// When that is done for the first time.
+const FIRST_LOOK: Duration = Duration::from_millis(300);
 /// How often the nodes of a cluster are asked to tell of changes while they come and go.
 const FOLLOW_TRIES: usize = 3;
 /// How long goodbye may take.
@@ -187,20 +189,30 @@ fn carry(client: &Client, pushes: Arc<PushQueue>) -> impl Future<Output = ()> + 
     }
 }
 
-/// Sends something to every server now and then.
+/// Sends something to every server now and then, and has fred look at a cluster that has changed: else
+/// it would not before a command went to the wrong node.
 async fn keep_alive(client: Client, timeout: Duration, clustered: bool) {
     let caller = Caller { client, options: options(timeout) };
+    let (mut epoch, mut pause) = (None, FIRST_LOOK);
     loop {
-        tokio::time::sleep(KEEP_ALIVE).await;
-        let callers = if clustered {
-            let nodes = caller.client.active_connections().into_iter();
-            nodes.map(|node| caller.to_node(node)).collect()
-        } else {
-            vec![caller.clone()]
-        };
-        // What has become of it, fred finds out by itself.
-        let ping = |it: Caller| async move { it.call("PING", ClusterHash::Random, vec![]).await };
-        let _ = join_all(callers.into_iter().map(ping)).await;
+        tokio::time::sleep(pause).await;
+        pause = KEEP_ALIVE;
+        // What has become of a connection, fred finds out by itself.
+        if !clustered {
+            let _ = caller.call("PING", ClusterHash::Random, Vec::new()).await;
+            continue;
+        }
+        let nodes = caller.client.active_connections().into_iter();
+        let callers: Vec<_> = nodes.map(|node| caller.to_node(node)).collect();
+        let epochs = join_all(callers.iter().map(Caller::epoch)).await;
+        let newest = epochs.into_iter().flatten().max();
+        if newest.is_some() && newest != epoch {
+            let is_first = epoch.is_none();
+            // A try that fails is made again.
+            if is_first || caller.client.sync_cluster().await.is_ok() {
+                epoch = newest;
+            }
+        }
     }
 }
 
@@ -406,6 +418,19 @@ impl Caller {
             Some(before) if self.connections(clustered).as_ref() == Some(&before) => Ok(before),
             _ => Err(RemoteError::Disconnected("the nodes are coming and going".to_owned())),
         }
+    }
+
+    /// The number that grows with every change of who has which slots, as one node knows it.
+    async fn epoch(&self) -> Option<u64> {
+        let answer = self.call("CLUSTER", ClusterHash::Random, vec![word("INFO")]).await.ok()?;
+        let (Resp3Frame::BlobString { data, .. } | Resp3Frame::VerbatimString { data, .. }) =
+            answer
+        else {
+            return None;
+        };
+        let text = String::from_utf8_lossy(&data);
+        let epoch = text.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:"))?;
+        epoch.trim().parse().ok()
     }
 
     async fn identity(&self) -> Result<String, RemoteError> {

@@ -26,6 +26,9 @@
 //! remembered, and these alone are let go. What was brought from a snapshot or a list is not among
 //! them.
 //!
+//! **A cluster's nodes** come and go without a word to those who have no business with their slots, so the
+//! client looks at the cluster's epoch every few seconds.
+//!
 //! **The namespace's version** has a name with that prefix as well: another machine's clear is a push,
 //! the upkeep reads the version at once, and a version that was replaced empties memory. Names of older
 //! versions, which expire in masses after a clear, are ignored. A server that is emptied by `FLUSHALL` or
@@ -272,6 +275,7 @@ impl Following {
         }
         // Another connection may lead to a server that does.
         state.asked = Some(losses);
+        state.muted = false;
         state.way = None;
         Ok(false)
     }
@@ -284,9 +288,22 @@ impl Following {
         }
     }
 
+    /// How others are assumed to be told; both ways while that is not known.
+    fn tells(&self, wanted: Coherence, way: Coherence) -> bool {
+        let state = self.state.lock();
+        match wanted {
+            Coherence::Auto if self.listener.get().is_none() => false,
+            Coherence::Auto => match state.way {
+                Some(known) => known == way,
+                None => state.asked.is_none(),
+            },
+            wanted => wanted == way,
+        }
+    }
+
     /// Whether the server tells others of what is removed only if it was there.
     pub(super) fn announces(&self, wanted: Coherence) -> bool {
-        wanted == Coherence::Tracking || self.state.lock().way == Some(Coherence::Tracking)
+        self.tells(wanted, Coherence::Tracking)
     }
 
     /// A message for those who follow by the channel, if there may be any.
@@ -296,13 +313,7 @@ impl Following {
         names: &Names,
         changed: &[&Bytes],
     ) -> Option<Command> {
-        let publishes = match wanted {
-            Coherence::Off | Coherence::Tracking => false,
-            Coherence::PubSub => true,
-            Coherence::Auto => {
-                self.listener.get().is_some() && self.state.lock().way != Some(Coherence::Tracking)
-            }
-        };
+        let publishes = self.tells(wanted, Coherence::PubSub) && !self.state.lock().muted;
         (publishes && !changed.is_empty()).then(|| Command::Publish {
             channel: names.channel(),
             message: encode(self.nonce, changed),
