@@ -492,9 +492,7 @@ where
                 return ControlFlow::Break(());
             }
             let found = match self.sealer.open(visited.key, visited.value) {
-                Opening::Value(found) => {
-                    self.sealer.key_of(visited.key).map(|key| (key, found))
-                }
+                Opening::Value(found) => self.sealer.key_of(visited.key).map(|key| (key, found)),
                 _ => None,
             };
             // The queue first: a write on its way leaves it only once the engine has it.
