@@ -364,7 +364,7 @@ where
     ///
     /// # Cost
     ///
-    /// Some 100 ns for a miss. A hit costs a second hash and a look into a small table while values that
+    /// Two short locks for a miss. A hit costs a second hash and a look into a small table while values that
     /// were loaded ahead wait for their first hit, and nothing otherwise.
     pub fn prefetch(mut self, prefetch: Prefetch) -> Self {
         self.prefetch = Some(prefetch);

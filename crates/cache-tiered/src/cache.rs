@@ -726,7 +726,7 @@ where
     /// The disk tier's directory is free afterwards. Handles may still be used, and find what is in
     /// memory, but the tiers below are gone for them: a write or a removal that comes after the call
     /// is not written down, and the next cache over the same tiers finds what was there before. So
-    /// stop writing first.
+    /// stop writing first. A dictionary that is being trained is waited for, ten seconds at most.
     ///
     /// # Cancel safety
     ///

@@ -1,5 +1,6 @@
 //! What the cache asks of a tier below memory, and what the two such tiers share.
 
+#[cfg(feature = "disk")]
 use std::ops::ControlFlow;
 #[cfg(feature = "__lower")]
 use std::sync::OnceLock;
@@ -112,6 +113,7 @@ pub(crate) struct Found<V> {
 }
 
 /// How much of a tier's newest entries is asked for: entries, and bytes as the tier stores them.
+#[cfg(feature = "disk")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) entries: u64,
@@ -119,6 +121,7 @@ pub(crate) struct Wanted {
 }
 
 /// One of a tier's newest entries.
+#[cfg(feature = "disk")]
 pub(crate) struct Shown<'a, K, V> {
     /// `None` if it is not for this cache: of another schema or codec, or under an unknown key.
     pub(crate) found: Option<(K, Found<V>)>,
@@ -173,6 +176,7 @@ pub(crate) trait LowerTier<K, V>: Send + Sync {
     fn get_many<'a>(&'a self, keys: &'a [&'a K]) -> BoxFuture<'a, Vec<Option<Found<V>>>>;
 
     /// Shows the newest entries, the older of them first; a tier that cannot tell shows none. Blocks.
+    #[cfg(feature = "disk")]
     fn visit_newest(
         &self,
         wanted: Wanted,

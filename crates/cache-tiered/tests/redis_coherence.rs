@@ -36,7 +36,9 @@ const URL: &str = "ULTRA_PERF_COHERENCE_URL";
 const WAY: &str = "ULTRA_PERF_COHERENCE_WAY";
 
 fn config(url: &str, coherence: Coherence) -> RedisConfig {
-    RedisConfig { coherence, ..redis_server::config(url) }
+    // A write that is late on a machine that does many things at once would be undone.
+    let timeout = Duration::from_millis(800);
+    RedisConfig { coherence, timeout, ..redis_server::config(url) }
 }
 
 fn builder(url: &str, coherence: Coherence) -> CacheBuilder<u32, String> {
@@ -84,8 +86,7 @@ async fn finds(cache: &Cache<u32, String>, key: u32, value: Option<&str>) {
         if found.as_deref() == value {
             return;
         }
-        let stats = (coherence(cache), cache.stats().redis);
-        assert!(start.elapsed() < PATIENCE, "key {key} is {found:?}, not {value:?}: {stats:?}");
+        assert!(start.elapsed() < PATIENCE, "key {key} is {found:?} and not {value:?}");
         sleep(Duration::from_micros(500)).await;
     }
 }
@@ -504,13 +505,8 @@ async fn a_value_that_is_read_while_it_changes_does_not_stay() {
     let _watchdog = Watchdog::over("reads that race with changes");
     let server = RedisServer::start();
     for way in WAYS {
-        // A write that is late on a busy machine is still made.
-        let patient =
-            || RedisConfig { timeout: Duration::from_secs(5), ..config(&server.url(), way) };
-        let (ours, theirs) = (
-            open(builder(&server.url(), way).redis(patient())).await,
-            open(builder(&server.url(), way).redis(patient())).await,
-        );
+        let (ours, theirs) =
+            (open(builder(&server.url(), way)).await, open(builder(&server.url(), way)).await);
         let done = Arc::new(AtomicBool::new(false));
         let readers: Vec<_> = (0..4)
             .map(|_| {

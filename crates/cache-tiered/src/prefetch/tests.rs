@@ -96,7 +96,7 @@ fn of_threads_that_meet_every_fetch_is_decided_once() {
                 for _ in 0..5_000 {
                     let own = rng.u64(..50) * THREADS + thread;
                     if it.begin(hash(own), own, |_| true) {
-                        it.landed(hash(own), own % 7 != 0);
+                        it.landed(hash(own), !own.is_multiple_of(7));
                     }
                     let any = rng.u64(..50 * THREADS);
                     match any % 3 {
