@@ -540,9 +540,10 @@ where
     ///
     /// A cache with encryption keys reads only what one of the same name has encrypted with any of them.
     /// Keys that memory holds already, and such as are written meanwhile, keep their newer values; the
-    /// tiers below are neither asked nor written. Values are as old as the snapshot: where other
-    /// machines have written since, choose a time to live that allows for it. `progress` is called after
-    /// each block, on another thread.
+    /// tiers below are neither asked nor written. A key that is removed before its turn comes back as it
+    /// was saved, so load before the cache is in use. Entries with tags or windows of their own are not
+    /// in the file. Values are as old as the snapshot: where other machines have written since, choose a
+    /// time to live that allows for it. `progress` is called after each block, on another thread.
     ///
     /// # Errors
     ///
