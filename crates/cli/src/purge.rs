@@ -23,7 +23,7 @@ pub(crate) struct PurgeArgs {
     #[arg(long = "tag", value_name = "TAG", conflicts_with = "url")]
     tags: Vec<String>,
     /// Leave what has the tags stale: it is refreshed behind the next request where it allows that
-    #[arg(long, requires = "tags")]
+    #[arg(long, requires = "tags", conflicts_with = "url")]
     soft: bool,
     /// Address of the admin API
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8600")]

@@ -52,10 +52,13 @@ fn answer(mut stream: TcpStream, calls: &AtomicUsize) {
             return;
         }
         calls.fetch_add(1, Ordering::SeqCst);
-        if path == "/slow" {
-            std::thread::sleep(Duration::from_secs(1));
+        match &*path {
+            "/slow" => std::thread::sleep(Duration::from_secs(1)),
+            "/slower" => std::thread::sleep(PATIENCE),
+            _ => {}
         }
-        let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nSurrogate-Key: pages all\r\nContent-Length: 5\r\n\r\nhello";
+        let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=600\r\nSurrogate-Key: pages all\r\n\
+            Content-Length: 5\r\n\r\nhello";
         if stream.write_all(answer.as_bytes()).is_err() {
             return;
         }
@@ -197,9 +200,10 @@ fn a_first_signal_lets_requests_end_and_a_second_does_not() {
         let mut accelerator = Accelerator::start(directory.path(), &backend);
         let calls = backend.calls();
         let mut client = TcpStream::connect(&accelerator.proxy).unwrap();
-        client
-            .write_all(b"POST /slow HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n")
-            .unwrap();
+        // One that is waited for, and one that never comes to its end.
+        let path = if signals == 1 { "/slow" } else { "/slower" };
+        let request = format!("POST {path} HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n");
+        client.write_all(request.as_bytes()).unwrap();
         let deadline = Instant::now() + PATIENCE;
         while backend.calls() == calls {
             assert!(Instant::now() < deadline, "the request never arrived");
