@@ -105,6 +105,8 @@ pub(crate) enum Standing {
 /// When a tag was last invalidated.
 #[derive(Debug)]
 pub(crate) struct Cell {
+    /// For what is written down.
+    #[cfg(feature = "__lower")]
     number: u64,
     invalidated: AtomicU64,
     softened: AtomicU64,
@@ -289,10 +291,13 @@ impl TagTable {
             self.sweep(&mut shard);
         }
         // Relaxed: under the lock of the shard, where alone a cell with this number is forgotten.
-        let floor = AtomicU64::new(self.floor.load(Relaxed));
-        let cell =
-            Cell { number, softened: AtomicU64::new(floor.load(Relaxed)), invalidated: floor };
-        let cell = Arc::new(cell);
+        let floor = self.floor.load(Relaxed);
+        let cell = Arc::new(Cell {
+            #[cfg(feature = "__lower")]
+            number,
+            invalidated: AtomicU64::new(floor),
+            softened: AtomicU64::new(floor),
+        });
         shard.cells.insert(number, Arc::clone(&cell));
         cell
     }
