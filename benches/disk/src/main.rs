@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod engine;
+#[cfg(target_os = "linux")]
+mod sizes;
 mod workload;
 
 use std::path::Path;
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
     gets(&mut suite, &workload);
     churn(&mut suite, &workload);
     asynchronous(&mut suite, &workload);
+    #[cfg(target_os = "linux")]
+    sizes::rows(&mut suite);
     suite.finish()
 }
 

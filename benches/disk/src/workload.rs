@@ -65,8 +65,13 @@ impl Workload {
     }
 
     pub(crate) fn value(&self, entry: u32) -> &str {
-        let at = entry as usize * 37 % (BLOCK_BYTES - VALUE_BYTES);
-        &self.block[at..at + VALUE_BYTES]
+        self.value_of(entry, VALUE_BYTES)
+    }
+
+    /// A value of another size, up to 64 KiB.
+    pub(crate) fn value_of(&self, entry: u32, bytes: usize) -> &str {
+        let at = entry as usize * 37 % (BLOCK_BYTES - bytes);
+        &self.block[at..at + bytes]
     }
 
     /// Draws entries to read, the popular ones more often.
