@@ -22,15 +22,30 @@ type Level<T> = Box<[OnceLock<T>]>;
 /// The records of a shard's nodes.
 #[derive(Default)]
 pub(super) struct Records {
-    root: OnceLock<Level<Level<Box<[Record]>>>>,
+    root: OnceLock<Level<Level<Leaf>>>,
+}
+
+/// The records of nodes whose indices differ in the last eight bits.
+struct Leaf {
+    /// The cache's time up to which the tags of each are known to be good; 0 for never. Apart from the
+    /// rest, because it is all that most look-ups read.
+    good_at: Box<[AtomicU64]>,
+    records: Box<[Record]>,
+}
+
+impl Leaf {
+    fn new() -> Self {
+        Self {
+            good_at: (0..FAN).map(|_| AtomicU64::new(0)).collect(),
+            records: (0..FAN).map(|_| Record::new()).collect(),
+        }
+    }
 }
 
 /// An own window that there is none of.
 const NONE: u32 = u32::MAX;
 
 struct Record {
-    /// The cache's time up to which the tags are known to be good; 0 for never.
-    good_at: AtomicU64,
     /// The entry's own windows, in their order; the last as the bits of an `f32`.
     windows: [AtomicU32; 4],
     attributes: Mutex<Option<Arc<Attributes>>>,
@@ -39,7 +54,6 @@ struct Record {
 impl Record {
     fn new() -> Self {
         Self {
-            good_at: AtomicU64::new(0),
             windows: std::array::from_fn(|_| AtomicU32::new(NONE)),
             attributes: Mutex::new(None),
         }
@@ -51,24 +65,30 @@ fn level<T>() -> Level<T> {
 }
 
 impl Records {
-    fn get(&self, index: u32) -> Option<&Record> {
+    #[inline]
+    fn leaf(&self, index: u32) -> Option<(&Leaf, usize)> {
         let [_, high, middle, low] = index.to_be_bytes().map(usize::from);
-        self.root.get()?[high].get()?[middle].get()?.get(low)
+        Some((self.root.get()?[high].get()?[middle].get()?, low))
+    }
+
+    fn get(&self, index: u32) -> Option<&Record> {
+        let (leaf, at) = self.leaf(index)?;
+        leaf.records.get(at)
     }
 
     /// Fills the record of a node that nobody finds yet.
     pub(super) fn set(&self, index: u32, attributes: Arc<Attributes>) {
         let [_, high, middle, low] = index.to_be_bytes().map(usize::from);
         let branches = self.root.get_or_init(level)[high].get_or_init(level);
-        let leaf = branches[middle].get_or_init(|| (0..FAN).map(|_| Record::new()).collect());
-        let record = &leaf[low];
+        let leaf = branches[middle].get_or_init(Leaf::new);
+        let record = &leaf.records[low];
         let Windows { while_revalidate, if_error, ahead, early } = attributes.windows;
         let windows = [while_revalidate, if_error, ahead, early.map(f32::to_bits)];
         for (place, window) in record.windows.iter().zip(windows) {
             place.store(window.unwrap_or(NONE), Ordering::Relaxed);
         }
         let good_at = if attributes.is_stale() { 0 } else { attributes.stamp().local };
-        record.good_at.store(good_at, Ordering::Relaxed);
+        leaf.good_at[low].store(good_at, Ordering::Relaxed);
         *record.attributes.lock() = Some(attributes);
     }
 
@@ -94,21 +114,21 @@ impl Records {
     /// What the tags of an entry say now.
     #[inline]
     pub(super) fn standing(&self, index: u32, tags: &TagTable) -> Standing {
-        match self.get(index) {
-            Some(record) if record.good_at.load(Ordering::Relaxed) >= tags.now() => Standing::Good,
-            Some(record) => Self::look_closely(record, tags),
-            None => Standing::Good,
+        let Some((leaf, at)) = self.leaf(index) else { return Standing::Good };
+        if leaf.good_at[at].load(Ordering::Relaxed) >= tags.now() {
+            return Standing::Good;
         }
+        Self::look_closely(leaf, at, tags)
     }
 
     #[inline(never)]
-    fn look_closely(record: &Record, tags: &TagTable) -> Standing {
-        let attributes = record.attributes.lock();
+    fn look_closely(leaf: &Leaf, at: usize, tags: &TagTable) -> Standing {
+        let attributes = leaf.records[at].attributes.lock();
         let Some(attributes) = &*attributes else { return Standing::Good };
         let (standing, now) = attributes.standing(tags);
         if standing == Standing::Good {
             // Relaxed: under the lock no other time is stored, and an older one only costs a closer look.
-            record.good_at.store(now, Ordering::Relaxed);
+            leaf.good_at[at].store(now, Ordering::Relaxed);
         }
         standing
     }

@@ -44,7 +44,7 @@ use super::{
 };
 use crate::clock::{Clock, Millis, NEVER};
 use crate::flights::Flights;
-use crate::freshness::{Freshness, Life};
+use crate::freshness::{Freshness, Life, Windows};
 use crate::hasher::hash_of;
 use crate::policy::curve::MissRatioCurve;
 use crate::policy::election::PolicyReport;
@@ -71,8 +71,10 @@ const EXPIRY_BUDGET: usize = 16;
 mod flag {
     pub(super) const PINNED: u8 = 1;
     pub(super) const STORED_BELOW: u8 = 2;
-    /// The entry has a deadline, is watched for idleness, or has attributes: its use asks the clock.
+    /// The entry has a deadline, or is watched for idleness: its use asks the clock.
     pub(super) const TIMED: u8 = 4;
+    /// The entry has windows of its own, and so a record.
+    pub(super) const WINDOWED: u8 = 8;
     /// The entry has a record.
     pub(super) const ATTRIBUTED: u8 = super::table::REPORTED;
 }
@@ -221,9 +223,9 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
     }
 
     /// Notes a use of an entry that the clock decides about, and tells whether it is alive.
-    fn touch(&self, records: &Records, found: Found<'_, K, V>) -> bool {
+    fn touch(&self, found: Found<'_, K, V>) -> bool {
         let now = self.clock.now();
-        if self.is_dead(records, &found, now) {
+        if found.deadline() <= now || self.is_idle(found.touched(), found.flags(), now) {
             return false;
         }
         if let (Some(idle), Some(touched)) = (self.idle, found.touched()) {
@@ -243,34 +245,41 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
 
     /// Whether a tag of the entry was invalidated after its value was made.
     fn is_invalid(&self, records: &Records, found: &Found<'_, K, V>) -> bool {
-        found.flags() & flag::ATTRIBUTED != 0
-            && records.standing(found.index(), &self.tags) == Standing::Invalid
+        self.standing(records, found, found.flags()) == Standing::Invalid
+    }
+
+    /// What the tags of the entry say now.
+    #[inline]
+    fn standing(&self, records: &Records, found: &Found<'_, K, V>, flags: u8) -> Standing {
+        if flags & flag::ATTRIBUTED == 0 {
+            return Standing::Good;
+        }
+        records.standing(found.index(), &self.tags)
     }
 
     /// What decides about the life of an entry.
-    fn life(&self, records: &Records, found: &Found<'_, K, V>) -> Life {
-        if found.flags() & flag::ATTRIBUTED == 0 {
-            return Life::until(found.deadline());
-        }
-        Life {
-            deadline: found.deadline(),
-            stale: records.standing(found.index(), &self.tags) == Standing::Stale,
-            windows: records.windows(found.index()),
-        }
+    fn life(&self, records: &Records, found: &Found<'_, K, V>, standing: Standing) -> Life {
+        let windowed = found.flags() & flag::WINDOWED != 0;
+        let windows = if windowed { records.windows(found.index()) } else { Windows::default() };
+        Life { deadline: found.deadline(), stale: standing == Standing::Stale, windows }
     }
 
-    /// The value of an entry that is alive, unless it has attributes that say that it is not fresh.
+    /// The value of an entry that is alive and in this standing, if it is fresh.
     #[inline]
-    fn fresh_value(&self, records: &Records, found: &Found<'_, K, V>) -> Option<V> {
-        if found.flags() & flag::ATTRIBUTED != 0 && !self.is_fresh(records, found) {
-            return None;
-        }
-        Some(found.value().clone())
+    fn fresh_value(
+        &self,
+        records: &Records,
+        found: &Found<'_, K, V>,
+        standing: Standing,
+    ) -> Option<V> {
+        let fresh = standing == Standing::Good
+            && (found.flags() & flag::WINDOWED == 0 || self.is_fresh(records, found));
+        fresh.then(|| found.value().clone())
     }
 
     #[inline(never)]
     fn is_fresh(&self, records: &Records, found: &Found<'_, K, V>) -> bool {
-        self.freshness.is_fresh(&self.life(records, found), self.clock.now())
+        self.freshness.is_fresh(&self.life(records, found, Standing::Good), self.clock.now())
     }
 
     fn is_idle(&self, touched: Option<&crate::sync::AtomicU32>, flags: u8, now: Millis) -> bool {
@@ -290,7 +299,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         hash: u64,
         key: &Q,
         counted: bool,
-        take: impl FnOnce(&Records, &Found<'_, K, V>) -> Option<T>,
+        take: impl FnOnce(&Records, &Found<'_, K, V>, Standing) -> Option<T>,
     ) -> Option<T>
     where
         Q: Hash + Equivalent<K> + ?Sized,
@@ -299,9 +308,12 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         let Partition { table, records } = self.shard(hash);
         let found = table.find(guard, hash as u32, key);
         if let Some(found) = found
-            && (found.flags() & flag::TIMED == 0 || self.touch(records, found))
+            && let flags = found.flags()
+            && (flags & flag::TIMED == 0 || self.touch(found))
+            && let standing = self.standing(records, &found, flags)
+            && standing != Standing::Invalid
         {
-            if let Some(taken) = take(records, &found) {
+            if let Some(taken) = take(records, &found, standing) {
                 found.raise_mark(MARK_MAX);
                 if counted {
                     self.locals.hit(thread);
@@ -549,8 +561,8 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let hash = hash_of(&self.hasher, key);
-        self.look_up(&epoch::pin(), hash, key, counted, |records, found| {
-            self.fresh_value(records, found)
+        self.look_up(&epoch::pin(), hash, key, counted, |records, found, standing| {
+            self.fresh_value(records, found, standing)
         })
     }
 
@@ -559,8 +571,8 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let hash = hash_of(&self.hasher, key);
-        let take = |records: &Records, found: &Found<'_, K, V>| {
-            let life = self.life(records, found);
+        let take = |records: &Records, found: &Found<'_, K, V>, standing| {
+            let life = self.life(records, found, standing);
             wanted(&life).then(|| (found.value().clone(), life))
         };
         self.look_up(&epoch::pin(), hash, key, counted, take)
@@ -576,8 +588,8 @@ where
                 self.shard(*hash).table.prefetch(*hash as u32);
             }
             for (key, hash) in keys.iter().zip(hashes) {
-                values.push(self.look_up(&guard, hash, key, true, |records, found| {
-                    self.fresh_value(records, found)
+                values.push(self.look_up(&guard, hash, key, true, |records, found, standing| {
+                    self.fresh_value(records, found, standing)
                 }));
             }
         }
@@ -1043,8 +1055,11 @@ where
         } else {
             let Entry { value, expires_at, weight, stored_below, attributes } = entry;
             let mut flags = if stored_below { flag::STORED_BELOW } else { 0 };
-            if attributes.is_some() {
-                flags |= flag::TIMED | flag::ATTRIBUTED;
+            if let Some(attributes) = &attributes {
+                flags |= flag::ATTRIBUTED;
+                if attributes.windows != Windows::default() {
+                    flags |= flag::WINDOWED;
+                }
                 engine.tagged.store(true, Ordering::Relaxed);
             }
             if expires_at != NEVER || engine.idle.is_some() {
