@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use parking_lot::RwLock;
 use quick_cache::Equivalent;
 use tokio::sync::Semaphore;
@@ -568,7 +568,9 @@ where
         for (key, value) in entries {
             let options = InsertOptions::default();
             let Some(terms) = inner.terms(&key, &value, &options, None) else { continue };
-            warmed += u64::from(inner.warm(key, value, terms.expires_at, terms.attributes));
+            let Terms { expires_at, attributes } = terms;
+            let found = Found { value, expires_at, attributes };
+            warmed += u64::from(inner.warm(key, found, |_| true));
         }
         warmed
     }
@@ -1144,10 +1146,7 @@ where
 
     /// Whether no tag has been invalidated since the value was made.
     fn is_valid(&self, attributes: Option<&Attributes>) -> bool {
-        attributes.is_none_or(|it| {
-            it.standing(&self.memory.tags).0 != Standing::Invalid
-                && it.shared_standing(&self.memory.tags) != Standing::Invalid
-        })
+        attributes.is_none_or(|it| it.is_valid(&self.memory.tags))
     }
 
     pub(crate) async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<Landed<V>> {
@@ -1186,32 +1185,9 @@ where
         })
     }
 
-    /// Puts a value into memory alone, unless its key is there or is written meanwhile; tells whether
-    /// it did.
-    pub(crate) fn warm(
-        &self,
-        key: K,
-        value: V,
-        expires_at: Millis,
-        attributes: Option<Arc<Attributes>>,
-    ) -> bool {
-        self.lower.watch(&key, true);
-        let ticket = self.memory.ticket(&key);
-        let entry = self.memory.entry(&key, value, expires_at, attributes, true);
-        if self.memory.peek_fresh(&key).is_some() {
-            return false;
-        }
-        let Some(mut locked) = ticket.redeem() else { return false };
-        let mut out = Outgoing::default();
-        locked.insert(key, entry, &mut out);
-        locked.release(&out);
-        true
-    }
-
-    /// Puts a value that was read below into memory, unless its key is there, is not `current` below any
-    /// more, or is written meanwhile; tells whether it did.
-    #[cfg(feature = "disk")]
-    pub(crate) fn warm_if(&self, key: K, found: Found<V>, current: &dyn Fn(&K) -> bool) -> bool {
+    /// Puts a value into memory alone, unless its key is there, is not `current` any more where it is
+    /// from, or is written meanwhile; tells whether it did.
+    pub(crate) fn warm(&self, key: K, found: Found<V>, current: impl Fn(&K) -> bool) -> bool {
         let Found { value, expires_at, attributes } = found;
         self.lower.watch(&key, true);
         let ticket = self.memory.ticket(&key);
@@ -1357,18 +1333,13 @@ where
         self.memory.invalidate_all();
     }
 
-    fn tags_invalidated(&self, numbers: &[u64]) {
+    fn tags_invalidated<'a>(&'a self, numbers: &'a [u64], shared: Tier) -> BoxFuture<'a, ()> {
         let time = self.memory.tags.invalidate(numbers);
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        // The disk has to know of it after a restart, too.
-        if self.lower.tiers.iter().any(|it| it.tier() == Tier::Disk) {
-            let (lower, numbers) = (Arc::clone(&self.lower), numbers.to_vec());
-            runtime.spawn(async move {
-                for tier in lower.tiers.iter().filter(|it| it.tier() == Tier::Disk) {
-                    tier.note_invalidated(time, &numbers).await;
-                }
-            });
-        }
+        Box::pin(async move {
+            for tier in self.lower.tiers.iter().filter(|it| it.tier() != shared) {
+                tier.note_invalidated(time, numbers).await;
+            }
+        })
     }
 
     fn tags_known(&self) {

@@ -103,32 +103,23 @@ impl Freshness {
         load_millis: f64,
         chance: impl FnOnce() -> f64,
     ) -> State {
-        self.of(life.windows).judge_own(life, now, load_millis, chance)
-    }
-
-    fn judge_own(
-        &self,
-        life: &Life,
-        now: Millis,
-        load_millis: f64,
-        chance: impl FnOnce() -> f64,
-    ) -> State {
-        let fresh_until = self.fresh_until(life.deadline);
+        let own = self.of(life.windows);
+        let fresh_until = own.fresh_until(life.deadline);
         if life.stale && now < fresh_until {
-            return if self.while_revalidate > 0 { State::Stale } else { State::Old };
+            return if own.while_revalidate > 0 { State::Stale } else { State::Old };
         }
         if fresh_until == NEVER {
             return State::Fresh;
         }
         if now >= fresh_until {
-            let servable = now < fresh_until.saturating_add(self.while_revalidate);
+            let servable = now < fresh_until.saturating_add(own.while_revalidate);
             return if servable { State::Stale } else { State::Old };
         }
         let left = fresh_until - now;
-        if left <= self.ahead {
+        if left <= own.ahead {
             return State::Due;
         }
-        if self.early > 0.0 && left as f64 <= self.early * load_millis * -chance().ln() {
+        if own.early > 0.0 && left as f64 <= own.early * load_millis * -chance().ln() {
             return State::Due;
         }
         State::Fresh

@@ -114,7 +114,7 @@ pub(crate) enum Room {
     Closed,
 }
 
-/// A value that a lower tier had, and what it carries. Its tags are looked at by who takes it.
+/// A value that a lower tier had, and what it carries; valid when it was found.
 #[derive(Debug, Clone)]
 pub(crate) struct Found<V> {
     pub(crate) value: V,
@@ -135,8 +135,9 @@ pub(crate) trait Sink<K>: Send + Sync {
     /// The same for every key. Takes its time: not for an async thread.
     fn forget_all(&self);
 
-    /// Tags were invalidated, here or on another machine, after all that was known before.
-    fn tags_invalidated(&self, numbers: &[u64]);
+    /// Tags were invalidated in the tier `shared`, here or on another machine, after all that was known
+    /// before. Resolves when the other tiers will not forget it.
+    fn tags_invalidated<'a>(&'a self, numbers: &'a [u64], shared: Tier) -> BoxFuture<'a, ()>;
 
     /// It is known for the first time what has been invalidated: what is in memory may have been.
     fn tags_known(&self);
@@ -246,7 +247,7 @@ mod sealing {
 
     use bytes::Bytes;
 
-    use super::{Found, Item};
+    use super::{Found, Item, Write};
     use crate::clock::Clock;
     use crate::codec::Codec;
     use crate::dictionary::Dictionary;
@@ -279,11 +280,18 @@ mod sealing {
     }
 
     impl<K: 'static, V: 'static> Sealer<K, V> {
-        /// Whether the tags of a value leave it good for something, by this cache's own time.
-        pub(crate) fn is_valid(&self, attributes: Option<&Attributes>) -> bool {
-            attributes.is_none_or(|it| {
-                it.standing(&self.tags).0 != Standing::Invalid
-                    && it.shared_standing(&self.tags) != Standing::Invalid
+        /// What a pending write leaves to be found: a value, unless it is dead or was removed.
+        pub(crate) fn pending(&self, write: &Write<V>) -> Option<Found<V>>
+        where
+            V: Clone,
+        {
+            let Write::Put(item) = write else { return None };
+            let Item { value, expires_at, attributes, .. } = &**item;
+            let valid = attributes.as_ref().is_none_or(|it| it.is_valid(&self.tags));
+            (valid && *expires_at > self.clock.now()).then(|| Found {
+                value: value.clone(),
+                expires_at: *expires_at,
+                attributes: attributes.clone(),
             })
         }
 

@@ -42,6 +42,7 @@ use crate::codec::{self, CodecError};
 use crate::encryption::{Encryption, NONCE, TAG};
 use crate::envelope::MAX_VALUE_BYTES;
 use crate::files::sync_dir;
+use crate::lower::Found;
 
 const MAGIC: [u8; 8] = *b"CTSNAPSH";
 const CLEAR: u16 = 1;
@@ -678,7 +679,8 @@ where
             let kept = !expired && {
                 let (key, value) =
                     (codec::from_bytes(entry.key).ok()?, codec::from_bytes(entry.value).ok()?);
-                inner.warm(key, value, inner.clock.deadline_of(entry.expires_unix_ms), None)
+                let expires_at = inner.clock.deadline_of(entry.expires_unix_ms);
+                inner.warm(key, Found { value, expires_at, attributes: None }, |_| true)
             };
             *if kept { &mut state.entries } else { &mut state.skipped } += 1;
             Some(())

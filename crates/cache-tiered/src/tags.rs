@@ -412,6 +412,12 @@ impl Attributes {
         self.since(self.stamp.load(Relaxed)) == Standing::Good
     }
 
+    /// Whether the value is good for something, by all that is known here of its tags.
+    pub(crate) fn is_valid(&self, table: &TagTable) -> bool {
+        self.standing(table).0 != Standing::Invalid
+            && self.shared_standing(table) != Standing::Invalid
+    }
+
     /// What other machines have done to the tags since the value was made, as far as it is known here.
     pub(crate) fn shared_standing(&self, table: &TagTable) -> Standing {
         #[cfg(feature = "__redis")]

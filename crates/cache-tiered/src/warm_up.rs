@@ -126,7 +126,7 @@ where
         let Some(inner) = inner.upgrade() else { return ControlFlow::Break(()) };
         (state.bytes, state.total) = (state.bytes + shown.bytes, shown.total_bytes);
         let warmed =
-            shown.found.is_some_and(|(key, found)| inner.warm_if(key, found, shown.is_current));
+            shown.found.is_some_and(|(key, found)| inner.warm(key, found, shown.is_current));
         *if warmed { &mut state.entries } else { &mut state.skipped } += 1;
         if (state.entries + state.skipped).is_multiple_of(STRIDE) {
             progress(state);

@@ -7,12 +7,13 @@
 //! was written with it is a miss. The file changed last is the dictionary that was in use.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::clock::{Millis, millis};
 use crate::dictionary::{DICTIONARY_BYTES_MAX, Dictionary};
+use crate::files::replace;
 
 /// What the files may take on the disk, and what the engine gets less.
 pub(super) const RESERVED_BYTES: u64 = 512 << 10;
@@ -101,19 +102,7 @@ impl DictionaryFiles {
     fn write(&self, id: u32, sealed: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         let path = self.path(id);
-        let aside = path.with_extension("new");
-        let written = (|| {
-            let mut file = File::create(&aside)?;
-            file.write_all(sealed)?;
-            file.sync_all()?;
-            fs::rename(&aside, &path)
-        })();
-        if written.is_err() {
-            // What it leaves behind is deleted at the next opening.
-            let _ = fs::remove_file(&aside);
-        }
-        written?;
-        crate::files::sync_dir(&self.folder)
+        replace(&path, &path.with_extension("new"), sealed).map(drop)
     }
 
     fn prune(&mut self) {

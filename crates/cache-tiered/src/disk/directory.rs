@@ -18,11 +18,11 @@
 
 use std::fs::{self, File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::engine::OpenError;
-use crate::files::sync_dir;
+use crate::files::{replace, sync_dir};
 
 const TITLE: &str = "ultra-perf disk tier";
 const LOCK: &str = "LOCK";
@@ -194,10 +194,5 @@ fn parse(
 
 fn write_format(directory: &Path, engine: &str, version: u32, seed: u64) -> io::Result<()> {
     let text = format!("{TITLE}\nengine = {engine}\nversion = {version}\nseed = {seed:016x}\n");
-    let aside = directory.join(FORMAT_NEW);
-    let mut file = File::create(&aside)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&aside, directory.join(FORMAT))?;
-    sync_dir(directory)
+    replace(&directory.join(FORMAT), &directory.join(FORMAT_NEW), text.as_bytes()).map(drop)
 }

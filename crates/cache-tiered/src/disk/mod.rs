@@ -275,8 +275,13 @@ where
     ) -> Result<Self, DiskOpenError> {
         let (engine, dictionaries) =
             open_directory(config, &sealer).map_err(DiskOpenError::Open)?;
-        let tag_log =
-            TagLog::open(&config.path, config.capacity_bytes, &sealer.tags, &sealer.clock);
+        let tag_log = TagLog::open(
+            &config.path,
+            config.capacity_bytes,
+            config.fsync,
+            &sealer.tags,
+            &sealer.clock,
+        );
         let queue = Arc::new(queue);
         let counters = Arc::new(Counters::default());
         let (reads, jobs) = crossbeam_channel::bounded(config.read_queue);
@@ -351,19 +356,7 @@ where
 
     /// What the queue says of a key: a value, its absence, or nothing.
     fn pending(&self, key: &K) -> Option<Option<Found<V>>> {
-        Some(match self.queue.lookup(key)? {
-            Write::Put(item)
-                if item.expires_at > self.sealer.clock.now()
-                    && self.sealer.is_valid(item.attributes.as_deref()) =>
-            {
-                Some(Found {
-                    value: item.value.clone(),
-                    expires_at: item.expires_at,
-                    attributes: item.attributes.clone(),
-                })
-            }
-            _ => None,
-        })
+        Some(self.sealer.pending(&self.queue.lookup(key)?))
     }
 
     fn count(&self, found: &Option<Found<V>>) {
@@ -650,8 +643,9 @@ impl<K: 'static, V: 'static> Reader<K, V> {
         match self.engine.get(key, self.sealer.clock.unix_now()) {
             Ok(Some(sealed)) => match self.sealer.open(key, &sealed) {
                 Opening::Value(found) => {
-                    let valid = self.sealer.is_valid(found.attributes.as_deref());
-                    return valid.then_some(found);
+                    let tags = &self.sealer.tags;
+                    return Some(found)
+                        .filter(|it| it.attributes.as_ref().is_none_or(|it| it.is_valid(tags)));
                 }
                 Opening::Miss => {}
                 // Those of the directory are known, so this one has been given up.

@@ -13,8 +13,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::engine::Fsync;
 use crate::clock::Clock;
-use crate::files::sync_dir;
+use crate::files::replace;
 use crate::tags::TagTable;
 
 const FILE: &str = "tags";
@@ -36,6 +37,8 @@ pub(super) fn reserved_bytes(capacity_bytes: u64) -> u64 {
 #[derive(Debug)]
 pub(super) struct TagLog {
     directory: PathBuf,
+    /// Whether an invalidation has to outlive a loss of power, as values may.
+    synced: bool,
     /// Absent after a failure: the next note tries to make it anew.
     file: Option<File>,
     bytes: u64,
@@ -48,12 +51,14 @@ impl TagLog {
     pub(super) fn open(
         directory: &Path,
         capacity_bytes: u64,
+        fsync: Fsync,
         tags: &TagTable,
         clock: &Clock,
     ) -> Self {
         let bytes_max = reserved_bytes(capacity_bytes);
-        let mut this = Self { directory: directory.to_owned(), file: None, bytes: 0, bytes_max };
-        let path = directory.join(FILE);
+        let (directory, synced) = (directory.to_owned(), fsync != Fsync::Never);
+        let mut this = Self { directory, synced, file: None, bytes: 0, bytes_max };
+        let path = this.directory.join(FILE);
         // Larger ones are not written.
         let fits = |bytes: &Vec<u8>| bytes.len() as u64 <= BYTES_MAX;
         if !fs::read(&path).ok().filter(fits).is_some_and(|bytes| restore(&bytes, tags)) {
@@ -78,7 +83,10 @@ impl TagLog {
         match &mut self.file {
             Some(file) if grown <= self.bytes_max => {
                 self.bytes = grown;
-                let appended = file.write_all(&records);
+                let mut appended = file.write_all(&records);
+                if self.synced && appended.is_ok() {
+                    appended = file.sync_data();
+                }
                 if appended.is_err() {
                     self.delete();
                 }
@@ -112,12 +120,7 @@ impl TagLog {
         bytes.extend_from_slice(&time.to_le_bytes());
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
         known.iter().for_each(|(number, time)| bytes.extend_from_slice(&record(*number, *time)));
-        let aside = self.directory.join(ASIDE);
-        let mut file = File::create(&aside)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&aside, self.directory.join(FILE))?;
-        sync_dir(&self.directory)?;
+        let file = replace(&self.directory.join(FILE), &self.directory.join(ASIDE), &bytes)?;
         (self.bytes, self.file) = (bytes.len() as u64, Some(file));
         Ok(())
     }
@@ -176,7 +179,7 @@ mod tests {
 
     fn open(directory: &Path) -> (TagLog, TagTable) {
         let tags = TagTable::default();
-        let log = TagLog::open(directory, CAPACITY, &tags, &Clock::default());
+        let log = TagLog::open(directory, CAPACITY, Fsync::Always, &tags, &Clock::default());
         (log, tags)
     }
 

@@ -175,10 +175,13 @@ where
         true
     }
 
-    fn tags_invalidated(&self, numbers: &[u64]) {
-        if let Some(sink) = self.sink() {
-            sink.tags_invalidated(numbers);
-        }
+    fn tags_invalidated<'a>(&'a self, numbers: &'a [u64]) -> BoxFuture<'a, ()> {
+        let sink = self.sink();
+        Box::pin(async move {
+            if let Some(sink) = sink {
+                sink.tags_invalidated(numbers, Tier::Redis).await;
+            }
+        })
     }
 
     fn tags_known(&self) -> BoxFuture<'_, ()> {

@@ -114,19 +114,7 @@ where
 
     /// What the queue says of a key: a value, its absence, or nothing.
     fn pending(&self, key: &K) -> Option<Option<Found<V>>> {
-        Some(match self.queue.lookup(key)? {
-            Write::Put(item)
-                if item.expires_at > self.sealer.clock.now()
-                    && self.sealer.is_valid(item.attributes.as_deref()) =>
-            {
-                Some(Found {
-                    value: item.value.clone(),
-                    expires_at: item.expires_at,
-                    attributes: item.attributes.clone(),
-                })
-            }
-            _ => None,
-        })
+        Some(self.sealer.pending(&self.queue.lookup(key)?))
     }
 
     /// Makes values of what Redis said.

@@ -169,7 +169,7 @@ pub(super) trait Listener: Send + Sync {
     fn changed(&self, entry: Changed<'_>) -> bool;
 
     /// Tags were invalidated, by whomever, after all that was known before.
-    fn tags_invalidated(&self, numbers: &[u64]);
+    fn tags_invalidated<'a>(&'a self, numbers: &'a [u64]) -> BoxFuture<'a, ()>;
 
     /// The log of tags was read for the first time.
     fn tags_known(&self) -> BoxFuture<'_, ()>;

@@ -312,7 +312,7 @@ struct Notes {
 
 impl Listener for Notes {
     fn tags_known(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
+        async {}.boxed()
     }
 
     fn changed(&self, entry: Changed<'_>) -> bool {
@@ -323,8 +323,9 @@ impl Listener for Notes {
         !self.understands_nothing.load(Ordering::Relaxed)
     }
 
-    fn tags_invalidated(&self, tags: &[u64]) {
+    fn tags_invalidated<'a>(&'a self, tags: &'a [u64]) -> BoxFuture<'a, ()> {
         self.tags.lock().extend_from_slice(tags);
+        async {}.boxed()
     }
 
     fn lost(&self, promised: bool) -> BoxFuture<'_, ()> {
@@ -844,7 +845,7 @@ struct Memory(Cache<String, u64>);
 
 impl Listener for Memory {
     fn tags_known(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
+        async {}.boxed()
     }
 
     fn changed(&self, entry: Changed<'_>) -> bool {
@@ -853,7 +854,9 @@ impl Listener for Memory {
         true
     }
 
-    fn tags_invalidated(&self, _: &[u64]) {}
+    fn tags_invalidated<'a>(&'a self, _: &'a [u64]) -> BoxFuture<'a, ()> {
+        async {}.boxed()
+    }
 
     fn lost(&self, _: bool) -> BoxFuture<'_, ()> {
         self.0.inner().forget_all();

@@ -157,7 +157,7 @@ async fn tags(shared: &Shared) -> Result<(), Trouble> {
             if news.first {
                 listener.tags_known().await;
             } else if !news.tags.is_empty() && known {
-                listener.tags_invalidated(&news.tags);
+                listener.tags_invalidated(&news.tags).await;
             }
             if news.lost {
                 shared.following.pushes.empty(None);
