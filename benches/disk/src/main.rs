@@ -12,6 +12,8 @@
 mod engine;
 #[cfg(target_os = "linux")]
 mod sizes;
+#[cfg(target_os = "linux")]
+mod sketch;
 mod workload;
 
 use std::path::Path;
