@@ -5,11 +5,12 @@
 //! the page cache, and four times as large as the cache that sled is given. Rates and latencies are by
 //! the wall clock, since both engines hand work to other threads or to the kernel.
 //!
-//! Directories are made in the system's temporary one (`TMPDIR` moves it), take 2 GiB there at most and
+//! Directories are made in the system's temporary one (`TMPDIR` moves it), take 5 GiB there at most and
 //! are removed. On a file system in memory the numbers say nothing about a disk.
 #![forbid(unsafe_code)]
 
 mod engine;
+mod large;
 #[cfg(target_os = "linux")]
 mod sizes;
 #[cfg(target_os = "linux")]
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     loads(&mut suite, &workload);
     gets(&mut suite, &workload);
     churn(&mut suite, &workload);
+    large::rows(&mut suite);
     asynchronous(&mut suite, &workload);
     #[cfg(target_os = "linux")]
     sizes::rows(&mut suite);
@@ -144,16 +146,14 @@ fn bytes_written_by_process() -> u64 {
 fn gets(suite: &mut Suite, workload: &Workload) {
     const RATES: [&str; 2] = ["warm get, four threads", "warm get, one thread"];
     const P99: &str = "warm get, four threads, p99";
-    const OPEN: &str = "open after a restart, per GiB";
-    const OPEN_CRASHED: &str = "open after a crash, per GiB";
     // The databases take a while to fill, so only for a case that will run.
     let beside = |case: &&str| suite.wants(&format!("{case} vs sled"));
-    if !RATES.iter().chain(&[P99]).any(beside) && !suite.wants(OPEN) && !suite.wants(OPEN_CRASHED) {
+    if !RATES.iter().chain(&[P99]).any(beside) {
         return;
     }
     let four: Vec<_> = (0..4).map(|thread| workload.zipf(GETS / 4, 10 + thread)).collect();
     let one = [workload.zipf(GETS, 20)];
-    let (ours, directory) = full(segment_log, workload);
+    let (ours, _directory) = full(segment_log, workload);
     let sled = SLED.map(|open| full(open, workload));
     let sled = sled.as_ref().map(|(engine, _directory)| &**engine);
 
@@ -173,35 +173,6 @@ fn gets(suite: &mut Suite, workload: &Workload) {
         || get_p99(&*ours, workload, &four),
         sled.map(|sled| || get_p99(sled, workload, &four)),
     );
-
-    // What a killed process leaves: all that was flushed, and nothing that closing writes.
-    let crashed = tempfile::tempdir().expect("the temporary directory is writable");
-    copy_files(directory.path(), crashed.path());
-    drop(ours);
-    let gib = workload.bytes() as f64 / (1_u64 << 30) as f64;
-    suite.reported(OPEN, "s").rounds(9).measure(|| {
-        let watch = Stopwatch::start(Clock::Wall);
-        let engine = segment_log(directory.path());
-        let seconds = watch.elapsed().as_secs_f64();
-        assert_eq!(engine.get(workload.key(0)), VALUE_BYTES);
-        seconds / gib
-    });
-    suite.reported(OPEN_CRASHED, "s").rounds(9).measure(|| {
-        let image = tempfile::tempdir().expect("the temporary directory is writable");
-        copy_files(crashed.path(), image.path());
-        let watch = Stopwatch::start(Clock::Wall);
-        let engine = segment_log(image.path());
-        let seconds = watch.elapsed().as_secs_f64();
-        assert_eq!(engine.get(workload.key(0)), VALUE_BYTES);
-        seconds / gib
-    });
-}
-
-fn copy_files(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).expect("the directory can be listed") {
-        let entry = entry.expect("the directory can be listed");
-        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("the file can be copied");
-    }
 }
 
 /// A log of half the entries' size, filled through its misses: each get that finds nothing is a put.
