@@ -1,0 +1,3 @@
+//! Order ahead of tokio and rayon: priorities that hold under overload, with bounds and figures.
+
+#![forbid(unsafe_code)]
