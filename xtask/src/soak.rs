@@ -125,12 +125,15 @@ fn table(reports: &[Report]) -> String {
     for name in names {
         let rounds = || reports.iter().filter(|report| report.scenario == name);
         let operations = rounds().map(|report| report.operations).sum();
-        let kib: Vec<_> = rounds().map(|report| report.resident_kib).collect();
+        // A process that is just ending has none left.
+        let resident = rounds().map(|report| report.resident_kib).filter(|kib| *kib > 0);
+        let kib: Vec<_> = resident.collect();
         let most = kib.iter().copied().max().unwrap_or(0);
         let columns =
-            [operations, kib[0], most, kib[kib.len() - 1]].map(|n| HumanCount(n).to_string());
+            [operations, kib.first().copied().unwrap_or(0), most, kib.last().copied().unwrap_or(0)]
+                .map(|n| HumanCount(n).to_string());
         let [operations, first, most, last] = columns;
-        let rounds = kib.len();
+        let rounds = rounds().count();
         text += &format!("{name:<12}{rounds:>8}{operations:>16}{first:>14}{most:>14}{last:>14}\n");
     }
     text
