@@ -10,15 +10,17 @@ use std::ffi::CStr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use memory::Tracked;
 use ultra_perf_bench::Suite;
 
 const VARIABLE: &CStr = c"BENCH_MEMORY_ALLOCATOR";
 
 /// The allocators of this build beside the system's: their names and numbers.
 #[cfg(feature = "peers")]
-const OTHERS: [(&str, u8); 2] = [("jemalloc", JEMALLOC), ("mimalloc", MIMALLOC)];
+const OTHERS: [(&str, u8); 3] =
+    [("jemalloc", JEMALLOC), ("mimalloc", MIMALLOC), ("tracked", TRACKED)];
 #[cfg(not(feature = "peers"))]
-const OTHERS: [(&str, u8); 0] = [];
+const OTHERS: [(&str, u8); 1] = [("tracked", TRACKED)];
 
 const UNDECIDED: u8 = 0;
 const SYSTEM: u8 = 1;
@@ -26,6 +28,8 @@ const SYSTEM: u8 = 1;
 const JEMALLOC: u8 = 2;
 #[cfg(feature = "peers")]
 const MIMALLOC: u8 = 3;
+/// The system's allocator under the wrapper that counts by scope.
+const TRACKED: u8 = 4;
 
 static CHOICE: AtomicU8 = AtomicU8::new(UNDECIDED);
 
@@ -91,6 +95,11 @@ macro_rules! pass {
             #[cfg(feature = "peers")]
             MIMALLOC => {
                 let $allocator = mimalloc::MiMalloc;
+                // SAFETY: as above.
+                unsafe { $call }
+            }
+            TRACKED => {
+                let $allocator = Tracked::new(System);
                 // SAFETY: as above.
                 unsafe { $call }
             }

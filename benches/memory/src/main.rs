@@ -9,6 +9,8 @@
 //! that both write shows as a larger number, and waiting for a core does not.
 
 mod allocators;
+mod interning;
+mod tracking;
 
 use std::process::ExitCode;
 
@@ -16,6 +18,11 @@ use ultra_perf_bench::Suite;
 
 fn main() -> ExitCode {
     let mut suite = Suite::new("memory");
+    match allocators::name() {
+        "tracked" => tracking::rows(&mut suite),
+        "malloc" => interning::rows(&mut suite),
+        _ => {}
+    }
     allocators::children(&mut suite);
     suite.finish()
 }

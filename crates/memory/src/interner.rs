@@ -45,7 +45,7 @@ use hashbrown::HashTable;
 use parking_lot::RwLock;
 
 use crate::raw::{Stock, Text};
-use crate::sync::{AtomicU32, AtomicU64, Mutex, Relaxed};
+use crate::sync::{AtomicU64, Mutex, Relaxed};
 use front::FrontCache;
 
 pub(crate) use front::put;
@@ -219,7 +219,7 @@ impl Interner {
     fn new(settings: Settings, now: Instant) -> Self {
         // The id only says where to look; who finds something compares pointers. So it may wrap, but
         // not to zero, which means "of no interner".
-        static NEXT: AtomicU32 = AtomicU32::new(1);
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
         let id = NEXT.fetch_add(1, Relaxed).max(1);
         Self {
             shared: Arc::new(Shared {
@@ -302,8 +302,11 @@ impl Interner {
         let shared = &*self.shared;
         let totals = &shared.totals;
         let mut front_hits = totals.front_hits.load(Relaxed);
+        let mut table_hits = totals.table_hits.load(Relaxed);
         for front in shared.live_fronts() {
-            front_hits += front.hits();
+            let (here, there) = front.hits();
+            front_hits += here;
+            table_hits += there;
         }
         let strings = shared.strings.load(Relaxed);
         let removed = totals.removed.load(Relaxed);
@@ -311,7 +314,7 @@ impl Interner {
             strings,
             bytes: shared.bytes.load(Relaxed),
             front_hits,
-            table_hits: totals.table_hits.load(Relaxed),
+            table_hits,
             misses: strings + removed,
             refused: totals.refused.load(Relaxed),
             removed,
@@ -354,14 +357,16 @@ impl Shared {
     }
 
     fn look_up(&self, hash: u64, text: &str) -> Option<IStr> {
+        front::open(self);
         let shard = self.shard(hash).read();
         let found = shard.table.find(hash, |it| it.hash() == hash && it.as_str() == text)?;
-        found.mark().store(0, Relaxed);
-        // Relaxed counts: they order nothing.
-        self.totals.table_hits.fetch_add(1, Relaxed);
-        let found = found.clone();
+        if found.mark().load(Relaxed) != 0 {
+            found.mark().store(0, Relaxed);
+        }
+        let (handle, replaced) = front::keep(self, found);
         drop(shard);
-        Some(front::keep(self, found))
+        drop(replaced);
+        Some(handle)
     }
 
     fn look_up_or_insert(&self, hash: u64, text: &str) -> IStr {
@@ -378,21 +383,23 @@ impl Shared {
         let made = Text::new(text, hash, self.id);
         let mut shard = self.shard(hash).write();
         let equal = |it: &Text| it.hash() == hash && it.as_str() == text;
-        let found = match shard.table.entry(hash, equal, Text::hash) {
+        let (found, is_new) = match shard.table.entry(hash, equal, Text::hash) {
             hashbrown::hash_table::Entry::Occupied(entry) => {
                 // Another thread came first.
-                self.totals.table_hits.fetch_add(1, Relaxed);
-                entry.get().clone()
+                (entry.get().clone(), false)
             }
             hashbrown::hash_table::Entry::Vacant(entry) => {
                 self.strings.fetch_add(1, Relaxed);
                 self.bytes.fetch_add(cost(&made), Relaxed);
                 entry.insert(made.clone());
-                made
+                (made, true)
             }
         };
         drop(shard);
-        front::keep(self, found)
+        if !is_new {
+            self.totals.table_hits.fetch_add(1, Relaxed);
+        }
+        IStr::new(found)
     }
 
     /// The front caches of threads that are alive; forgets the others.

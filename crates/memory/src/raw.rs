@@ -210,9 +210,11 @@ impl Drop for Handle {
 /// This is weighted reference counting (Bevan, "Distributed Garbage Collection using Reference
 /// Counting", 1987): a holder of many references hands some out without touching the shared count.
 pub(crate) struct Stock {
-    text: Text,
+    text: ManuallyDrop<Text>,
     /// References owned beside that of `text`.
     extra: u32,
+    /// The highest bits of the hash, to turn another string away without looking at this one.
+    tag: u16,
     /// A note of the holder.
     pub(crate) used: bool,
 }
@@ -221,7 +223,28 @@ impl Stock {
     /// Makes a stock of the one reference.
     #[inline]
     pub(crate) fn new(text: Text) -> Self {
-        Self { text, extra: 0, used: true }
+        let tag = Self::tag_of(text.hash());
+        Self { text: ManuallyDrop::new(text), extra: 0, tag, used: false }
+    }
+
+    /// Buys a stock and one reference to hand out, in one addition.
+    #[inline]
+    pub(crate) fn buy(text: &Text, batch: u32) -> (Self, Text) {
+        text.add(batch.max(1) as usize + 1);
+        let mut stock = Self::new(Text { header: text.header });
+        stock.extra = batch.max(1) - 1;
+        (stock, Text { header: text.header })
+    }
+
+    #[inline]
+    fn tag_of(hash: u64) -> u16 {
+        (hash >> 48) as u16
+    }
+
+    /// Whether this is the stock of `text`, which has this hash.
+    #[inline]
+    pub(crate) fn is_of(&self, hash: u64, text: &str) -> bool {
+        self.tag == Self::tag_of(hash) && self.text.as_str() == text
     }
 
     #[inline]
@@ -267,11 +290,9 @@ impl Stock {
 
 impl Drop for Stock {
     fn drop(&mut self) {
-        if self.extra > 0 {
-            // SAFETY: `extra` counts references that are ours, and ends here; `text` drops its own
-            // after this, so this is never the last.
-            unsafe { Text::release(self.text.header, self.extra as usize) }
-        }
+        // SAFETY: `text` is one reference and `extra` counts more that are ours; all of them end
+        // here, and `text` does not drop by itself.
+        unsafe { Text::release(self.text.header, self.extra as usize + 1) }
     }
 }
 
@@ -536,6 +557,12 @@ mod tests {
         assert!(stock.put(other, 100).is_err_and(|other| other.references() == 1));
         assert_eq!(text.references(), 1 + stock.count() as usize);
         drop(stock);
+        assert_eq!(text.references(), 1);
+        let (stock, handed) = Stock::buy(&text, 4);
+        assert_eq!((stock.count(), text.references()), (4, 6));
+        assert!(stock.is_of(1, "counted") && handed.is(&text));
+        assert!(!stock.is_of(1, "others") && !stock.is_of(1 << 48, "counted"));
+        drop((stock, handed));
         assert_eq!(text.references(), 1);
     }
 

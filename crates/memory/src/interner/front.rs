@@ -23,8 +23,10 @@ pub(super) struct FrontCache {
     /// One less than the number of slots, a power of two.
     mask: usize,
     slots: TryCell<Box<[Option<Stock>]>>,
-    /// Only the owner writes.
+    /// Lookups answered here; only the owner writes.
     hits: AtomicU64,
+    /// Lookups that the table answered; only the owner writes.
+    table_hits: AtomicU64,
     totals: Arc<Totals>,
 }
 
@@ -72,7 +74,7 @@ fn with_slot<R>(
 #[inline]
 pub(super) fn take(shared: &Shared, hash: u64, text: &str) -> Option<IStr> {
     with_slot(shared.id, hash, |front, slot| {
-        let stock = slot.as_mut().filter(|stock| stock.text().as_str() == text)?;
+        let stock = slot.as_mut().filter(|stock| stock.is_of(hash, text))?;
         stock.used = true;
         let taken = stock.take(BATCH);
         front.hits.store(front.hits.load(Relaxed) + 1, Relaxed);
@@ -81,24 +83,29 @@ pub(super) fn take(shared: &Shared, hash: u64, text: &str) -> Option<IStr> {
     .flatten()
 }
 
-/// Makes a handle of a text from the table and keeps some references for the next time.
-pub(super) fn keep(shared: &Shared, text: Text) -> IStr {
-    let hash = text.hash();
-    let kept = with_slot(shared.id, hash, |_, slot| {
-        let mut stock = Stock::new(text.clone());
-        let taken = stock.take(BATCH);
-        (taken, slot.replace(stock))
-    });
-    match kept {
-        // What was in the slot is given back here, outside of the cell.
-        Some((taken, _replaced)) => IStr::new(taken),
-        None => {
-            if shared.settings.front_cache > 0 {
-                open(shared);
+/// Makes a handle of a text that lies in the table, under the lock of its shard.
+///
+/// The slot keeps some references for the next time, unless what it has was used since it was last in
+/// the way (as in CLOCK: one second chance). What it had comes back, to be dropped outside of the lock.
+pub(super) fn keep(shared: &Shared, text: &Text) -> (IStr, Option<Stock>) {
+    let kept = with_slot(shared.id, text.hash(), |front, slot| {
+        front.table_hits.store(front.table_hits.load(Relaxed) + 1, Relaxed);
+        match slot {
+            Some(stock) if stock.used => {
+                stock.used = false;
+                (text.clone(), None)
             }
-            IStr::new(text)
+            _ => {
+                let (stock, taken) = Stock::buy(text, BATCH);
+                (taken, slot.replace(stock))
+            }
         }
-    }
+    });
+    let (taken, replaced) = kept.unwrap_or_else(|| {
+        shared.totals.table_hits.fetch_add(1, Relaxed);
+        (text.clone(), None)
+    });
+    (IStr::new(taken), replaced)
 }
 
 /// Clones a handle, out of the stock where that holds its string.
@@ -126,9 +133,11 @@ pub(crate) fn put(text: Text) {
     drop(text);
 }
 
-/// Gives this thread a front cache of `shared`, if it has none.
-#[cold]
-fn open(shared: &Shared) {
+/// Gives this thread a front cache of `shared`, if it has none and there is to be one.
+pub(super) fn open(shared: &Shared) {
+    if shared.settings.front_cache == 0 {
+        return;
+    }
     let known = LOCAL.try_with(|local| {
         local.try_borrow().is_ok_and(|it| it.fronts.iter().any(|front| front.owner == shared.id))
     });
@@ -141,6 +150,7 @@ fn open(shared: &Shared) {
         mask: size - 1,
         slots: TryCell::new((0..size).map(|_| None).collect()),
         hits: AtomicU64::new(0),
+        table_hits: AtomicU64::new(0),
         totals: Arc::clone(&shared.totals),
     });
     let mut fronts = shared.fronts.lock();
@@ -162,8 +172,9 @@ fn open(shared: &Shared) {
 }
 
 impl FrontCache {
-    pub(super) fn hits(&self) -> u64 {
-        self.hits.load(Relaxed)
+    /// Lookups that were answered here, and by the table.
+    pub(super) fn hits(&self) -> (u64, u64) {
+        (self.hits.load(Relaxed), self.table_hits.load(Relaxed))
     }
 
     /// Gives references back, unless the owner is in the middle of a lookup.
@@ -190,6 +201,8 @@ impl FrontCache {
 impl Drop for FrontCache {
     fn drop(&mut self) {
         // The slots give their stock back by themselves.
-        self.totals.front_hits.fetch_add(self.hits(), Relaxed);
+        let (hits, table_hits) = self.hits();
+        self.totals.front_hits.fetch_add(hits, Relaxed);
+        self.totals.table_hits.fetch_add(table_hits, Relaxed);
     }
 }

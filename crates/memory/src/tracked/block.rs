@@ -19,12 +19,17 @@ pub(super) static SHARED: Block = Block::new();
 static FIRST: OnceLock<Box<Block>> = OnceLock::new();
 
 /// What one thread did in one scope.
+///
+/// The net is not a word of its own, which each allocation would have to read after the free before
+/// it: `net = bytes - freed`, and what is kept instead of `freed` is `mark = high + freed`. So a free
+/// adds to one word, an allocation to two others, and a new peak is where `bytes` comes to exceed
+/// `mark`.
 #[repr(align(64))]
 pub(super) struct Counters {
     allocs: AtomicU64,
-    bytes: AtomicU64,
-    /// Allocated and not freed, in bytes.
-    net: AtomicI64,
+    bytes: AtomicI64,
+    /// The bytes freed and `high`, added up.
+    mark: AtomicI64,
     /// The highest net since the scope was entered.
     high: AtomicI64,
     /// The net when the scope was entered.
@@ -44,8 +49,8 @@ impl Counters {
     const fn new() -> Self {
         Self {
             allocs: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            net: AtomicI64::new(0),
+            bytes: AtomicI64::new(0),
+            mark: AtomicI64::new(0),
             high: AtomicI64::new(0),
             base: AtomicI64::new(0),
             peak: AtomicI64::new(0),
@@ -55,36 +60,44 @@ impl Counters {
     #[inline]
     pub(super) fn allocated(&self, size: usize) {
         self.allocs.store(self.allocs.load(Relaxed) + 1, Relaxed);
-        self.bytes.store(self.bytes.load(Relaxed).wrapping_add(size as u64), Relaxed);
-        let net = self.net.load(Relaxed).wrapping_add(size as i64);
-        self.net.store(net, Relaxed);
-        if net > self.high.load(Relaxed) {
-            self.high.store(net, Relaxed);
+        let bytes = self.bytes.load(Relaxed).wrapping_add(size as i64);
+        self.bytes.store(bytes, Relaxed);
+        let mark = self.mark.load(Relaxed);
+        if bytes > mark {
+            self.mark.store(bytes, Relaxed);
+            self.high.store(self.high.load(Relaxed) + (bytes - mark), Relaxed);
         }
     }
 
     #[inline]
     pub(super) fn freed(&self, size: usize) {
-        self.net.store(self.net.load(Relaxed).wrapping_sub(size as i64), Relaxed);
+        self.mark.store(self.mark.load(Relaxed).wrapping_add(size as i64), Relaxed);
     }
 
+    /// Counts for threads without a block, which have no entries and no peak.
     pub(super) fn shared_allocated(&self, size: usize) {
         self.allocs.fetch_add(1, Relaxed);
-        self.bytes.fetch_add(size as u64, Relaxed);
-        self.net.fetch_add(size as i64, Relaxed);
+        self.bytes.fetch_add(size as i64, Relaxed);
     }
 
     pub(super) fn shared_freed(&self, size: usize) {
-        self.net.fetch_sub(size as i64, Relaxed);
+        self.mark.fetch_add(size as i64, Relaxed);
+    }
+
+    fn net(&self) -> i64 {
+        let freed = self.mark.load(Relaxed) - self.high.load(Relaxed);
+        self.bytes.load(Relaxed) - freed
     }
 
     /// Begins an entry: its peak counts from here.
     #[inline]
     pub(super) fn enter(&self) -> Frame {
         let frame = Frame { base: self.base.load(Relaxed), high: self.high.load(Relaxed) };
-        let net = self.net.load(Relaxed);
+        let net = self.net();
         self.base.store(net, Relaxed);
         self.high.store(net, Relaxed);
+        // With the net for `high`, the mark is what was ever allocated.
+        self.mark.store(self.bytes.load(Relaxed), Relaxed);
         frame
     }
 
@@ -97,16 +110,20 @@ impl Counters {
             self.peak.store(peak, Relaxed);
         }
         self.base.store(frame.base, Relaxed);
-        self.high.store(frame.high.max(high), Relaxed);
+        if frame.high > high {
+            self.mark.store(self.mark.load(Relaxed) + (frame.high - high), Relaxed);
+            self.high.store(frame.high, Relaxed);
+        }
     }
 
+    /// What was counted; exact on the own thread, and elsewhere as of about now.
     pub(super) fn report(&self) -> ScopeReport {
         let entry = self.high.load(Relaxed) - self.base.load(Relaxed);
         let peak = self.peak.load(Relaxed).max(entry).max(0);
         ScopeReport {
             allocs: self.allocs.load(Relaxed),
-            bytes: self.bytes.load(Relaxed),
-            net: self.net.load(Relaxed),
+            bytes: self.bytes.load(Relaxed) as u64,
+            net: self.net(),
             peak: peak as u64,
         }
     }
