@@ -235,19 +235,30 @@ impl Drop for AtEnd {
 /// Counts an allocation and returns the scope it belongs to.
 #[inline]
 pub(crate) fn allocated(address: usize, size: usize) -> u16 {
+    // The usual mode first: it then has one check, and so has no tracking at all.
     let mode = MODE.load(Relaxed);
-    if mode == OFF {
-        return NOBODY;
+    if mode != SCOPES {
+        return if mode == OFF { NOBODY } else { allocated_at(address, size) };
     }
-    LOCAL.with(|local| {
-        let Some(counters) = local.counters.get() else {
-            return local.allocated_slowly(size);
-        };
-        counters.allocated(size);
-        if mode == SITES {
-            local.maybe_sample(address, size);
+    LOCAL.with(|local| match local.counters.get() {
+        Some(counters) => {
+            counters.allocated(size);
+            local.scope.get()
         }
-        local.scope.get()
+        None => local.allocated_slowly(size),
+    })
+}
+
+/// Counts an allocation and takes a sample where one is due.
+#[inline(never)]
+fn allocated_at(address: usize, size: usize) -> u16 {
+    LOCAL.with(|local| match local.counters.get() {
+        Some(counters) => {
+            counters.allocated(size);
+            local.maybe_sample(address, size);
+            local.scope.get()
+        }
+        None => local.allocated_slowly(size),
     })
 }
 
@@ -255,16 +266,16 @@ pub(crate) fn allocated(address: usize, size: usize) -> u16 {
 #[inline]
 pub(crate) fn freed(address: usize, size: usize) {
     let mode = MODE.load(Relaxed);
-    if mode == OFF {
-        return;
+    if mode != SCOPES {
+        if mode == OFF {
+            return;
+        }
+        sites::forget(address);
     }
     LOCAL.with(|local| match local.counters.get() {
         Some(counters) => counters.freed(size),
         None => local.freed_slowly(local.scope.get(), size),
     });
-    if mode == SITES {
-        sites::forget(address);
-    }
 }
 
 /// Counts a free to the scope that allocated, also while tracking is off.
