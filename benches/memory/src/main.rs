@@ -9,6 +9,9 @@
 //! that both write shows as a larger number, and waiting for a core does not.
 
 mod allocators;
+#[cfg(feature = "peers")]
+mod peers;
+mod pools;
 
 use std::process::ExitCode;
 
@@ -16,6 +19,7 @@ use ultra_perf_bench::Suite;
 
 fn main() -> ExitCode {
     let mut suite = Suite::new("memory");
+    pools::rows(&mut suite);
     allocators::children(&mut suite);
     suite.finish()
 }

@@ -1,0 +1,975 @@
+//! What all pools have in common: stashes of threads over a shared depot.
+//!
+//! Objects rest in two places. Each thread has a *stash*, a small stack that only this thread uses, so
+//! that taking and returning are a handful of plain loads and stores. Below them is one *depot* behind a
+//! lock. A thread whose stash runs empty fetches a *magazine* of objects from the depot, and one whose
+//! stash is full leaves half of it there: that is the magazine layer of Bonwick and Adams, "Magazines
+//! and Vmem" (USENIX 2001), with the same effect: the lock is taken once for a magazine, also where
+//! objects are taken on one thread and returned on another.
+//!
+//! # Caps
+//!
+//! The caps on what rests are exact. A thread gets a *grant* with its stash, a part of the caps that it
+//! may fill without asking; grants and what is in the depot together are never more than the caps, and
+//! grants alone at most half. A thread that comes when no more can be granted works on the depot.
+//!
+//! With a limit on what exists (see [`PoolBuilder::limit`](super::PoolBuilder::limit)) there are no
+//! grants: an object that rests in the stash of another thread could not be had here, and a taker would
+//! wait while something is free.
+//!
+//! # Decay
+//!
+//! Each stash and the depot remember the fewest objects that they had since the last step. Those were
+//! not needed, and each step drops half of them, rounded up; what nobody has touched for
+//! [`QUIET_STEPS`] steps goes at once. Steps visit the stashes of other threads; see [`PerThread`] for
+//! how that goes without a lock on their side.
+//!
+//! # Locks
+//!
+//! A thread that is inside of its stash may lock the depot. So who holds the depot's lock never visits
+//! stashes, and who visits drops nothing until the visit is over: destructors are the user's.
+
+use std::collections::VecDeque;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::CachePadded;
+
+use super::births::{BIRTHS, Birth, Births};
+use super::waiters::{Waiters, Woken};
+use crate::raw::{PerThread, ThreadEnd, at_end};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Relaxed};
+
+/// How many operations of a thread, a power of two, go by before it looks after the pool.
+const UPKEEP_EVERY: u64 = 64;
+/// After so many steps of decay without a use, a stash or the depot is emptied.
+const QUIET_STEPS: u8 = 5;
+/// The most objects that a thread is granted.
+const STASH_MAX: usize = 64;
+
+/// How a pool makes its objects and what it does when they return.
+pub(crate) trait Kind: Send + Sync + 'static {
+    /// What is pooled.
+    type Object: Send + 'static;
+
+    /// Makes an object of a class.
+    fn make(&self, class: usize) -> Self::Object;
+
+    /// Makes an object fit for the next user and says how many bytes it takes.
+    fn restore(&self, object: &mut Self::Object) -> usize;
+
+    /// Whether `restore` runs code of the user, which may panic.
+    fn may_panic(&self) -> bool;
+}
+
+/// The bounds of a pool; checked by the builder.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) idle_max: usize,
+    pub(crate) idle_bytes_max: usize,
+    pub(crate) object_bytes_max: usize,
+    pub(crate) stash_bytes_max: usize,
+    pub(crate) limit: Option<usize>,
+    pub(crate) waiters_max: usize,
+    pub(crate) decay: Duration,
+    pub(crate) clock: fn() -> Instant,
+}
+
+/// An object with what it counts for.
+struct Entry<T> {
+    object: T,
+    bytes: usize,
+}
+
+/// Numbers of one thread. Only the thread writes them, or who has its stash, so an increment is a load
+/// and a store.
+#[derive(Default)]
+struct Counters {
+    /// Taken from the stash.
+    hits: AtomicU64,
+    /// Returned to the stash.
+    kept: AtomicU64,
+    /// Moved into the stash from the depot, less those moved or dropped from it; wraps.
+    moved: AtomicU64,
+    /// Bytes in the stash.
+    bytes: AtomicUsize,
+    /// Guards taken less guards dropped on this thread, by birth; wraps.
+    born: [AtomicU32; BIRTHS],
+}
+
+impl Counters {
+    /// Objects in the stash.
+    fn idle(&self) -> usize {
+        let arrived = self.kept.load(Relaxed).wrapping_add(self.moved.load(Relaxed));
+        // A reading in the middle of a change can be off by what changes; a stash holds few.
+        let idle = arrived.wrapping_sub(self.hits.load(Relaxed)).cast_signed();
+        usize::try_from(idle).unwrap_or(0)
+    }
+}
+
+#[inline]
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+/// The objects that rest with a thread.
+struct Stash<T, H, const C: usize> {
+    free: [Vec<Entry<T>>; C],
+    unused: [Unused; C],
+    len: usize,
+    /// How many objects and bytes this stash may hold; nothing until the thread is known to the pool.
+    grant: Grant,
+    asked: bool,
+    home: Option<Arc<H>>,
+}
+
+/// What of a class was not needed since the last step of decay.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unused {
+    /// The fewest objects there were.
+    low: usize,
+    /// Steps since it was last used.
+    quiet: u8,
+}
+
+impl Unused {
+    /// Notes that one was taken and `left` stay.
+    #[inline]
+    fn left(&mut self, left: usize) {
+        self.low = self.low.min(left);
+    }
+
+    /// Says how many of `len` objects go in this step.
+    fn step(&mut self, len: usize) -> usize {
+        self.quiet = if self.low == len { (self.quiet + 1).min(QUIET_STEPS) } else { 0 };
+        if self.quiet == QUIET_STEPS { len } else { self.low.div_ceil(2) }
+    }
+
+    /// Begins the time until the next step, with `len` objects.
+    fn begin(&mut self, len: usize) {
+        self.low = len;
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Grant {
+    objects: usize,
+    bytes: usize,
+}
+
+impl<T, H, const C: usize> Default for Stash<T, H, C> {
+    fn default() -> Self {
+        Self {
+            free: [const { Vec::new() }; C],
+            unused: [Unused::default(); C],
+            len: 0,
+            grant: Grant::default(),
+            asked: false,
+            home: None,
+        }
+    }
+}
+
+impl<T, H, const C: usize> Stash<T, H, C> {
+    #[inline]
+    fn pop(&mut self, class: usize, counters: &Counters) -> Option<Entry<T>> {
+        let free = &mut self.free[class];
+        let entry = free.pop()?;
+        self.unused[class].left(free.len());
+        self.len -= 1;
+        let bytes = counters.bytes.load(Relaxed) - entry.bytes;
+        counters.bytes.store(bytes, Relaxed);
+        Some(entry)
+    }
+
+    #[inline]
+    fn push(&mut self, class: usize, entry: Entry<T>, counters: &Counters) -> Result<(), Entry<T>> {
+        let bytes = counters.bytes.load(Relaxed) + entry.bytes;
+        if self.len >= self.grant.objects || bytes > self.grant.bytes {
+            return Err(entry);
+        }
+        counters.bytes.store(bytes, Relaxed);
+        self.free[class].push(entry);
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Takes out the `n` objects of a class that have rested longest, without counting them.
+    fn drain(
+        &mut self,
+        class: usize,
+        n: usize,
+        counters: &Counters,
+    ) -> impl Iterator<Item = Entry<T>> {
+        self.len -= n;
+        add(&counters.moved, (n as u64).wrapping_neg());
+        let left = self.free[class].len() - n;
+        self.unused[class].left(left);
+        self.free[class].drain(..n).inspect(|entry| {
+            counters.bytes.store(counters.bytes.load(Relaxed) - entry.bytes, Relaxed);
+        })
+    }
+}
+
+/// The objects that rest with nobody, and what is decided about all of them.
+pub(super) struct Depot<T, const C: usize> {
+    /// The front has rested longest.
+    free: [VecDeque<Entry<T>>; C],
+    unused: [Unused; C],
+    idle: usize,
+    bytes: usize,
+    granted: Grant,
+    closed: bool,
+    /// Takes and returns without a stash.
+    operations: u64,
+    hits: u64,
+    /// Objects that exist, where there is a limit.
+    pub(super) existing: usize,
+    pub(super) waiters: Waiters,
+}
+
+impl<T, const C: usize> Depot<T, C> {
+    fn fits(&self, bytes: usize, settings: &Settings) -> bool {
+        !self.closed
+            && self.idle + self.granted.objects < settings.idle_max
+            && self.bytes + self.granted.bytes + bytes <= settings.idle_bytes_max
+    }
+
+    /// How many of `entries`, from the first on, there is room for.
+    fn fitting(&self, entries: &[Entry<T>], settings: &Settings) -> usize {
+        if self.closed {
+            return 0;
+        }
+        let objects = settings.idle_max - self.idle - self.granted.objects;
+        let mut bytes = settings.idle_bytes_max - self.bytes - self.granted.bytes;
+        let fits = |entry: &&Entry<T>| match bytes.checked_sub(entry.bytes) {
+            Some(rest) => {
+                bytes = rest;
+                true
+            }
+            None => false,
+        };
+        entries.iter().take(objects).take_while(fits).count()
+    }
+
+    fn push(&mut self, class: usize, entry: Entry<T>, settings: &Settings) -> Result<(), Entry<T>> {
+        if !self.fits(entry.bytes, settings) {
+            return Err(entry);
+        }
+        self.idle += 1;
+        self.bytes += entry.bytes;
+        self.free[class].push_back(entry);
+        Ok(())
+    }
+
+    fn pop(&mut self, class: usize) -> Option<Entry<T>> {
+        let entry = self.free[class].pop_back()?;
+        self.removed(class, &entry);
+        Some(entry)
+    }
+
+    fn pop_oldest(&mut self, class: usize) -> Option<Entry<T>> {
+        let entry = self.free[class].pop_front()?;
+        self.removed(class, &entry);
+        Some(entry)
+    }
+
+    fn removed(&mut self, class: usize, entry: &Entry<T>) {
+        self.idle -= 1;
+        self.bytes -= entry.bytes;
+        self.unused[class].left(self.free[class].len());
+    }
+
+    /// Tells how many more guards the limit allows, and how many of those are promised to waiters.
+    pub(super) fn places(&self, limit: usize) -> usize {
+        self.idle + limit.saturating_sub(self.existing)
+    }
+}
+
+/// Numbers that change seldom.
+#[derive(Default)]
+pub(super) struct Totals {
+    made: AtomicU64,
+    discarded: AtomicU64,
+    decayed: AtomicU64,
+    detached: AtomicU64,
+    poisoned: AtomicU64,
+    factory_panics: AtomicU64,
+    reset_panics: AtomicU64,
+}
+
+/// A pool without its handle.
+pub(crate) struct Core<K: Kind, const C: usize> {
+    pub(crate) kind: K,
+    pub(super) settings: Settings,
+    stashes: PerThread<Counters, Stash<K::Object, Home<K, C>, C>>,
+    births: Births,
+    /// Counts for threads without a slot; by locked instructions.
+    slotless: [AtomicU32; BIRTHS],
+    totals: Totals,
+    last_step: Mutex<Instant>,
+    depot: CachePadded<Mutex<Depot<K::Object, C>>>,
+}
+
+/// A reference to a pool that a thread hands out to its owned guards.
+///
+/// A guard without a lifetime needs a reference count. One count for the whole pool would be a cache line
+/// that all threads write for each object; this one is cloned by its thread alone, so that only a guard
+/// that is dropped elsewhere makes it travel.
+pub(crate) struct Home<K: Kind, const C: usize> {
+    pub(crate) core: Arc<Core<K, C>>,
+}
+
+/// An object outside of the pool.
+pub(crate) struct Taken<T> {
+    pub(crate) object: T,
+    pub(crate) birth: Birth,
+}
+
+impl<K: Kind, const C: usize> Core<K, C> {
+    pub(crate) fn new(kind: K, settings: Settings) -> Arc<Self> {
+        let now = (settings.clock)();
+        let depot = Depot {
+            free: [const { VecDeque::new() }; C],
+            unused: [Unused::default(); C],
+            idle: 0,
+            bytes: 0,
+            granted: Grant::default(),
+            closed: false,
+            operations: 0,
+            hits: 0,
+            existing: 0,
+            waiters: Waiters::default(),
+        };
+        Arc::new(Self {
+            kind,
+            settings,
+            stashes: PerThread::new(),
+            births: Births::new(now),
+            slotless: [const { AtomicU32::new(0) }; BIRTHS],
+            totals: Totals::default(),
+            last_step: Mutex::new(now),
+            depot: CachePadded::new(Mutex::new(depot)),
+        })
+    }
+
+    /// Takes an object that rests, or makes one. For pools without a limit.
+    #[inline]
+    pub(crate) fn take(self: &Arc<Self>, class: usize) -> Taken<K::Object> {
+        let birth = self.births.current();
+        let taken = self.stashes.mine(|counters, stash| {
+            let entry = stash?.pop(class, counters)?;
+            add_wrapping(&counters.born[birth.index()], 1);
+            add(&counters.hits, 1);
+            Some((entry.object, counters.hits.load(Relaxed)))
+        });
+        match taken.flatten() {
+            Some((object, hits)) => {
+                if hits.is_multiple_of(UPKEEP_EVERY) {
+                    self.look_after();
+                }
+                Taken { object, birth }
+            }
+            None => self.take_slowly(class, birth),
+        }
+    }
+
+    /// Takes from the depot and fills the stash on the way, or makes an object.
+    #[cold]
+    #[inline(never)]
+    fn take_slowly(self: &Arc<Self>, class: usize, birth: Birth) -> Taken<K::Object> {
+        let mut look_after = false;
+        let fetched = self.stashes.mine(|counters, stash| {
+            let stash = stash?;
+            self.ask_for_grant(stash);
+            let mut depot = self.depot.lock();
+            look_after = depot.operate();
+            let entry = depot.pop(class)?;
+            depot.hits += 1;
+            self.fetch_magazine(class, stash, counters, &mut depot);
+            Some(entry.object)
+        });
+        let object = match fetched {
+            Some(fetched) => fetched,
+            // Without a slot, or while it is visited.
+            None => {
+                let mut depot = self.depot.lock();
+                look_after = depot.operate();
+                let entry = depot.pop(class);
+                depot.hits += u64::from(entry.is_some());
+                entry.map(|entry| entry.object)
+            }
+        };
+        if look_after {
+            self.look_after();
+        }
+        let object = object.unwrap_or_else(|| self.make(class, || {}));
+        self.count_birth(birth, 1);
+        Taken { object, birth }
+    }
+
+    /// Moves objects into the stash, to half of what it may hold.
+    fn fetch_magazine(
+        &self,
+        class: usize,
+        stash: &mut Stash<K::Object, Home<K, C>, C>,
+        counters: &Counters,
+        depot: &mut Depot<K::Object, C>,
+    ) {
+        let want = (stash.grant.objects / 2).saturating_sub(stash.len);
+        for _ in 0..want {
+            let Some(next) = depot.free[class].back() else { break };
+            let bytes = counters.bytes.load(Relaxed) + next.bytes;
+            if bytes > stash.grant.bytes / 2 {
+                break;
+            }
+            let Some(entry) = depot.pop(class) else { break };
+            counters.bytes.store(bytes, Relaxed);
+            stash.free[class].push(entry);
+            stash.len += 1;
+            add(&counters.moved, 1);
+        }
+        // The newest has to be taken first.
+        stash.free[class].reverse();
+    }
+
+    /// Makes an object; `undo` runs if the factory panics, and the panic goes on.
+    pub(super) fn make(&self, class: usize, undo: impl Fn()) -> K::Object {
+        let made = panic::catch_unwind(AssertUnwindSafe(|| self.kind.make(class)));
+        match made {
+            Ok(object) => {
+                self.totals.made.fetch_add(1, Relaxed);
+                object
+            }
+            Err(payload) => {
+                self.totals.factory_panics.fetch_add(1, Relaxed);
+                undo();
+                panic::resume_unwind(payload)
+            }
+        }
+    }
+
+    /// Gives an object back, or drops it where it is not wanted.
+    #[inline]
+    pub(crate) fn put(self: &Arc<Self>, class: usize, taken: Taken<K::Object>) {
+        let Taken { mut object, birth } = taken;
+        if thread::panicking() {
+            // Whoever panicked may have left it half changed.
+            self.totals.poisoned.fetch_add(1, Relaxed);
+            self.gone(birth);
+            return;
+        }
+        let Some(bytes) = self.restore(&mut object) else {
+            self.totals.reset_panics.fetch_add(1, Relaxed);
+            self.gone(birth);
+            // A destructor may panic over the state in which the reset left it.
+            let _ = panic::catch_unwind(AssertUnwindSafe(move || drop(object)));
+            return;
+        };
+        let entry = Entry { object, bytes };
+        let mut entry = Some(entry);
+        let kept = self.stashes.mine(|counters, stash| {
+            add_wrapping(&counters.born[birth.index()], u32::MAX);
+            let Some(stash) = stash else { return false };
+            if bytes > self.settings.object_bytes_max {
+                return false;
+            }
+            let Some(owned) = entry.take() else { return false };
+            match stash.push(class, owned, counters) {
+                Ok(()) => {
+                    add(&counters.kept, 1);
+                    true
+                }
+                Err(owned) => {
+                    entry = Some(owned);
+                    false
+                }
+            }
+        });
+        match (kept, entry) {
+            (None, Some(entry)) => {
+                self.slotless[birth.index()].fetch_sub(1, Relaxed);
+                self.put_slowly(class, entry);
+            }
+            (Some(false), Some(entry)) => self.put_slowly(class, entry),
+            _ => {}
+        }
+    }
+
+    #[inline]
+    fn restore(&self, object: &mut K::Object) -> Option<usize> {
+        if self.kind.may_panic() {
+            panic::catch_unwind(AssertUnwindSafe(|| self.kind.restore(object))).ok()
+        } else {
+            Some(self.kind.restore(object))
+        }
+    }
+
+    /// Makes room in the stash or puts the object into the depot.
+    #[cold]
+    #[inline(never)]
+    fn put_slowly(self: &Arc<Self>, class: usize, entry: Entry<K::Object>) {
+        let mut surplus = Surplus::default();
+        let mut entry = Some(entry).filter(|entry| entry.bytes <= self.settings.object_bytes_max);
+        let too_large = entry.is_none();
+        let mut look_after = false;
+        let mut woken = Woken::default();
+        if !too_large {
+            self.stashes.mine(|counters, stash| {
+                let Some(stash) = stash else { return };
+                self.ask_for_grant(stash);
+                let Some(owned) = entry.take() else { return };
+                // Half of the stash goes to the depot once it is full, so that as many operations
+                // pass until the next trip.
+                let full = stash.len >= stash.grant.objects
+                    || counters.bytes.load(Relaxed) + owned.bytes > stash.grant.bytes;
+                if full {
+                    let mut depot = self.depot.lock();
+                    look_after |= depot.operate();
+                    let half = stash.free[class].len().div_ceil(2);
+                    let n = depot.fitting(&stash.free[class][..half], &self.settings);
+                    for old in stash.drain(class, n, counters) {
+                        surplus.extend(depot.push(class, old, &self.settings).err());
+                    }
+                }
+                match stash.push(class, owned, counters) {
+                    Ok(()) => add(&counters.kept, 1),
+                    Err(owned) => entry = Some(owned),
+                }
+            });
+        }
+        let limited = self.settings.limit.is_some();
+        if entry.is_some() || limited {
+            let mut depot = self.depot.lock();
+            look_after |= depot.operate();
+            if let Some(entry) = entry {
+                surplus.extend(depot.push(class, entry, &self.settings).err());
+            }
+            if limited {
+                let dropped = surplus.len() + usize::from(too_large);
+                depot.existing = depot.existing.saturating_sub(dropped);
+                woken = depot.waiters.wake();
+            }
+        }
+        let discarded = surplus.len() + usize::from(too_large);
+        self.totals.discarded.fetch_add(discarded as u64, Relaxed);
+        woken.wake();
+        if look_after {
+            self.look_after();
+        }
+        drop(surplus);
+    }
+
+    /// Returns from which size on objects are not kept.
+    #[cfg(feature = "buffers")]
+    #[inline]
+    pub(crate) fn largest_object(&self) -> usize {
+        self.settings.object_bytes_max
+    }
+
+    /// Counts an object that will not come back.
+    pub(crate) fn gone(&self, birth: Birth) {
+        self.count_birth(birth, u32::MAX);
+        if self.settings.limit.is_some() {
+            self.no_longer_exists();
+        }
+    }
+
+    /// Counts an object that its user keeps.
+    pub(crate) fn detached(&self, birth: Birth) {
+        self.totals.detached.fetch_add(1, Relaxed);
+        self.gone(birth);
+    }
+
+    /// Gives up the place of one object under the limit.
+    pub(super) fn no_longer_exists(&self) {
+        let woken = {
+            let mut depot = self.depot.lock();
+            depot.existing = depot.existing.saturating_sub(1);
+            depot.waiters.wake()
+        };
+        woken.wake();
+    }
+
+    pub(super) fn depot(&self) -> MutexGuard<'_, Depot<K::Object, C>> {
+        self.depot.lock()
+    }
+
+    /// Takes an object that rests in the depot, whose lock is held.
+    pub(super) fn pop_locked(
+        &self,
+        depot: &mut Depot<K::Object, C>,
+        class: usize,
+    ) -> Option<K::Object> {
+        let entry = depot.pop(class)?;
+        depot.hits += 1;
+        Some(entry.object)
+    }
+
+    /// Counts a guard that was handed out without `take`.
+    pub(super) fn born(&self) -> Birth {
+        let birth = self.births.current();
+        self.count_birth(birth, 1);
+        birth
+    }
+
+    fn count_birth(&self, birth: Birth, n: u32) {
+        let counted =
+            self.stashes.mine(|counters, _| add_wrapping(&counters.born[birth.index()], n));
+        if counted.is_none() {
+            self.slotless[birth.index()].fetch_add(n, Relaxed);
+        }
+    }
+
+    /// Returns a reference for an owned guard; the thread's own where there is one.
+    #[inline]
+    pub(crate) fn home(self: &Arc<Self>) -> Arc<Home<K, C>> {
+        let home = self.stashes.mine(|_, stash| stash?.home.clone());
+        home.flatten().unwrap_or_else(|| self.make_home())
+    }
+
+    #[cold]
+    fn make_home(self: &Arc<Self>) -> Arc<Home<K, C>> {
+        let home = Arc::new(Home { core: Arc::clone(self) });
+        self.stashes.mine(|_, stash| {
+            let Some(stash) = stash else { return };
+            self.ask_for_grant(stash);
+            // Nobody would break the circle after the pool has been closed.
+            if !self.depot.lock().closed {
+                stash.home = Some(Arc::clone(&home));
+            }
+        });
+        home
+    }
+
+    /// Makes the thread known to the pool, once, and gives it a part of the caps if there is one left.
+    fn ask_for_grant(self: &Arc<Self>, stash: &mut Stash<K::Object, Home<K, C>, C>) {
+        if stash.asked {
+            return;
+        }
+        let mut depot = self.depot.lock();
+        if depot.closed {
+            return;
+        }
+        stash.asked = true;
+        let end: Arc<dyn ThreadEnd> = Arc::clone(self) as _;
+        at_end(Arc::downgrade(&end));
+        let grant = self.grant();
+        let free = |granted: usize, max: usize| (max / 2).saturating_sub(granted);
+        let settings = &self.settings;
+        if grant.objects == 0
+            || grant.objects > free(depot.granted.objects, settings.idle_max)
+            || grant.bytes > free(depot.granted.bytes, settings.idle_bytes_max)
+            // The depot may have filled up to the caps while there were fewer grants.
+            || depot.idle + depot.granted.objects + grant.objects > settings.idle_max
+            || depot.bytes + depot.granted.bytes + grant.bytes > settings.idle_bytes_max
+        {
+            return;
+        }
+        depot.granted.objects += grant.objects;
+        depot.granted.bytes += grant.bytes;
+        stash.grant = grant;
+    }
+
+    /// The part of the caps for one thread.
+    ///
+    /// Twice as many threads as there are cores fill the half of the caps that is for grants.
+    fn grant(&self) -> Grant {
+        if self.settings.limit.is_some() {
+            return Grant::default();
+        }
+        let parts = 4 * cores();
+        Grant {
+            objects: (self.settings.idle_max / parts).min(STASH_MAX),
+            bytes: (self.settings.idle_bytes_max / parts).min(self.settings.stash_bytes_max),
+        }
+    }
+
+    /// Lets time pass, by the pool's own clock.
+    #[cold]
+    fn look_after(&self) {
+        self.pass_time((self.settings.clock)());
+    }
+
+    /// Takes a step of decay if it is time for one; returns the bytes that were dropped.
+    pub(crate) fn pass_time(&self, now: Instant) -> u64 {
+        self.births.pass_time(now, |birth| self.guards_of(birth));
+        {
+            // Somebody else is at it.
+            let Some(mut last) = self.last_step.try_lock() else { return 0 };
+            if now.saturating_duration_since(*last) < self.settings.decay {
+                return 0;
+            }
+            *last = now;
+        }
+        let dropped = self.step();
+        self.totals.decayed.fetch_add(dropped.len() as u64, Relaxed);
+        dropped.bytes()
+    }
+
+    /// Takes out half of what was not needed since the last step.
+    fn step(&self) -> Surplus<K::Object> {
+        let mut surplus = Surplus::default();
+        self.stashes.visit(|counters, stash| {
+            for class in 0..C {
+                let n = stash.unused[class].step(stash.free[class].len());
+                if n > 0 {
+                    surplus.extend(stash.drain(class, n, counters));
+                }
+                let left = stash.free[class].len();
+                if left == 0 {
+                    stash.free[class] = Vec::new();
+                }
+                stash.unused[class].begin(left);
+            }
+        });
+        let mut depot = self.depot.lock();
+        let mut from_depot = 0;
+        for class in 0..C {
+            let len = depot.free[class].len();
+            let n = depot.unused[class].step(len);
+            for _ in 0..n {
+                surplus.extend(depot.pop_oldest(class));
+            }
+            from_depot += n;
+            let free = &mut depot.free[class];
+            if free.len() < free.capacity() / 4 {
+                free.shrink_to(free.len() * 2);
+            }
+            depot.unused[class].begin(len - n);
+        }
+        depot.existing = depot.existing.saturating_sub(from_depot);
+        surplus
+    }
+
+    /// Drops what rests until `target` bytes are gone or nothing is left; returns the bytes dropped.
+    pub(crate) fn trim(&self, target: u64) -> u64 {
+        let mut surplus = Surplus::default();
+        {
+            let mut depot = self.depot.lock();
+            // The largest classes first: the fewest objects for the most bytes.
+            for class in (0..C).rev() {
+                while surplus.bytes() < target
+                    && let Some(entry) = depot.pop_oldest(class)
+                {
+                    surplus.push(entry);
+                }
+            }
+            depot.existing = depot.existing.saturating_sub(surplus.len());
+        }
+        if surplus.bytes() < target {
+            self.stashes.visit(|counters, stash| {
+                for class in (0..C).rev() {
+                    while surplus.bytes() < target && !stash.free[class].is_empty() {
+                        surplus.extend(stash.drain(class, 1, counters));
+                    }
+                }
+            });
+        }
+        self.totals.decayed.fetch_add(surplus.len() as u64, Relaxed);
+        surplus.bytes()
+    }
+
+    /// Drops all that rests and keeps nothing from now on.
+    pub(crate) fn close(&self) {
+        let mut surplus = Surplus::default();
+        let mut homes = Vec::new();
+        {
+            let mut depot = self.depot.lock();
+            depot.closed = true;
+            for class in 0..C {
+                while let Some(entry) = depot.pop(class) {
+                    surplus.push(entry);
+                }
+            }
+        }
+        // An owner that is preempted inside of its stash is out of it again soon.
+        for _ in 0..1_000 {
+            let left_out = self.stashes.visit(|counters, stash| {
+                for class in 0..C {
+                    surplus.extend(stash.drain(class, stash.free[class].len(), counters));
+                    stash.free[class] = Vec::new();
+                }
+                stash.grant = Grant::default();
+                homes.extend(stash.home.take());
+            });
+            if left_out == 0 {
+                break;
+            }
+        }
+        self.depot.lock().granted = Grant::default();
+    }
+
+    /// Returns the bytes that rest.
+    pub(crate) fn idle_bytes(&self) -> u64 {
+        let stashes: usize = self.stashes.shared().map(|it| it.bytes.load(Relaxed)).sum();
+        (stashes + self.depot.lock().bytes) as u64
+    }
+
+    /// Guards that were taken while a birth was the current one and are still there.
+    fn guards_of(&self, birth: Birth) -> u64 {
+        let index = birth.index();
+        let slots = self.stashes.shared().map(|it| it.born[index].load(Relaxed));
+        let sum = slots.fold(self.slotless[index].load(Relaxed), u32::wrapping_add);
+        // A guard that moves from one thread to another while this runs can be seen to leave only.
+        u64::from(u32::try_from(sum.cast_signed()).unwrap_or(0))
+    }
+
+    pub(crate) fn stats(&self, now: Instant) -> PoolStats {
+        self.births.pass_time(now, |birth| self.guards_of(birth));
+        let load = |counter: &AtomicU64| counter.load(Relaxed);
+        let (mut idle, mut idle_bytes, mut hits, waiting) = {
+            let depot = self.depot.lock();
+            (depot.idle, depot.bytes, depot.hits, depot.waiters.len())
+        };
+        for slot in self.stashes.shared() {
+            idle += slot.idle();
+            idle_bytes += slot.bytes.load(Relaxed);
+            hits += load(&slot.hits);
+        }
+        let in_use = Birth::all().map(|birth| self.guards_of(birth)).sum();
+        PoolStats {
+            hits,
+            misses: load(&self.totals.made),
+            in_use,
+            oldest: self.births.oldest(now, |birth| self.guards_of(birth)),
+            idle: idle as u64,
+            idle_bytes: idle_bytes as u64,
+            waiting: waiting as u64,
+            discarded: load(&self.totals.discarded),
+            decayed: load(&self.totals.decayed),
+            detached: load(&self.totals.detached),
+            poisoned: load(&self.totals.poisoned),
+            factory_panics: load(&self.totals.factory_panics),
+            reset_panics: load(&self.totals.reset_panics),
+        }
+    }
+}
+
+impl<T, const C: usize> Depot<T, C> {
+    /// Counts an operation; tells whether it is time to look after the pool.
+    pub(super) fn operate(&mut self) -> bool {
+        self.operations += 1;
+        self.operations.is_multiple_of(UPKEEP_EVERY)
+    }
+}
+
+impl<K: Kind, const C: usize> ThreadEnd for Core<K, C> {
+    fn thread_ends(&self) {
+        let mut surplus = Surplus::default();
+        // While somebody visits the stash it cannot be emptied; visits are short.
+        for _ in 0..1_000 {
+            let mut done = false;
+            self.stashes.mine(|counters, stash| {
+                let Some(stash) = stash else { return };
+                let mut depot = self.depot.lock();
+                depot.granted.objects -= stash.grant.objects;
+                depot.granted.bytes -= stash.grant.bytes;
+                for class in 0..C {
+                    for entry in stash.drain(class, stash.free[class].len(), counters) {
+                        surplus.extend(depot.push(class, entry, &self.settings).err());
+                    }
+                }
+                let home = std::mem::take(stash).home;
+                drop(depot);
+                drop(home);
+                done = true;
+            });
+            if done {
+                break;
+            }
+            thread::yield_now();
+        }
+        self.totals.discarded.fetch_add(surplus.len() as u64, Relaxed);
+        // A panic here would end the process.
+        let _ = panic::catch_unwind(AssertUnwindSafe(move || drop(surplus)));
+    }
+}
+
+/// Objects that have left the pool and are dropped where no lock is held.
+struct Surplus<T> {
+    entries: Vec<Entry<T>>,
+    bytes: u64,
+}
+
+impl<T> Default for Surplus<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), bytes: 0 }
+    }
+}
+
+impl<T> Surplus<T> {
+    fn push(&mut self, entry: Entry<T>) {
+        self.bytes += entry.bytes as u64;
+        self.entries.push(entry);
+    }
+
+    fn extend(&mut self, entries: impl IntoIterator<Item = Entry<T>>) {
+        entries.into_iter().for_each(|entry| self.push(entry));
+    }
+
+    fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+#[inline]
+fn add_wrapping(counter: &AtomicU32, n: u32) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+fn cores() -> usize {
+    if cfg!(loom) {
+        return 1;
+    }
+    static CORES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// What a pool has done and holds, read at one moment while work goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Objects that were taken again after a rest.
+    pub hits: u64,
+    /// Objects that had to be made.
+    pub misses: u64,
+    /// Guards that are out now.
+    pub in_use: u64,
+    /// How long the oldest of them has been out, to about a second: never less than the truth, and more
+    /// by at most the time between two uses or readings of the pool. `None` if no guard is out.
+    pub oldest: Option<Duration>,
+    /// Objects that rest in the pool.
+    pub idle: u64,
+    /// Bytes of the objects that rest in the pool.
+    pub idle_bytes: u64,
+    /// Takers that wait because the limit is reached.
+    pub waiting: u64,
+    /// Objects that were dropped when they returned, because a cap was reached or they were too large.
+    pub discarded: u64,
+    /// Objects that were dropped from the pool by decay or by [`trim`](super::Pool::trim).
+    pub decayed: u64,
+    /// Objects that their users keep.
+    pub detached: u64,
+    /// Objects that were dropped because their guard went while its thread panicked.
+    pub poisoned: u64,
+    /// Panics of the factory; each went on to the caller.
+    pub factory_panics: u64,
+    /// Panics of the reset; each cost the object and went no further.
+    pub reset_panics: u64,
+}
+
+impl PoolStats {
+    /// Returns the share of takes that found an object, or `None` before the first.
+    #[must_use]
+    pub fn hit_ratio(&self) -> Option<f64> {
+        let takes = self.hits + self.misses;
+        (takes > 0).then(|| self.hits as f64 / takes as f64)
+    }
+}

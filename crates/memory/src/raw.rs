@@ -1,0 +1,573 @@
+//! All unsafe code of this crate, as small primitives that are safe to call.
+//!
+//! # Values that belong to a thread and can still be visited
+//!
+//! [`PerThread`] has a slot for every thread. The owner of a slot uses it without a locked instruction:
+//! it says `inside`, looks whether a visitor has said `wanted`, and goes in only if none has. A visitor
+//! says `wanted` and waits until the owner is not `inside`. Each side writes its own flag and then reads
+//! the other's, as in Dekker's algorithm, so between the two there has to be a full fence on both sides.
+//! The owner comes by millions of times for each visit, so the fences are asymmetric: the owner's is one
+//! for the compiler only, and the visitor has the kernel run a fence on every core that runs a thread of
+//! this process (`membarrier(2)`, `MEMBARRIER_CMD_PRIVATE_EXPEDITED`). Where the kernel does not offer
+//! that, both sides take the full fence.
+//!
+//! Neither side waits for long: an owner that finds a visitor goes without its value, and a visitor gives
+//! an owner up that stays `inside` (it has been preempted there) after a bounded number of looks.
+
+#![allow(unsafe_code)]
+
+use std::sync::OnceLock;
+
+use crossbeam_utils::CachePadded;
+
+use crate::sync::{Acquire, AtomicBool, Mutex, Relaxed, Release, UnsafeCell, yield_now};
+
+/// Threads that can have slots at the same time; a later one does without.
+pub(crate) const THREADS_MAX: usize = CHUNKS * CHUNK;
+const CHUNKS: usize = if cfg!(loom) { 1 } else { 64 };
+const CHUNK: usize = if cfg!(loom) { 3 } else { 16 };
+
+/// How often a visitor looks whether the owner has left, yielding in between.
+const LOOKS_MAX: u32 = if cfg!(loom) { 2 } else { 200 };
+
+/// A value `T` for each thread, which its thread reaches without a lock, and a shared part `S` beside it.
+pub(crate) struct PerThread<S, T> {
+    /// Slots come in chunks that are made when the first thread needs one, and never move.
+    chunks: [OnceLock<Chunk<S, T>>; CHUNKS],
+    /// Held by the one visitor.
+    visitor: Mutex<()>,
+}
+
+type Chunk<S, T> = Box<[CachePadded<Slot<S, T>>]>;
+
+struct Slot<S, T> {
+    /// The owner is using the value. Written by the owner alone.
+    inside: AtomicBool,
+    /// A visitor is using the value or waits for it. Written under the visitors' lock.
+    wanted: AtomicBool,
+    shared: S,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: a `&PerThread` lets a thread reach `&S` of any thread, hence `S: Sync`, and `&mut T` of any
+// thread, but of each value one thread at a time (see `Slot::own`), which is sending it: `T: Send`.
+unsafe impl<S: Send + Sync, T: Send> Sync for PerThread<S, T> {}
+
+impl<S: Default, T: Default> PerThread<S, T> {
+    pub(crate) fn new() -> Self {
+        fences::decide();
+        Self { chunks: [const { OnceLock::new() }; CHUNKS], visitor: Mutex::new(()) }
+    }
+
+    /// Runs `f` with the value of this thread, or without it while a visitor or a caller further up on
+    /// this thread's stack has it.
+    ///
+    /// Returns `None`, without running `f`, if this thread has no slot: it is ending, or is one of more
+    /// than [`THREADS_MAX`].
+    ///
+    /// # Cost
+    ///
+    /// Two stores and two loads of a cache line that belongs to this thread.
+    #[inline]
+    pub(crate) fn mine<R>(&self, f: impl FnOnce(&S, Option<&mut T>) -> R) -> Option<R> {
+        let index = thread::index()?;
+        // SAFETY: `thread::index` gives a number to one living thread at a time, and a number that is
+        // given again went through a lock in between, so all that the former thread did is seen.
+        Some(unsafe { self.slot(index).own(f) })
+    }
+
+    /// Runs `f` with the value of every slot that was ever used; returns how many it had to leave out.
+    ///
+    /// `f` must not come back to this `PerThread`: it would find no value and no other visitor's place.
+    ///
+    /// # Cost
+    ///
+    /// A system call that interrupts every core on which this process runs: a few microseconds.
+    pub(crate) fn visit(&self, mut f: impl FnMut(&S, &mut T)) -> usize {
+        let _visitor = self.visitor.lock();
+        for slot in self.slots() {
+            slot.wanted.store(true, Relaxed);
+        }
+        // All flags are up before one fence for all of them; each comes down when its slot is done, and
+        // all of them if `f` panics.
+        let _down = OnDrop(|| self.slots().for_each(|slot| slot.wanted.store(false, Release)));
+        if !fences::heavy() {
+            return self.slots().count();
+        }
+        let mut left_out = 0;
+        for slot in self.slots() {
+            // SAFETY: this is the one visitor, `wanted` is up, and the heavy fence has been run since.
+            let visited = unsafe { slot.visit(&mut f) };
+            left_out += usize::from(!visited);
+        }
+        left_out
+    }
+
+    /// The parts of all slots that may be looked at from any thread.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = &S> {
+        self.slots().map(|slot| &slot.shared)
+    }
+
+    /// All slots whose chunk has been made. A chunk that is made meanwhile is left out from then on by
+    /// every later call of one visit too only if it was left out before: `wanted` is down in it, so
+    /// `Slot::visit` refuses it.
+    fn slots(&self) -> impl Iterator<Item = &Slot<S, T>> {
+        let chunks = self.chunks.iter().filter_map(OnceLock::get);
+        chunks.flat_map(|chunk| chunk.iter().map(|slot| &**slot))
+    }
+
+    #[inline]
+    fn slot(&self, index: usize) -> &Slot<S, T> {
+        let chunk = &self.chunks[index / CHUNK];
+        let chunk = match chunk.get() {
+            Some(chunk) => &**chunk,
+            None => Self::make(chunk),
+        };
+        &chunk[index % CHUNK]
+    }
+
+    #[cold]
+    fn make(chunk: &OnceLock<Chunk<S, T>>) -> &[CachePadded<Slot<S, T>>] {
+        chunk.get_or_init(|| (0..CHUNK).map(|_| CachePadded::new(Slot::new())).collect())
+    }
+}
+
+impl<S: Default, T: Default> Slot<S, T> {
+    fn new() -> Self {
+        Self {
+            inside: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
+            shared: S::default(),
+            value: UnsafeCell::new(T::default()),
+        }
+    }
+}
+
+impl<S, T> Slot<S, T> {
+    /// Runs `f` as the owner; without the value if somebody has it.
+    ///
+    /// # Safety
+    ///
+    /// Only one thread calls this at a time, and what an earlier such thread did happened before.
+    #[inline]
+    unsafe fn own<R>(&self, f: impl FnOnce(&S, Option<&mut T>) -> R) -> R {
+        // Only this thread writes `inside`: true means that a caller further up the stack is in here.
+        if self.inside.load(Relaxed) {
+            return f(&self.shared, None);
+        }
+        self.inside.store(true, Relaxed);
+        // Release: what was done to the value is done before a visitor sees us gone. Pairs with the
+        // Acquire in `visit`; checked by `loom_owner_and_visitor`.
+        let _leave = OnDrop(|| self.inside.store(false, Release));
+        fences::light();
+        // Acquire: pairs with the Release with which a visitor takes its flag down.
+        if self.wanted.load(Acquire) {
+            return f(&self.shared, None);
+        }
+        // SAFETY: this thread is the only owner and was not inside before, so no other `&mut` comes
+        // from here. A visitor that raised its flag before our fence was seen just now; one that did
+        // so later sees `inside` after its own fence and does not touch the value until we leave.
+        self.value.with_mut(|value| f(&self.shared, Some(unsafe { &mut *value })))
+    }
+
+    /// Runs `f` as the visitor, unless the owner stays inside; tells whether it did.
+    ///
+    /// # Safety
+    ///
+    /// Only one thread calls this at a time, and has run `fences::heavy` since it put `wanted` up.
+    unsafe fn visit(&self, f: impl FnOnce(&S, &mut T)) -> bool {
+        if !self.wanted.load(Relaxed) {
+            return true; // made since the flags were put up, and empty
+        }
+        let mut looks = 0;
+        // Acquire: pairs with the Release in `own`.
+        while self.inside.load(Acquire) {
+            looks += 1;
+            if looks > LOOKS_MAX {
+                return false;
+            }
+            yield_now();
+        }
+        // SAFETY: `wanted` is up and the fence was run after that, so an owner that we see outside
+        // will find the flag before it touches the value; visitors come one at a time.
+        self.value.with_mut(|value| f(&self.shared, unsafe { &mut *value }));
+        // Release: pairs with the Acquire in `own`.
+        self.wanted.store(false, Release);
+        true
+    }
+}
+
+/// Runs a closure at the end of a scope, also when it ends by a panic.
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    #[inline]
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// The two fences of the owner and the visitor.
+mod fences {
+    #[cfg(all(target_os = "linux", not(loom), not(miri)))]
+    pub(super) use by_kernel::{decide, heavy, light};
+    #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
+    pub(super) use full::{decide, heavy, light};
+
+    /// The same full fence on both sides.
+    #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
+    mod full {
+        #[cfg(loom)]
+        use loom::sync::atomic::fence;
+        use std::sync::atomic::Ordering::SeqCst;
+        #[cfg(not(loom))]
+        use std::sync::atomic::fence;
+
+        pub(in crate::raw) fn decide() {}
+
+        #[inline]
+        pub(in crate::raw) fn light() {
+            fence(SeqCst);
+        }
+
+        pub(in crate::raw) fn heavy() -> bool {
+            fence(SeqCst);
+            true
+        }
+    }
+
+    #[cfg(all(target_os = "linux", not(loom), not(miri)))]
+    mod by_kernel {
+        use std::sync::Once;
+        use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+        use std::sync::atomic::{AtomicBool, compiler_fence, fence};
+
+        use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
+
+        /// Whether the kernel runs the fences; settled before the first `PerThread` exists.
+        static BY_KERNEL: AtomicBool = AtomicBool::new(false);
+        static DECIDED: Once = Once::new();
+
+        /// Settles, once for the process, which fences are used.
+        pub(in crate::raw) fn decide() {
+            DECIDED.call_once(|| {
+                let offered =
+                    membarrier_query().contains_command(MembarrierCommand::PrivateExpedited);
+                BY_KERNEL.store(offered && register(), Relaxed);
+            });
+        }
+
+        fn register() -> bool {
+            membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok()
+        }
+
+        #[inline]
+        pub(in crate::raw) fn light() {
+            if BY_KERNEL.load(Relaxed) {
+                compiler_fence(SeqCst);
+            } else {
+                fence(SeqCst);
+            }
+        }
+
+        /// Runs the visitor's fence; false if that could not be done.
+        pub(in crate::raw) fn heavy() -> bool {
+            if !BY_KERNEL.load(Relaxed) {
+                fence(SeqCst);
+                return true;
+            }
+            let run = || membarrier(MembarrierCommand::PrivateExpedited).is_ok();
+            // A forked child inherits our flag but not the kernel's registration.
+            run() || (register() && run())
+        }
+    }
+}
+
+/// Something that wants to know when a thread ends.
+pub(crate) trait ThreadEnd: Send + Sync {
+    /// Runs on the thread that ends, while it still has its slots.
+    fn thread_ends(&self);
+}
+
+/// Small numbers for living threads, and what is to be done when one ends.
+#[cfg(not(loom))]
+mod thread {
+    use std::cell::{Cell, RefCell};
+    use std::cmp::Reverse;
+    use std::collections::BinaryHeap;
+    use std::sync::Weak;
+
+    use super::{THREADS_MAX, ThreadEnd};
+
+    /// No number has been asked for yet.
+    const UNSET: usize = usize::MAX;
+    /// The thread is ending, or all numbers were taken.
+    const NONE: usize = usize::MAX - 1;
+
+    thread_local! {
+        /// Plain, so that reading it is one load; [`LEASE`] has the destructor.
+        static INDEX: Cell<usize> = const { Cell::new(UNSET) };
+        static LEASE: Lease = Lease::new();
+    }
+
+    static NUMBERS: parking_lot::Mutex<Numbers> =
+        parking_lot::Mutex::new(Numbers { next: 0, free: BinaryHeap::new() });
+
+    /// The numbers that are not in use; the smallest is given first, which keeps chunks few.
+    struct Numbers {
+        next: usize,
+        free: BinaryHeap<Reverse<usize>>,
+    }
+
+    /// Holds a number for as long as its thread lives.
+    struct Lease {
+        index: Option<usize>,
+        /// Pools that this thread has used. Dead ones go when the list would grow, so it is at most
+        /// twice as long as there are pools.
+        ends: RefCell<Vec<Weak<dyn ThreadEnd>>>,
+    }
+
+    impl Lease {
+        fn new() -> Self {
+            let mut numbers = NUMBERS.lock();
+            let index = match numbers.free.pop() {
+                Some(Reverse(index)) => Some(index),
+                None if numbers.next < THREADS_MAX => {
+                    numbers.next += 1;
+                    Some(numbers.next - 1)
+                }
+                None => None,
+            };
+            INDEX.set(index.unwrap_or(NONE));
+            Self { index, ends: RefCell::new(Vec::new()) }
+        }
+    }
+
+    impl Drop for Lease {
+        fn drop(&mut self) {
+            for end in self.ends.take() {
+                if let Some(end) = end.upgrade() {
+                    end.thread_ends();
+                }
+            }
+            INDEX.set(NONE);
+            if let Some(index) = self.index {
+                NUMBERS.lock().free.push(Reverse(index));
+            }
+        }
+    }
+
+    /// Returns the number of this thread, which no other living thread has.
+    #[inline]
+    pub(super) fn index() -> Option<usize> {
+        match INDEX.get() {
+            UNSET => first(),
+            NONE => None,
+            index => Some(index),
+        }
+    }
+
+    #[cold]
+    fn first() -> Option<usize> {
+        LEASE.try_with(|lease| lease.index).ok().flatten()
+    }
+
+    /// Has `end` told when this thread ends; does nothing on a thread without a number.
+    pub(crate) fn at_end(end: Weak<dyn ThreadEnd>) {
+        let _ = LEASE.try_with(|lease| {
+            let mut ends = lease.ends.borrow_mut();
+            if ends.len() == ends.capacity() {
+                ends.retain(|end| end.strong_count() > 0);
+            }
+            ends.push(end);
+        });
+    }
+}
+
+/// The threads of a model: each says which number it has, and its end is a call of the model's.
+#[cfg(loom)]
+pub(crate) mod thread {
+    use std::cell::Cell;
+    use std::sync::Weak;
+
+    use super::ThreadEnd;
+
+    loom::thread_local! {
+        static INDEX: Cell<Option<usize>> = Cell::new(None);
+    }
+
+    pub(super) fn index() -> Option<usize> {
+        INDEX.with(Cell::get)
+    }
+
+    pub(crate) fn at_end(_end: Weak<dyn ThreadEnd>) {}
+
+    /// Gives this thread a number; no other thread of the model may have the same.
+    #[cfg(test)]
+    pub(crate) fn begin(index: usize) {
+        INDEX.with(|it| it.set(Some(index)));
+    }
+}
+
+pub(crate) use thread::at_end;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::sync_channel;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_finds_what_it_left_and_no_other_thread_does() {
+        let values = PerThread::<(), u32>::new();
+        let add = || {
+            values.mine(|(), value| {
+                value.map(|value| {
+                    *value += 1;
+                    *value
+                })
+            })
+        };
+        assert_eq!((add(), add()), (Some(Some(1)), Some(Some(2))));
+        thread::scope(|scope| {
+            assert_eq!(scope.spawn(add).join().expect("no panic"), Some(Some(1)));
+        });
+    }
+
+    #[test]
+    fn a_caller_inside_of_another_goes_without() {
+        let values = PerThread::<(), u32>::new();
+        let inner = values.mine(|(), outer| {
+            assert!(outer.is_some());
+            values.mine(|(), inner| inner.is_some())
+        });
+        assert_eq!(inner, Some(Some(false)));
+        assert_eq!(values.mine(|(), value| value.is_some()), Some(true));
+    }
+
+    #[test]
+    fn a_panic_inside_leaves_the_slot_usable() {
+        let values = PerThread::<(), u32>::new();
+        let inside = || values.mine(|(), _| panic!("on purpose"));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(inside)).expect_err("it goes on");
+        assert_eq!(values.mine(|(), value| value.is_some()), Some(true));
+        let visit = || values.visit(|(), _| panic!("on purpose"));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(visit)).expect_err("it goes on");
+        assert_eq!(values.mine(|(), value| value.is_some()), Some(true));
+    }
+
+    #[test]
+    fn a_visitor_reaches_the_values_of_threads_that_sleep_and_loses_no_change() {
+        let values = Arc::new(PerThread::<(), u64>::new());
+        let rounds = if cfg!(miri) { 50 } else { 20_000 };
+        let (woken, sleeping) = sync_channel::<()>(0);
+        let sleeper = thread::spawn({
+            let values = Arc::clone(&values);
+            move || {
+                values.mine(|(), value| *value.expect("nobody visits") += 5);
+                let _ = sleeping.recv();
+            }
+        });
+        let mut taken = 0;
+        let left = thread::scope(|scope| {
+            let adder = scope.spawn(|| {
+                let mut without = 0;
+                for _ in 0..rounds {
+                    values.mine(|(), value| match value {
+                        Some(value) => *value += 1,
+                        None => without += 1,
+                    });
+                }
+                without
+            });
+            while !adder.is_finished() {
+                values.visit(|(), value| taken += std::mem::take(value));
+                thread::yield_now();
+            }
+            adder.join().expect("no panic")
+        });
+        while taken < 5 {
+            values.visit(|(), value| taken += std::mem::take(value));
+        }
+        values.visit(|(), value| taken += std::mem::take(value));
+        drop(woken);
+        sleeper.join().expect("no panic");
+        assert_eq!(taken + left, rounds + 5);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    /// Both sides change the value by load and store, so a change is lost or seen as a race if they are
+    /// ever in there together.
+    #[test]
+    fn loom_owner_and_visitor() {
+        loom::model(|| {
+            let values = Arc::new(PerThread::<(), u32>::new());
+            super::thread::begin(0);
+            // The chunk has to be there, or the visitor has nothing to visit.
+            values.mine(|(), value| *value.expect("nobody visits") = 1);
+            let visitor = thread::spawn({
+                let values = Arc::clone(&values);
+                move || {
+                    let mut taken = 0;
+                    values.visit(|(), value| taken += std::mem::take(value));
+                    taken
+                }
+            });
+            let mut added = 1;
+            for _ in 0..2 {
+                values.mine(|(), value| {
+                    if let Some(value) = value {
+                        *value += 1;
+                        added += 1;
+                    }
+                });
+            }
+            let taken = visitor.join().expect("no panic");
+            let rest = values.mine(|(), value| *value.expect("nobody visits"));
+            assert_eq!(taken + rest.expect("a number"), added);
+        });
+    }
+}
+
+/// A buffer of the pool as what `bytes` writes into.
+#[cfg(feature = "buffers")]
+mod buf_mut {
+    use bytes::BufMut;
+    use bytes::buf::UninitSlice;
+
+    use crate::PooledBuf;
+
+    // SAFETY: `chunk_mut` is the room after the contents, not empty because `spare_mut` makes it so, and
+    // `advance_mut` moves by what the caller wrote there, within bounds that it checks. All of the
+    // buffer's memory is initialised, whatever was written.
+    unsafe impl BufMut for PooledBuf {
+        #[inline]
+        fn remaining_mut(&self) -> usize {
+            isize::MAX as usize - self.len()
+        }
+
+        #[inline]
+        unsafe fn advance_mut(&mut self, n: usize) {
+            self.advance(n);
+        }
+
+        #[inline]
+        fn chunk_mut(&mut self) -> &mut UninitSlice {
+            UninitSlice::new(self.spare_mut(1))
+        }
+
+        #[inline]
+        fn put_slice(&mut self, source: &[u8]) {
+            self.extend_from_slice(source);
+        }
+    }
+}
