@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::error::{BuildError, Problem};
-use crate::pool::core::{Core, Home, Kind, Settings, Taken};
-use crate::pool::{Birth, Open, PoolStats};
+use crate::pool::core::{Core, Home, Kind, Node, Settings};
+use crate::pool::{Open, PoolStats};
 
 /// The smallest class.
 const SMALLEST: usize = 4 << 10;
@@ -226,18 +226,61 @@ fn size_of_class(class: usize) -> usize {
 #[must_use = "the buffer goes back at once"]
 pub struct PooledBuf {
     home: Arc<Home<Buffers, CLASSES>>,
-    /// All of it is initialised.
-    memory: Box<[u8]>,
+    memory: Memory,
     len: usize,
-    /// `None`: too large for the pool.
-    birth: Option<Birth>,
+}
+
+/// The memory of a buffer, all of it initialised.
+enum Memory {
+    Pooled(Box<Node<Box<[u8]>>>),
+    /// Too large for the pool; or moved out, and then empty.
+    Own(Box<[u8]>),
+}
+
+impl Memory {
+    fn take(core: &Arc<Core<Buffers, CLASSES>>, capacity: usize) -> Self {
+        if capacity > core.largest_object() {
+            Self::Own(zeroed(capacity))
+        } else {
+            Self::Pooled(core.take(class_of(capacity)))
+        }
+    }
+
+    #[inline]
+    fn give_back(self, core: &Arc<Core<Buffers, CLASSES>>) {
+        if let Self::Pooled(node) = self {
+            core.put(class_of(node.object.len()), node);
+        }
+    }
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Pooled(node) => &node.object,
+            Self::Own(memory) => memory,
+        }
+    }
+}
+
+impl DerefMut for Memory {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Pooled(node) => &mut node.object,
+            Self::Own(memory) => memory,
+        }
+    }
 }
 
 impl PooledBuf {
     #[inline]
     fn from(home: Arc<Home<Buffers, CLASSES>>, capacity: usize) -> Self {
-        let (memory, birth) = memory_from(&home, capacity);
-        Self { home, memory, len: 0, birth }
+        let memory = Memory::take(&home.core, capacity);
+        Self { home, memory, len: 0 }
     }
 
     /// Returns how many bytes fit before the buffer has to move.
@@ -284,11 +327,10 @@ impl PooledBuf {
         let needed = self.len.checked_add(additional).expect("capacity overflow");
         // At least double, so that appending byte by byte copies each byte a constant number of times.
         let wanted = needed.max(self.memory.len().saturating_mul(2).min(LARGEST.max(needed)));
-        let (memory, birth) = memory_from(&self.home, wanted);
+        let memory = Memory::take(&self.home.core, wanted);
         let small = std::mem::replace(&mut self.memory, memory);
         self.memory[..self.len].copy_from_slice(&small[..self.len]);
-        let small_birth = std::mem::replace(&mut self.birth, birth);
-        give_back(&self.home, small, small_birth);
+        small.give_back(&self.home.core);
     }
 
     /// Appends a copy of `bytes`.
@@ -332,25 +374,11 @@ impl PooledBuf {
     }
 }
 
-fn memory_from(home: &Home<Buffers, CLASSES>, capacity: usize) -> (Box<[u8]>, Option<Birth>) {
-    if capacity > home.core.largest_object() {
-        return (zeroed(capacity), None);
-    }
-    let Taken { object, birth } = home.core.take(class_of(capacity));
-    (object, Some(birth))
-}
-
-#[inline]
-fn give_back(home: &Home<Buffers, CLASSES>, memory: Box<[u8]>, birth: Option<Birth>) {
-    if let Some(birth) = birth {
-        home.core.put(class_of(memory.len()), Taken { object: memory, birth });
-    }
-}
-
 impl Drop for PooledBuf {
     #[inline]
     fn drop(&mut self) {
-        give_back(&self.home, std::mem::take(&mut self.memory), self.birth);
+        let memory = std::mem::replace(&mut self.memory, Memory::Own(Box::default()));
+        memory.give_back(&self.home.core);
     }
 }
 

@@ -16,12 +16,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "buffers")]
-pub(crate) use self::births::Birth;
 pub use self::core::PoolStats;
 pub use self::limited::TakeError;
 
-use self::core::{Core, Home, Kind, Settings, Taken};
+use self::core::{Core, Home, Kind, Node, Settings};
 use self::limited::Turn;
 use crate::error::{BuildError, Problem};
 
@@ -36,10 +34,6 @@ use crate::error::{BuildError, Problem};
 /// For objects that are costly to make, for memory that would be zeroed each time, and for memory that
 /// is used by one thread and freed by another. It does not pay for plain small memory: an allocator
 /// takes about as long for that as a pool.
-///
-/// # Size
-///
-/// An object is moved into the guard and back. Put a large one in a `Box`.
 ///
 /// # Cost
 ///
@@ -97,7 +91,7 @@ impl<T: Send + 'static> Pool<T> {
     /// a moment where one is fetched, and the factory where none rests.
     #[inline]
     pub fn take(&self) -> Pooled<'_, T> {
-        Pooled { core: &self.core, slot: Some(self.take_any()) }
+        Pooled { core: &self.core, node: Some(self.take_any()) }
     }
 
     /// As [`take`](Self::take), with a guard that has no lifetime: for tasks and for structures.
@@ -125,7 +119,7 @@ impl<T: Send + 'static> Pool<T> {
             None => self.core.take(0),
             Some(_) => self.core.try_claim()?,
         };
-        Some(Pooled { core: &self.core, slot: Some(taken) })
+        Some(Pooled { core: &self.core, node: Some(taken) })
     }
 
     /// Takes an object, waiting at most `timeout` where the limit is reached. Blocks the thread.
@@ -143,7 +137,7 @@ impl<T: Send + 'static> Pool<T> {
             None => self.core.take(0),
             Some(_) => self.core.wait(Some(timeout))?,
         };
-        Ok(Pooled { core: &self.core, slot: Some(taken) })
+        Ok(Pooled { core: &self.core, node: Some(taken) })
     }
 
     /// Takes an object, waiting in line where the limit is reached.
@@ -168,7 +162,7 @@ impl<T: Send + 'static> Pool<T> {
     }
 
     #[inline]
-    fn take_any(&self) -> Taken<T> {
+    fn take_any(&self) -> Box<Node<T>> {
         if self.core.settings.limit.is_none() {
             return self.core.take(0);
         }
@@ -176,8 +170,8 @@ impl<T: Send + 'static> Pool<T> {
     }
 
     #[inline]
-    fn owned(&self, taken: Taken<T>) -> PooledOwned<T> {
-        PooledOwned { home: self.core.home(), slot: Some(taken) }
+    fn owned(&self, taken: Box<Node<T>>) -> PooledOwned<T> {
+        PooledOwned { home: self.core.home(), node: Some(taken) }
     }
 
     /// Reads what the pool has done and holds.
@@ -260,7 +254,7 @@ impl<K: Kind, const C: usize> Drop for Open<K, C> {
 #[must_use = "the object goes back at once"]
 pub struct Pooled<'p, T: Send + 'static> {
     core: &'p Arc<Core<Objects<T>, 1>>,
-    slot: Option<Taken<T>>,
+    node: Option<Box<Node<T>>>,
 }
 
 /// An object of a [`Pool`] without a lifetime, which goes back when this is dropped.
@@ -269,7 +263,7 @@ pub struct Pooled<'p, T: Send + 'static> {
 #[must_use = "the object goes back at once"]
 pub struct PooledOwned<T: Send + 'static> {
     home: Arc<Home<Objects<T>, 1>>,
-    slot: Option<Taken<T>>,
+    node: Option<Box<Node<T>>>,
 }
 
 const THERE: &str = "the object is there until the guard goes";
@@ -279,10 +273,10 @@ macro_rules! guard {
         impl<T: Send + 'static> $guard<$($life,)? T> {
             /// Takes the object out of the pool for good; the pool counts it and forgets it.
             pub fn detach(mut self) -> T {
-                let taken = self.slot.take().expect(THERE);
+                let node = self.node.take().expect(THERE);
                 let core: fn(&Self) -> &Arc<Core<Objects<T>, 1>> = $core;
-                core(&self).detached(taken.birth);
-                taken.object
+                core(&self).detached(&node);
+                node.object
             }
         }
 
@@ -291,14 +285,14 @@ macro_rules! guard {
 
             #[inline]
             fn deref(&self) -> &T {
-                &self.slot.as_ref().expect(THERE).object
+                &self.node.as_ref().expect(THERE).object
             }
         }
 
         impl<T: Send + 'static> DerefMut for $guard<$($life,)? T> {
             #[inline]
             fn deref_mut(&mut self) -> &mut T {
-                &mut self.slot.as_mut().expect(THERE).object
+                &mut self.node.as_mut().expect(THERE).object
             }
         }
 
@@ -306,8 +300,8 @@ macro_rules! guard {
             #[inline]
             fn drop(&mut self) {
                 let core: fn(&Self) -> &Arc<Core<Objects<T>, 1>> = $core;
-                if let Some(taken) = self.slot.take() {
-                    core(self).put(0, taken);
+                if let Some(node) = self.node.take() {
+                    core(self).put(0, node);
                 }
             }
         }

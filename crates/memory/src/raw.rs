@@ -59,21 +59,20 @@ impl<S: Default, T: Default> PerThread<S, T> {
         Self { chunks: [const { OnceLock::new() }; CHUNKS], visitor: Mutex::new(()) }
     }
 
-    /// Runs `f` with the value of this thread, or without it while a visitor or a caller further up on
-    /// this thread's stack has it.
+    /// Runs `f` with the slot of this thread: its shared part, and its value unless a visitor or a caller
+    /// further up on this thread's stack has it.
     ///
-    /// Returns `None`, without running `f`, if this thread has no slot: it is ending, or is one of more
-    /// than [`THREADS_MAX`].
+    /// A thread that is ending, or is one of more than [`THREADS_MAX`], has no slot.
     ///
     /// # Cost
     ///
     /// Two stores and two loads of a cache line that belongs to this thread.
     #[inline]
-    pub(crate) fn mine<R>(&self, f: impl FnOnce(&S, Option<&mut T>) -> R) -> Option<R> {
-        let index = thread::index()?;
+    pub(crate) fn mine<R>(&self, f: impl FnOnce(Option<(&S, Option<&mut T>)>) -> R) -> R {
+        let Some(index) = thread::index() else { return f(None) };
         // SAFETY: `thread::index` gives a number to one living thread at a time, and a number that is
         // given again went through a lock in between, so all that the former thread did is seen.
-        Some(unsafe { self.slot(index).own(f) })
+        unsafe { self.slot(index).own(|shared, value| f(Some((shared, value)))) }
     }
 
     /// Runs `f` with the value of every slot that was ever used; returns how many it had to leave out.
@@ -152,22 +151,34 @@ impl<S, T> Slot<S, T> {
     #[inline]
     unsafe fn own<R>(&self, f: impl FnOnce(&S, Option<&mut T>) -> R) -> R {
         // Only this thread writes `inside`: true means that a caller further up the stack is in here.
-        if self.inside.load(Relaxed) {
+        if self.inside.load(Relaxed) || !self.enter() {
             return f(&self.shared, None);
         }
+        let _leave = OnDrop(|| self.leave());
+        // SAFETY: this thread is the only owner and was not inside before, so no other `&mut` comes
+        // from here. A visitor that raised its flag before the fence of `enter` was seen there; one that
+        // did so later sees `inside` after its own fence and does not touch the value until we leave.
+        self.value.with_mut(|value| f(&self.shared, Some(unsafe { &mut *value })))
+    }
+
+    /// Says that the owner is inside, and takes that back if a visitor is.
+    #[inline]
+    fn enter(&self) -> bool {
         self.inside.store(true, Relaxed);
-        // Release: what was done to the value is done before a visitor sees us gone. Pairs with the
-        // Acquire in `visit`; checked by `loom_owner_and_visitor`.
-        let _leave = OnDrop(|| self.inside.store(false, Release));
         fences::light();
         // Acquire: pairs with the Release with which a visitor takes its flag down.
-        if self.wanted.load(Acquire) {
-            return f(&self.shared, None);
+        let wanted = self.wanted.load(Acquire);
+        if wanted {
+            self.leave();
         }
-        // SAFETY: this thread is the only owner and was not inside before, so no other `&mut` comes
-        // from here. A visitor that raised its flag before our fence was seen just now; one that did
-        // so later sees `inside` after its own fence and does not touch the value until we leave.
-        self.value.with_mut(|value| f(&self.shared, Some(unsafe { &mut *value })))
+        !wanted
+    }
+
+    #[inline]
+    fn leave(&self) {
+        // Release: what was done to the value is done before a visitor sees us gone. Pairs with the
+        // Acquire in `visit`; checked by `loom_owner_and_visitor`.
+        self.inside.store(false, Release);
     }
 
     /// Runs `f` as the visitor, unless the owner stays inside; tells whether it did.
@@ -419,82 +430,71 @@ mod tests {
 
     use super::*;
 
+    fn with<R>(values: &PerThread<(), u64>, f: impl FnOnce(&mut u64) -> R) -> Option<R> {
+        values.mine(|slot| slot?.1.map(f))
+    }
+
+    fn add(values: &PerThread<(), u64>) -> Option<u64> {
+        with(values, |value| {
+            *value += 1;
+            *value
+        })
+    }
+
     #[test]
     fn a_thread_finds_what_it_left_and_no_other_thread_does() {
-        let values = PerThread::<(), u32>::new();
-        let add = || {
-            values.mine(|(), value| {
-                value.map(|value| {
-                    *value += 1;
-                    *value
-                })
-            })
-        };
-        assert_eq!((add(), add()), (Some(Some(1)), Some(Some(2))));
+        let values = PerThread::new();
+        assert_eq!((add(&values), add(&values)), (Some(1), Some(2)));
         thread::scope(|scope| {
-            assert_eq!(scope.spawn(add).join().expect("no panic"), Some(Some(1)));
+            assert_eq!(scope.spawn(|| add(&values)).join().expect("no panic"), Some(1));
         });
     }
 
     #[test]
     fn a_caller_inside_of_another_goes_without() {
-        let values = PerThread::<(), u32>::new();
-        let inner = values.mine(|(), outer| {
-            assert!(outer.is_some());
-            values.mine(|(), inner| inner.is_some())
-        });
-        assert_eq!(inner, Some(Some(false)));
-        assert_eq!(values.mine(|(), value| value.is_some()), Some(true));
+        let values = PerThread::new();
+        assert_eq!(with(&values, |_| add(&values)), Some(None));
+        assert_eq!(add(&values), Some(1));
     }
 
     #[test]
     fn a_panic_inside_leaves_the_slot_usable() {
-        let values = PerThread::<(), u32>::new();
-        let inside = || values.mine(|(), _| panic!("on purpose"));
+        let values = PerThread::new();
+        let inside = || with(&values, |_| panic!("on purpose"));
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(inside)).expect_err("it goes on");
-        assert_eq!(values.mine(|(), value| value.is_some()), Some(true));
+        assert_eq!(add(&values), Some(1));
         let visit = || values.visit(|(), _| panic!("on purpose"));
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(visit)).expect_err("it goes on");
-        assert_eq!(values.mine(|(), value| value.is_some()), Some(true));
+        assert_eq!(add(&values), Some(2));
     }
 
     #[test]
     fn a_visitor_reaches_the_values_of_threads_that_sleep_and_loses_no_change() {
-        let values = Arc::new(PerThread::<(), u64>::new());
+        let values = Arc::new(PerThread::new());
         let rounds = if cfg!(miri) { 50 } else { 20_000 };
         let (woken, sleeping) = sync_channel::<()>(0);
         let sleeper = thread::spawn({
             let values = Arc::clone(&values);
             move || {
-                values.mine(|(), value| *value.expect("nobody visits") += 5);
+                while with(&values, |value| *value += 5).is_none() {}
                 let _ = sleeping.recv();
             }
         });
         let mut taken = 0;
         let left = thread::scope(|scope| {
-            let adder = scope.spawn(|| {
-                let mut without = 0;
-                for _ in 0..rounds {
-                    values.mine(|(), value| match value {
-                        Some(value) => *value += 1,
-                        None => without += 1,
-                    });
-                }
-                without
-            });
+            let adder = scope.spawn(|| (0..rounds).filter(|_| add(&values).is_none()).count());
             while !adder.is_finished() {
                 values.visit(|(), value| taken += std::mem::take(value));
                 thread::yield_now();
             }
             adder.join().expect("no panic")
         });
-        while taken < 5 {
+        while taken < rounds - left as u64 + 5 {
             values.visit(|(), value| taken += std::mem::take(value));
         }
-        values.visit(|(), value| taken += std::mem::take(value));
         drop(woken);
         sleeper.join().expect("no panic");
-        assert_eq!(taken + left, rounds + 5);
+        assert_eq!(taken + left as u64, rounds + 5);
     }
 }
 
@@ -513,7 +513,8 @@ mod loom_tests {
             let values = Arc::new(PerThread::<(), u32>::new());
             super::thread::begin(0);
             // The chunk has to be there, or the visitor has nothing to visit.
-            values.mine(|(), value| *value.expect("nobody visits") = 1);
+            let with = |f: &mut dyn FnMut(&mut u32)| values.mine(|slot| slot?.1.map(f)).is_some();
+            with(&mut |value| *value = 1);
             let visitor = thread::spawn({
                 let values = Arc::clone(&values);
                 move || {
@@ -524,16 +525,12 @@ mod loom_tests {
             });
             let mut added = 1;
             for _ in 0..2 {
-                values.mine(|(), value| {
-                    if let Some(value) = value {
-                        *value += 1;
-                        added += 1;
-                    }
-                });
+                added += u32::from(with(&mut |value| *value += 1));
             }
             let taken = visitor.join().expect("no panic");
-            let rest = values.mine(|(), value| *value.expect("nobody visits"));
-            assert_eq!(taken + rest.expect("a number"), added);
+            let mut rest = 0;
+            assert!(with(&mut |value| rest = *value), "the visit is over");
+            assert_eq!(taken + rest, added);
         });
     }
 }

@@ -77,10 +77,14 @@ pub(crate) struct Settings {
     pub(crate) clock: fn() -> Instant,
 }
 
-/// An object with what it counts for.
-struct Entry<T> {
-    object: T,
+/// An object with what the pool has to know about it.
+///
+/// It stays at its address between the pool and the guards, so what moves is one pointer.
+pub(crate) struct Node<T> {
+    pub(crate) object: T,
+    /// What it weighed when it came back last.
     bytes: usize,
+    birth: Birth,
 }
 
 /// Numbers of one thread. Only the thread writes them, or who has its stash, so an increment is a load
@@ -116,7 +120,7 @@ fn add(counter: &AtomicU64, n: u64) {
 
 /// The objects that rest with a thread.
 struct Stash<T, H, const C: usize> {
-    free: [Vec<Entry<T>>; C],
+    free: [Vec<Box<Node<T>>>; C],
     unused: [Unused; C],
     len: usize,
     /// How many objects and bytes this stash may hold; nothing until the thread is known to the pool.
@@ -174,25 +178,31 @@ impl<T, H, const C: usize> Default for Stash<T, H, C> {
 
 impl<T, H, const C: usize> Stash<T, H, C> {
     #[inline]
-    fn pop(&mut self, class: usize, counters: &Counters) -> Option<Entry<T>> {
+    fn pop(&mut self, class: usize, counters: &Counters) -> Option<Box<Node<T>>> {
         let free = &mut self.free[class];
-        let entry = free.pop()?;
+        let node = free.pop()?;
         self.unused[class].left(free.len());
         self.len -= 1;
-        let bytes = counters.bytes.load(Relaxed) - entry.bytes;
+        let bytes = counters.bytes.load(Relaxed) - node.bytes;
         counters.bytes.store(bytes, Relaxed);
-        Some(entry)
+        Some(node)
     }
 
     #[inline]
-    fn push(&mut self, class: usize, entry: Entry<T>, counters: &Counters) -> Result<(), Entry<T>> {
-        let bytes = counters.bytes.load(Relaxed) + entry.bytes;
+    fn push(
+        &mut self,
+        class: usize,
+        node: Box<Node<T>>,
+        counters: &Counters,
+    ) -> Result<(), Box<Node<T>>> {
+        let bytes = counters.bytes.load(Relaxed) + node.bytes;
         if self.len >= self.grant.objects || bytes > self.grant.bytes {
-            return Err(entry);
+            return Err(node);
         }
         counters.bytes.store(bytes, Relaxed);
-        self.free[class].push(entry);
+        self.free[class].push(node);
         self.len += 1;
+        add(&counters.kept, 1);
         Ok(())
     }
 
@@ -202,13 +212,13 @@ impl<T, H, const C: usize> Stash<T, H, C> {
         class: usize,
         n: usize,
         counters: &Counters,
-    ) -> impl Iterator<Item = Entry<T>> {
+    ) -> impl Iterator<Item = Box<Node<T>>> {
         self.len -= n;
         add(&counters.moved, (n as u64).wrapping_neg());
         let left = self.free[class].len() - n;
         self.unused[class].left(left);
-        self.free[class].drain(..n).inspect(|entry| {
-            counters.bytes.store(counters.bytes.load(Relaxed) - entry.bytes, Relaxed);
+        self.free[class].drain(..n).inspect(|node| {
+            counters.bytes.store(counters.bytes.load(Relaxed) - node.bytes, Relaxed);
         })
     }
 }
@@ -216,7 +226,7 @@ impl<T, H, const C: usize> Stash<T, H, C> {
 /// The objects that rest with nobody, and what is decided about all of them.
 pub(super) struct Depot<T, const C: usize> {
     /// The front has rested longest.
-    free: [VecDeque<Entry<T>>; C],
+    free: [VecDeque<Box<Node<T>>>; C],
     unused: [Unused; C],
     idle: usize,
     bytes: usize,
@@ -237,48 +247,53 @@ impl<T, const C: usize> Depot<T, C> {
             && self.bytes + self.granted.bytes + bytes <= settings.idle_bytes_max
     }
 
-    /// How many of `entries`, from the first on, there is room for.
-    fn fitting(&self, entries: &[Entry<T>], settings: &Settings) -> usize {
+    /// How many of `nodes`, from the first on, there is room for.
+    fn fitting(&self, nodes: &[Box<Node<T>>], settings: &Settings) -> usize {
         if self.closed {
             return 0;
         }
         let objects = settings.idle_max - self.idle - self.granted.objects;
         let mut bytes = settings.idle_bytes_max - self.bytes - self.granted.bytes;
-        let fits = |entry: &&Entry<T>| match bytes.checked_sub(entry.bytes) {
+        let fits = |node: &&Box<Node<T>>| match bytes.checked_sub(node.bytes) {
             Some(rest) => {
                 bytes = rest;
                 true
             }
             None => false,
         };
-        entries.iter().take(objects).take_while(fits).count()
+        nodes.iter().take(objects).take_while(fits).count()
     }
 
-    fn push(&mut self, class: usize, entry: Entry<T>, settings: &Settings) -> Result<(), Entry<T>> {
-        if !self.fits(entry.bytes, settings) {
-            return Err(entry);
+    fn push(
+        &mut self,
+        class: usize,
+        node: Box<Node<T>>,
+        settings: &Settings,
+    ) -> Result<(), Box<Node<T>>> {
+        if !self.fits(node.bytes, settings) {
+            return Err(node);
         }
         self.idle += 1;
-        self.bytes += entry.bytes;
-        self.free[class].push_back(entry);
+        self.bytes += node.bytes;
+        self.free[class].push_back(node);
         Ok(())
     }
 
-    fn pop(&mut self, class: usize) -> Option<Entry<T>> {
-        let entry = self.free[class].pop_back()?;
-        self.removed(class, &entry);
-        Some(entry)
+    fn pop(&mut self, class: usize) -> Option<Box<Node<T>>> {
+        let node = self.free[class].pop_back()?;
+        self.removed(class, &node);
+        Some(node)
     }
 
-    fn pop_oldest(&mut self, class: usize) -> Option<Entry<T>> {
-        let entry = self.free[class].pop_front()?;
-        self.removed(class, &entry);
-        Some(entry)
+    fn pop_oldest(&mut self, class: usize) -> Option<Box<Node<T>>> {
+        let node = self.free[class].pop_front()?;
+        self.removed(class, &node);
+        Some(node)
     }
 
-    fn removed(&mut self, class: usize, entry: &Entry<T>) {
+    fn removed(&mut self, class: usize, node: &Node<T>) {
         self.idle -= 1;
-        self.bytes -= entry.bytes;
+        self.bytes -= node.bytes;
         self.unused[class].left(self.free[class].len());
     }
 
@@ -322,12 +337,6 @@ pub(crate) struct Home<K: Kind, const C: usize> {
     pub(crate) core: Arc<Core<K, C>>,
 }
 
-/// An object outside of the pool.
-pub(crate) struct Taken<T> {
-    pub(crate) object: T,
-    pub(crate) birth: Birth,
-}
-
 impl<K: Kind, const C: usize> Core<K, C> {
     pub(crate) fn new(kind: K, settings: Settings) -> Arc<Self> {
         let now = (settings.clock)();
@@ -357,57 +366,65 @@ impl<K: Kind, const C: usize> Core<K, C> {
 
     /// Takes an object that rests, or makes one. For pools without a limit.
     #[inline]
-    pub(crate) fn take(self: &Arc<Self>, class: usize) -> Taken<K::Object> {
-        let birth = self.births.current();
-        let taken = self.stashes.mine(|counters, stash| {
-            let entry = stash?.pop(class, counters)?;
-            add_wrapping(&counters.born[birth.index()], 1);
-            add(&counters.hits, 1);
-            Some((entry.object, counters.hits.load(Relaxed)))
+    pub(crate) fn take(self: &Arc<Self>, class: usize) -> Box<Node<K::Object>> {
+        let taken = self.stashes.mine(|slot| {
+            let (counters, stash) = slot?;
+            let mut node = stash?.pop(class, counters)?;
+            node.birth = self.births.current();
+            add_wrapping(&counters.born[node.birth.index()], 1);
+            let hits = counters.hits.load(Relaxed).wrapping_add(1);
+            counters.hits.store(hits, Relaxed);
+            if hits.is_multiple_of(UPKEEP_EVERY) { Some(Err(node)) } else { Some(Ok(node)) }
         });
-        match taken.flatten() {
-            Some((object, hits)) => {
-                if hits.is_multiple_of(UPKEEP_EVERY) {
-                    self.look_after();
-                }
-                Taken { object, birth }
+        match taken {
+            Some(Ok(node)) => node,
+            Some(Err(node)) => {
+                self.look_after();
+                node
             }
-            None => self.take_slowly(class, birth),
+            None => self.take_slowly(class),
         }
     }
 
     /// Takes from the depot and fills the stash on the way, or makes an object.
     #[cold]
     #[inline(never)]
-    fn take_slowly(self: &Arc<Self>, class: usize, birth: Birth) -> Taken<K::Object> {
+    fn take_slowly(self: &Arc<Self>, class: usize) -> Box<Node<K::Object>> {
         let mut look_after = false;
-        let fetched = self.stashes.mine(|counters, stash| {
+        let fetched = self.stashes.mine(|slot| {
+            let (counters, stash) = slot?;
             let stash = stash?;
             self.ask_for_grant(stash);
             let mut depot = self.depot.lock();
             look_after = depot.operate();
-            let entry = depot.pop(class)?;
+            let node = depot.pop(class)?;
             depot.hits += 1;
             self.fetch_magazine(class, stash, counters, &mut depot);
-            Some(entry.object)
+            Some(node)
         });
-        let object = match fetched {
-            Some(fetched) => fetched,
-            // Without a slot, or while it is visited.
+        let node = match fetched {
+            Some(node) => Some(node),
+            // Without a slot, or while it is visited; or there is nothing.
             None => {
                 let mut depot = self.depot.lock();
-                look_after = depot.operate();
-                let entry = depot.pop(class);
-                depot.hits += u64::from(entry.is_some());
-                entry.map(|entry| entry.object)
+                look_after |= depot.operate();
+                let node = depot.pop(class);
+                depot.hits += u64::from(node.is_some());
+                node
             }
         };
         if look_after {
             self.look_after();
         }
-        let object = object.unwrap_or_else(|| self.make(class, || {}));
-        self.count_birth(birth, 1);
-        Taken { object, birth }
+        let node = node.unwrap_or_else(|| self.make(class, || {}));
+        self.begin(node)
+    }
+
+    /// Counts a guard that begins its life without the stash.
+    pub(super) fn begin(&self, mut node: Box<Node<K::Object>>) -> Box<Node<K::Object>> {
+        node.birth = self.births.current();
+        self.count_birth(node.birth, 1);
+        node
     }
 
     /// Moves objects into the stash, to half of what it may hold.
@@ -425,9 +442,9 @@ impl<K: Kind, const C: usize> Core<K, C> {
             if bytes > stash.grant.bytes / 2 {
                 break;
             }
-            let Some(entry) = depot.pop(class) else { break };
+            let Some(node) = depot.pop(class) else { break };
             counters.bytes.store(bytes, Relaxed);
-            stash.free[class].push(entry);
+            stash.free[class].push(node);
             stash.len += 1;
             add(&counters.moved, 1);
         }
@@ -436,12 +453,12 @@ impl<K: Kind, const C: usize> Core<K, C> {
     }
 
     /// Makes an object; `undo` runs if the factory panics, and the panic goes on.
-    pub(super) fn make(&self, class: usize, undo: impl Fn()) -> K::Object {
+    pub(super) fn make(&self, class: usize, undo: impl Fn()) -> Box<Node<K::Object>> {
         let made = panic::catch_unwind(AssertUnwindSafe(|| self.kind.make(class)));
         match made {
             Ok(object) => {
                 self.totals.made.fetch_add(1, Relaxed);
-                object
+                Box::new(Node { object, bytes: 0, birth: self.births.current() })
             }
             Err(payload) => {
                 self.totals.factory_panics.fetch_add(1, Relaxed);
@@ -453,49 +470,40 @@ impl<K: Kind, const C: usize> Core<K, C> {
 
     /// Gives an object back, or drops it where it is not wanted.
     #[inline]
-    pub(crate) fn put(self: &Arc<Self>, class: usize, taken: Taken<K::Object>) {
-        let Taken { mut object, birth } = taken;
+    pub(crate) fn put(self: &Arc<Self>, class: usize, mut node: Box<Node<K::Object>>) {
         if thread::panicking() {
             // Whoever panicked may have left it half changed.
             self.totals.poisoned.fetch_add(1, Relaxed);
-            self.gone(birth);
-            return;
+            return self.gone(&node);
         }
-        let Some(bytes) = self.restore(&mut object) else {
-            self.totals.reset_panics.fetch_add(1, Relaxed);
-            self.gone(birth);
-            // A destructor may panic over the state in which the reset left it.
-            let _ = panic::catch_unwind(AssertUnwindSafe(move || drop(object)));
-            return;
+        let Some(bytes) = self.restore(&mut node.object) else {
+            return self.reset_failed(node);
         };
-        let entry = Entry { object, bytes };
-        let mut entry = Some(entry);
-        let kept = self.stashes.mine(|counters, stash| {
-            add_wrapping(&counters.born[birth.index()], u32::MAX);
-            let Some(stash) = stash else { return false };
+        node.bytes = bytes;
+        let birth = node.birth.index();
+        let refused = self.stashes.mine(|slot| {
+            let Some((counters, stash)) = slot else {
+                self.slotless[birth].fetch_sub(1, Relaxed);
+                return Some(node);
+            };
+            add_wrapping(&counters.born[birth], u32::MAX);
+            let Some(stash) = stash else { return Some(node) };
             if bytes > self.settings.object_bytes_max {
-                return false;
+                return Some(node);
             }
-            let Some(owned) = entry.take() else { return false };
-            match stash.push(class, owned, counters) {
-                Ok(()) => {
-                    add(&counters.kept, 1);
-                    true
-                }
-                Err(owned) => {
-                    entry = Some(owned);
-                    false
-                }
-            }
+            stash.push(class, node, counters).err()
         });
-        match (kept, entry) {
-            (None, Some(entry)) => {
-                self.slotless[birth.index()].fetch_sub(1, Relaxed);
-                self.put_slowly(class, entry);
-            }
-            (Some(false), Some(entry)) => self.put_slowly(class, entry),
-            _ => {}
+        if let Some(node) = refused {
+            self.put_slowly(class, node);
         }
+    }
+
+    #[cold]
+    fn reset_failed(&self, node: Box<Node<K::Object>>) {
+        self.totals.reset_panics.fetch_add(1, Relaxed);
+        self.gone(&node);
+        // A destructor may panic over the state in which the reset left it.
+        let _ = panic::catch_unwind(AssertUnwindSafe(move || drop(node)));
     }
 
     #[inline]
@@ -510,21 +518,20 @@ impl<K: Kind, const C: usize> Core<K, C> {
     /// Makes room in the stash or puts the object into the depot.
     #[cold]
     #[inline(never)]
-    fn put_slowly(self: &Arc<Self>, class: usize, entry: Entry<K::Object>) {
+    fn put_slowly(self: &Arc<Self>, class: usize, node: Box<Node<K::Object>>) {
         let mut surplus = Surplus::default();
-        let mut entry = Some(entry).filter(|entry| entry.bytes <= self.settings.object_bytes_max);
-        let too_large = entry.is_none();
         let mut look_after = false;
-        let mut woken = Woken::default();
-        if !too_large {
-            self.stashes.mine(|counters, stash| {
-                let Some(stash) = stash else { return };
+        let left = if node.bytes > self.settings.object_bytes_max {
+            surplus.push(node);
+            None
+        } else {
+            self.stashes.mine(|slot| {
+                let Some((counters, Some(stash))) = slot else { return Some(node) };
                 self.ask_for_grant(stash);
-                let Some(owned) = entry.take() else { return };
                 // Half of the stash goes to the depot once it is full, so that as many operations
                 // pass until the next trip.
                 let full = stash.len >= stash.grant.objects
-                    || counters.bytes.load(Relaxed) + owned.bytes > stash.grant.bytes;
+                    || counters.bytes.load(Relaxed) + node.bytes > stash.grant.bytes;
                 if full {
                     let mut depot = self.depot.lock();
                     look_after |= depot.operate();
@@ -534,27 +541,23 @@ impl<K: Kind, const C: usize> Core<K, C> {
                         surplus.extend(depot.push(class, old, &self.settings).err());
                     }
                 }
-                match stash.push(class, owned, counters) {
-                    Ok(()) => add(&counters.kept, 1),
-                    Err(owned) => entry = Some(owned),
-                }
-            });
-        }
+                stash.push(class, node, counters).err()
+            })
+        };
         let limited = self.settings.limit.is_some();
-        if entry.is_some() || limited {
+        let mut woken = Woken::default();
+        if left.is_some() || limited {
             let mut depot = self.depot.lock();
             look_after |= depot.operate();
-            if let Some(entry) = entry {
-                surplus.extend(depot.push(class, entry, &self.settings).err());
+            if let Some(node) = left {
+                surplus.extend(depot.push(class, node, &self.settings).err());
             }
             if limited {
-                let dropped = surplus.len() + usize::from(too_large);
-                depot.existing = depot.existing.saturating_sub(dropped);
+                depot.existing = depot.existing.saturating_sub(surplus.len());
                 woken = depot.waiters.wake();
             }
         }
-        let discarded = surplus.len() + usize::from(too_large);
-        self.totals.discarded.fetch_add(discarded as u64, Relaxed);
+        self.totals.discarded.fetch_add(surplus.len() as u64, Relaxed);
         woken.wake();
         if look_after {
             self.look_after();
@@ -570,17 +573,17 @@ impl<K: Kind, const C: usize> Core<K, C> {
     }
 
     /// Counts an object that will not come back.
-    pub(crate) fn gone(&self, birth: Birth) {
-        self.count_birth(birth, u32::MAX);
+    pub(crate) fn gone(&self, node: &Node<K::Object>) {
+        self.count_birth(node.birth, u32::MAX);
         if self.settings.limit.is_some() {
             self.no_longer_exists();
         }
     }
 
     /// Counts an object that its user keeps.
-    pub(crate) fn detached(&self, birth: Birth) {
+    pub(crate) fn detached(&self, node: &Node<K::Object>) {
         self.totals.detached.fetch_add(1, Relaxed);
-        self.gone(birth);
+        self.gone(node);
     }
 
     /// Gives up the place of one object under the limit.
@@ -602,39 +605,32 @@ impl<K: Kind, const C: usize> Core<K, C> {
         &self,
         depot: &mut Depot<K::Object, C>,
         class: usize,
-    ) -> Option<K::Object> {
-        let entry = depot.pop(class)?;
+    ) -> Option<Box<Node<K::Object>>> {
+        let node = depot.pop(class)?;
         depot.hits += 1;
-        Some(entry.object)
-    }
-
-    /// Counts a guard that was handed out without `take`.
-    pub(super) fn born(&self) -> Birth {
-        let birth = self.births.current();
-        self.count_birth(birth, 1);
-        birth
+        Some(node)
     }
 
     fn count_birth(&self, birth: Birth, n: u32) {
-        let counted =
-            self.stashes.mine(|counters, _| add_wrapping(&counters.born[birth.index()], n));
-        if counted.is_none() {
-            self.slotless[birth.index()].fetch_add(n, Relaxed);
-        }
+        let birth = birth.index();
+        self.stashes.mine(|slot| match slot {
+            Some((counters, _)) => add_wrapping(&counters.born[birth], n),
+            None => _ = self.slotless[birth].fetch_add(n, Relaxed),
+        });
     }
 
     /// Returns a reference for an owned guard; the thread's own where there is one.
     #[inline]
     pub(crate) fn home(self: &Arc<Self>) -> Arc<Home<K, C>> {
-        let home = self.stashes.mine(|_, stash| stash?.home.clone());
-        home.flatten().unwrap_or_else(|| self.make_home())
+        let home = self.stashes.mine(|slot| slot?.1?.home.clone());
+        home.unwrap_or_else(|| self.make_home())
     }
 
     #[cold]
     fn make_home(self: &Arc<Self>) -> Arc<Home<K, C>> {
         let home = Arc::new(Home { core: Arc::clone(self) });
-        self.stashes.mine(|_, stash| {
-            let Some(stash) = stash else { return };
+        self.stashes.mine(|slot| {
+            let Some((_, Some(stash))) = slot else { return };
             self.ask_for_grant(stash);
             // Nobody would break the circle after the pool has been closed.
             if !self.depot.lock().closed {
@@ -752,9 +748,9 @@ impl<K: Kind, const C: usize> Core<K, C> {
             // The largest classes first: the fewest objects for the most bytes.
             for class in (0..C).rev() {
                 while surplus.bytes() < target
-                    && let Some(entry) = depot.pop_oldest(class)
+                    && let Some(node) = depot.pop_oldest(class)
                 {
-                    surplus.push(entry);
+                    surplus.push(node);
                 }
             }
             depot.existing = depot.existing.saturating_sub(surplus.len());
@@ -780,8 +776,8 @@ impl<K: Kind, const C: usize> Core<K, C> {
             let mut depot = self.depot.lock();
             depot.closed = true;
             for class in 0..C {
-                while let Some(entry) = depot.pop(class) {
-                    surplus.push(entry);
+                while let Some(node) = depot.pop(class) {
+                    surplus.push(node);
                 }
             }
         }
@@ -862,14 +858,14 @@ impl<K: Kind, const C: usize> ThreadEnd for Core<K, C> {
         // While somebody visits the stash it cannot be emptied; visits are short.
         for _ in 0..1_000 {
             let mut done = false;
-            self.stashes.mine(|counters, stash| {
-                let Some(stash) = stash else { return };
+            self.stashes.mine(|slot| {
+                let Some((counters, Some(stash))) = slot else { return };
                 let mut depot = self.depot.lock();
                 depot.granted.objects -= stash.grant.objects;
                 depot.granted.bytes -= stash.grant.bytes;
                 for class in 0..C {
-                    for entry in stash.drain(class, stash.free[class].len(), counters) {
-                        surplus.extend(depot.push(class, entry, &self.settings).err());
+                    for node in stash.drain(class, stash.free[class].len(), counters) {
+                        surplus.extend(depot.push(class, node, &self.settings).err());
                     }
                 }
                 let home = std::mem::take(stash).home;
@@ -890,28 +886,28 @@ impl<K: Kind, const C: usize> ThreadEnd for Core<K, C> {
 
 /// Objects that have left the pool and are dropped where no lock is held.
 struct Surplus<T> {
-    entries: Vec<Entry<T>>,
+    nodes: Vec<Box<Node<T>>>,
     bytes: u64,
 }
 
 impl<T> Default for Surplus<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), bytes: 0 }
+        Self { nodes: Vec::new(), bytes: 0 }
     }
 }
 
 impl<T> Surplus<T> {
-    fn push(&mut self, entry: Entry<T>) {
-        self.bytes += entry.bytes as u64;
-        self.entries.push(entry);
+    fn push(&mut self, node: Box<Node<T>>) {
+        self.bytes += node.bytes as u64;
+        self.nodes.push(node);
     }
 
-    fn extend(&mut self, entries: impl IntoIterator<Item = Entry<T>>) {
-        entries.into_iter().for_each(|entry| self.push(entry));
+    fn extend(&mut self, nodes: impl IntoIterator<Item = Box<Node<T>>>) {
+        nodes.into_iter().for_each(|node| self.push(node));
     }
 
     fn len(&self) -> usize {
-        self.entries.len()
+        self.nodes.len()
     }
 
     fn bytes(&self) -> u64 {

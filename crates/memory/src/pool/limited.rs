@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::core::{Core, Kind, Taken};
+use super::core::{Core, Kind, Node};
 
 /// Why nothing could be taken from a pool with a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,7 +34,7 @@ pub enum TakeError {
 
 /// How a request to the pool went.
 enum Claim<T> {
-    Object(T),
+    Object(Box<Node<T>>),
     /// An object may be made; it is counted as existing.
     Place,
     Full,
@@ -42,7 +42,7 @@ enum Claim<T> {
 
 impl<K: Kind> Core<K, 1> {
     /// Takes an object if one is free or may be made.
-    pub(super) fn try_claim(self: &Arc<Self>) -> Option<Taken<K::Object>> {
+    pub(super) fn try_claim(self: &Arc<Self>) -> Option<Box<Node<K::Object>>> {
         let claim = self.claim(&mut None, None);
         claim.ok().and_then(|claim| self.redeem(claim))
     }
@@ -53,7 +53,7 @@ impl<K: Kind> Core<K, 1> {
     pub(super) fn wait(
         self: &Arc<Self>,
         timeout: Option<Duration>,
-    ) -> Result<Taken<K::Object>, TakeError> {
+    ) -> Result<Box<Node<K::Object>>, TakeError> {
         let start = Instant::now();
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut turn = Turn { core: Arc::clone(self), id: None, bounded: timeout.is_some() };
@@ -92,7 +92,7 @@ impl<K: Kind> Core<K, 1> {
             depot.waiters.leave(id);
         }
         Ok(match self.pop_locked(&mut depot, 0) {
-            Some(object) => Claim::Object(object),
+            Some(node) => Claim::Object(node),
             None => {
                 depot.existing += 1;
                 Claim::Place
@@ -100,13 +100,13 @@ impl<K: Kind> Core<K, 1> {
         })
     }
 
-    fn redeem(self: &Arc<Self>, claim: Claim<K::Object>) -> Option<Taken<K::Object>> {
-        let object = match claim {
+    fn redeem(self: &Arc<Self>, claim: Claim<K::Object>) -> Option<Box<Node<K::Object>>> {
+        let node = match claim {
             Claim::Full => return None,
-            Claim::Object(object) => object,
+            Claim::Object(node) => node,
             Claim::Place => self.make(0, || self.no_longer_exists()),
         };
-        Some(Taken { object, birth: self.born() })
+        Some(self.begin(node))
     }
 }
 
@@ -123,14 +123,14 @@ impl<K: Kind> Turn<K> {
     }
 
     /// Takes an object, or sees to it that `waker` is woken when it is worth another try.
-    fn try_take(&mut self, waker: &Waker) -> Result<Option<Taken<K::Object>>, TakeError> {
+    fn try_take(&mut self, waker: &Waker) -> Result<Option<Box<Node<K::Object>>>, TakeError> {
         let claim = self.core.claim(&mut self.id, Some((waker, self.bounded)))?;
         Ok(self.core.redeem(claim))
     }
 }
 
 impl<K: Kind> Future for Turn<K> {
-    type Output = Result<Taken<K::Object>, TakeError>;
+    type Output = Result<Box<Node<K::Object>>, TakeError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.try_take(context.waker()) {
