@@ -34,7 +34,7 @@ pub(crate) const PEERS: [(&str, Make); 7] = [
     ("Mutex<Vec>", |size| Box::new(Stack(Mutex::new(Vec::new()), size))),
 ];
 
-fn fresh(size: usize) -> impl Fn() -> Vec<u8> + Send + Sync + 'static {
+fn fresh(size: usize) -> impl Fn() -> Vec<u8> + Clone + Send + Sync + 'static {
     move || Vec::with_capacity(size)
 }
 

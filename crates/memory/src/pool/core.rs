@@ -357,7 +357,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
             settings,
             stashes: PerThread::new(),
             births: Births::new(now),
-            slotless: [const { AtomicU32::new(0) }; BIRTHS],
+            slotless: Default::default(),
             totals: Totals::default(),
             last_step: Mutex::new(now),
             depot: CachePadded::new(Mutex::new(depot)),
@@ -969,3 +969,6 @@ impl PoolStats {
         (takes > 0).then(|| self.hits as f64 / takes as f64)
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;
