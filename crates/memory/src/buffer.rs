@@ -162,7 +162,8 @@ impl BufferPoolBuilder {
         }
         BuildError::check("buffer pool", problems)?;
         let settings = Settings {
-            idle_max: self.idle_bytes_max / SMALLEST,
+            // Bytes are what is bounded, and with them the number of buffers.
+            idle_max: usize::MAX / 2,
             idle_bytes_max: self.idle_bytes_max,
             object_bytes_max: self.buffer_bytes_max,
             stash_bytes_max: LARGEST,

@@ -38,13 +38,15 @@ pub(crate) struct PerThread<S, T> {
     visitor: Mutex<()>,
 }
 
-type Chunk<S, T> = Box<[CachePadded<Slot<S, T>>]>;
+type Chunk<S, T> = Box<[CachePadded<Slot<S, T>>; CHUNK]>;
 
 struct Slot<S, T> {
     /// The owner is using the value. Written by the owner alone.
     inside: AtomicBool,
     /// A visitor is using the value or waits for it. Written under the visitors' lock.
     wanted: AtomicBool,
+    /// Here because the owner reads this cache line anyway.
+    light: fences::Light,
     shared: S,
     value: UnsafeCell<T>,
 }
@@ -117,7 +119,7 @@ impl<S: Default, T: Default> PerThread<S, T> {
 
     #[inline]
     fn slot(&self, index: usize) -> &Slot<S, T> {
-        let chunk = &self.chunks[index / CHUNK];
+        let chunk = &self.chunks[index / CHUNK % CHUNKS];
         let chunk = match chunk.get() {
             Some(chunk) => &**chunk,
             None => Self::make(chunk),
@@ -126,8 +128,11 @@ impl<S: Default, T: Default> PerThread<S, T> {
     }
 
     #[cold]
-    fn make(chunk: &OnceLock<Chunk<S, T>>) -> &[CachePadded<Slot<S, T>>] {
-        chunk.get_or_init(|| (0..CHUNK).map(|_| CachePadded::new(Slot::new())).collect())
+    fn make(chunk: &OnceLock<Chunk<S, T>>) -> &[CachePadded<Slot<S, T>>; CHUNK] {
+        chunk.get_or_init(|| {
+            let slots: Vec<_> = (0..CHUNK).map(|_| CachePadded::new(Slot::new())).collect();
+            slots.try_into().ok().expect("as many as a chunk has")
+        })
     }
 }
 
@@ -136,6 +141,7 @@ impl<S: Default, T: Default> Slot<S, T> {
         Self {
             inside: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
+            light: fences::light(),
             shared: S::default(),
             value: UnsafeCell::new(T::default()),
         }
@@ -165,7 +171,7 @@ impl<S, T> Slot<S, T> {
     #[inline]
     fn enter(&self) -> bool {
         self.inside.store(true, Relaxed);
-        fences::light();
+        self.light.fence();
         // Acquire: pairs with the Release with which a visitor takes its flag down.
         let wanted = self.wanted.load(Acquire);
         if wanted {
@@ -221,9 +227,9 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 /// The two fences of the owner and the visitor.
 mod fences {
     #[cfg(all(target_os = "linux", not(loom), not(miri)))]
-    pub(super) use by_kernel::{decide, heavy, light};
+    pub(super) use by_kernel::{Light, decide, heavy, light};
     #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
-    pub(super) use full::{decide, heavy, light};
+    pub(super) use full::{Light, decide, heavy, light};
 
     /// The same full fence on both sides.
     #[cfg(not(all(target_os = "linux", not(loom), not(miri))))]
@@ -236,9 +242,17 @@ mod fences {
 
         pub(in crate::raw) fn decide() {}
 
-        #[inline]
-        pub(in crate::raw) fn light() {
-            fence(SeqCst);
+        pub(in crate::raw) struct Light;
+
+        impl Light {
+            #[inline]
+            pub(in crate::raw) fn fence(&self) {
+                fence(SeqCst);
+            }
+        }
+
+        pub(in crate::raw) fn light() -> Light {
+            Light
         }
 
         pub(in crate::raw) fn heavy() -> bool {
@@ -272,13 +286,24 @@ mod fences {
             membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok()
         }
 
-        #[inline]
-        pub(in crate::raw) fn light() {
-            if BY_KERNEL.load(Relaxed) {
-                compiler_fence(SeqCst);
-            } else {
-                fence(SeqCst);
+        /// The owner's fence.
+        pub(in crate::raw) struct Light {
+            by_kernel: bool,
+        }
+
+        impl Light {
+            #[inline]
+            pub(in crate::raw) fn fence(&self) {
+                if self.by_kernel {
+                    compiler_fence(SeqCst);
+                } else {
+                    fence(SeqCst);
+                }
             }
+        }
+
+        pub(in crate::raw) fn light() -> Light {
+            Light { by_kernel: BY_KERNEL.load(Relaxed) }
         }
 
         /// Runs the visitor's fence; false if that could not be done.
@@ -371,15 +396,15 @@ mod thread {
     /// Returns the number of this thread, which no other living thread has.
     #[inline]
     pub(super) fn index() -> Option<usize> {
-        match INDEX.get() {
-            UNSET => first(),
-            NONE => None,
-            index => Some(index),
-        }
+        let index = INDEX.get();
+        if index < THREADS_MAX { Some(index) } else { first(index) }
     }
 
     #[cold]
-    fn first() -> Option<usize> {
+    fn first(index: usize) -> Option<usize> {
+        if index == NONE {
+            return None;
+        }
         LEASE.try_with(|lease| lease.index).ok().flatten()
     }
 

@@ -122,8 +122,8 @@ fn add(counter: &AtomicU64, n: u64) {
 struct Stash<T, H, const C: usize> {
     free: [Vec<Box<Node<T>>>; C],
     unused: [Unused; C],
-    len: usize,
-    /// How many objects and bytes this stash may hold; nothing until the thread is known to the pool.
+    /// How many objects of each class and how many bytes this stash may hold; nothing until the thread is
+    /// known to the pool.
     grant: Grant,
     asked: bool,
     home: Option<Arc<H>>,
@@ -142,7 +142,10 @@ impl Unused {
     /// Notes that one was taken and `left` stay.
     #[inline]
     fn left(&mut self, left: usize) {
-        self.low = self.low.min(left);
+        // A branch that is nearly never taken, where a minimum would be a store each time.
+        if left < self.low {
+            self.low = left;
+        }
     }
 
     /// Says how many of `len` objects go in this step.
@@ -168,7 +171,6 @@ impl<T, H, const C: usize> Default for Stash<T, H, C> {
         Self {
             free: [const { Vec::new() }; C],
             unused: [Unused::default(); C],
-            len: 0,
             grant: Grant::default(),
             asked: false,
             home: None,
@@ -182,7 +184,6 @@ impl<T, H, const C: usize> Stash<T, H, C> {
         let free = &mut self.free[class];
         let node = free.pop()?;
         self.unused[class].left(free.len());
-        self.len -= 1;
         let bytes = counters.bytes.load(Relaxed) - node.bytes;
         counters.bytes.store(bytes, Relaxed);
         Some(node)
@@ -196,12 +197,12 @@ impl<T, H, const C: usize> Stash<T, H, C> {
         counters: &Counters,
     ) -> Result<(), Box<Node<T>>> {
         let bytes = counters.bytes.load(Relaxed) + node.bytes;
-        if self.len >= self.grant.objects || bytes > self.grant.bytes {
+        let free = &mut self.free[class];
+        if free.len() >= self.grant.objects || bytes > self.grant.bytes {
             return Err(node);
         }
         counters.bytes.store(bytes, Relaxed);
-        self.free[class].push(node);
-        self.len += 1;
+        free.push(node);
         add(&counters.kept, 1);
         Ok(())
     }
@@ -213,7 +214,6 @@ impl<T, H, const C: usize> Stash<T, H, C> {
         n: usize,
         counters: &Counters,
     ) -> impl Iterator<Item = Box<Node<T>>> {
-        self.len -= n;
         add(&counters.moved, (n as u64).wrapping_neg());
         let left = self.free[class].len() - n;
         self.unused[class].left(left);
@@ -435,7 +435,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
         counters: &Counters,
         depot: &mut Depot<K::Object, C>,
     ) {
-        let want = (stash.grant.objects / 2).saturating_sub(stash.len);
+        let want = stash.grant.objects / 2;
         for _ in 0..want {
             let Some(next) = depot.free[class].back() else { break };
             let bytes = counters.bytes.load(Relaxed) + next.bytes;
@@ -445,7 +445,6 @@ impl<K: Kind, const C: usize> Core<K, C> {
             let Some(node) = depot.pop(class) else { break };
             counters.bytes.store(bytes, Relaxed);
             stash.free[class].push(node);
-            stash.len += 1;
             add(&counters.moved, 1);
         }
         // The newest has to be taken first.
@@ -530,7 +529,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
                 self.ask_for_grant(stash);
                 // Half of the stash goes to the depot once it is full, so that as many operations
                 // pass until the next trip.
-                let full = stash.len >= stash.grant.objects
+                let full = stash.free[class].len() >= stash.grant.objects
                     || counters.bytes.load(Relaxed) + node.bytes > stash.grant.bytes;
                 if full {
                     let mut depot = self.depot.lock();
@@ -655,16 +654,17 @@ impl<K: Kind, const C: usize> Core<K, C> {
         let grant = self.grant();
         let free = |granted: usize, max: usize| (max / 2).saturating_sub(granted);
         let settings = &self.settings;
-        if grant.objects == 0
-            || grant.objects > free(depot.granted.objects, settings.idle_max)
+        let objects = grant.objects * C;
+        if objects == 0
+            || objects > free(depot.granted.objects, settings.idle_max)
             || grant.bytes > free(depot.granted.bytes, settings.idle_bytes_max)
             // The depot may have filled up to the caps while there were fewer grants.
-            || depot.idle + depot.granted.objects + grant.objects > settings.idle_max
+            || depot.idle + depot.granted.objects + objects > settings.idle_max
             || depot.bytes + depot.granted.bytes + grant.bytes > settings.idle_bytes_max
         {
             return;
         }
-        depot.granted.objects += grant.objects;
+        depot.granted.objects += objects;
         depot.granted.bytes += grant.bytes;
         stash.grant = grant;
     }
@@ -678,7 +678,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
         }
         let parts = 4 * cores();
         Grant {
-            objects: (self.settings.idle_max / parts).min(STASH_MAX),
+            objects: (self.settings.idle_max / parts / C).min(STASH_MAX),
             bytes: (self.settings.idle_bytes_max / parts).min(self.settings.stash_bytes_max),
         }
     }
@@ -861,7 +861,7 @@ impl<K: Kind, const C: usize> ThreadEnd for Core<K, C> {
             self.stashes.mine(|slot| {
                 let Some((counters, Some(stash))) = slot else { return };
                 let mut depot = self.depot.lock();
-                depot.granted.objects -= stash.grant.objects;
+                depot.granted.objects -= stash.grant.objects * C;
                 depot.granted.bytes -= stash.grant.bytes;
                 for class in 0..C {
                     for node in stash.drain(class, stash.free[class].len(), counters) {
