@@ -8,10 +8,12 @@
 //! the second have other pools.
 
 use std::hint::black_box;
+use std::sync::Barrier;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use memory::{BufferPool, Pool, VecPool};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use ultra_perf_bench::{Clock, Suite};
 
 use crate::allocators;
@@ -23,8 +25,8 @@ const PAGE: usize = 4 << 10;
 
 /// A size with its name, and the operations that make a round of some milliseconds.
 const SIZES: [(usize, &str, u64); 4] = [
-    (64, "64 B", 200_000),
-    (4 << 10, "4 KiB", 200_000),
+    (64, "64 B", 400_000),
+    (4 << 10, "4 KiB", 400_000),
     (64 << 10, "64 KiB", 20_000),
     (1 << 20, "1 MiB", 2_000),
 ];
@@ -75,12 +77,13 @@ pub(crate) fn touch(buffer: &mut Vec<u8>) {
 }
 
 /// Takes on this thread and drops on another.
-pub(crate) fn over<G: Send>(operations: u64, take: impl Fn() -> G) {
+pub(crate) fn over<G: Send>(operations: u64, take: impl Fn() -> G + Send) {
     let (send, receive) = sync_channel::<Vec<G>>(BATCHES);
     // The vectors of a batch come back, so that they are not what is measured.
     let (send_back, receive_back) = sync_channel::<Vec<G>>(BATCHES + 2);
     thread::scope(|scope| {
         scope.spawn(move || {
+            on_core(1);
             for mut batch in receive {
                 batch.clear();
                 if send_back.send(batch).is_err() {
@@ -88,13 +91,15 @@ pub(crate) fn over<G: Send>(operations: u64, take: impl Fn() -> G) {
                 }
             }
         });
-        for _ in 0..operations / BATCH as u64 {
-            let mut batch = receive_back.try_recv().unwrap_or_else(|_| Vec::with_capacity(BATCH));
-            batch.extend((0..BATCH).map(|_| take()));
-            send.send(batch).expect("the other thread reads to the end");
-        }
-        drop(send);
-        // Room for all that may come back, so the other thread never waits for us.
+        scope.spawn(move || {
+            on_core(0);
+            for _ in 0..operations / BATCH as u64 {
+                let mut batch =
+                    receive_back.try_recv().unwrap_or_else(|_| Vec::with_capacity(BATCH));
+                batch.extend((0..BATCH).map(|_| take()));
+                send.send(batch).expect("the other thread reads to the end");
+            }
+        });
     });
 }
 
@@ -189,11 +194,28 @@ fn fill(buffer: &mut [u8]) {
     black_box(buffer);
 }
 
+/// Does the work on two cores at once.
+///
+/// Each thread is kept on a core of its own and they begin together: otherwise the kernel often leaves
+/// both on one core for the few milliseconds of a round, where nobody competes with anybody.
 pub(crate) fn in_two_threads(work: impl Fn() + Sync) {
-    thread::scope(|scope| {
-        scope.spawn(&work);
+    let begin = Barrier::new(2);
+    let part = |core| {
+        on_core(core);
+        begin.wait();
         work();
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| part(0));
+        scope.spawn(|| part(1));
     });
+}
+
+/// Keeps this thread on a core, if the system allows it.
+fn on_core(core: usize) {
+    let mut set = CpuSet::new();
+    set.set(core);
+    let _ = sched_setaffinity(None, &set);
 }
 
 /// One of the three ways to use a lender.

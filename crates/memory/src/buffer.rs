@@ -188,13 +188,12 @@ impl Kind for Buffers {
     }
 
     #[inline]
-    fn restore(&self, buffer: &mut Box<[u8]>) -> usize {
-        buffer.len()
+    fn plain_weight(&self, buffer: &Box<[u8]>) -> Option<usize> {
+        Some(buffer.len())
     }
 
-    #[inline]
-    fn may_panic(&self) -> bool {
-        false
+    fn restore(&self, buffer: &mut Box<[u8]>) -> usize {
+        buffer.len()
     }
 }
 

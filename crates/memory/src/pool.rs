@@ -336,16 +336,15 @@ impl<T: Send + 'static> Kind for Objects<T> {
     }
 
     #[inline]
+    fn plain_weight(&self, _object: &T) -> Option<usize> {
+        (self.reset.is_none() && self.weigh.is_none()).then_some(size_of::<T>())
+    }
+
     fn restore(&self, object: &mut T) -> usize {
         if let Some(reset) = &self.reset {
             reset(object);
         }
         self.weigh.as_ref().map_or(size_of::<T>(), |weigh| weigh(object))
-    }
-
-    #[inline]
-    fn may_panic(&self) -> bool {
-        self.reset.is_some() || self.weigh.is_some()
     }
 }
 

@@ -32,6 +32,8 @@ const LOOKS_MAX: u32 = if cfg!(loom) { 2 } else { 200 };
 
 /// A value `T` for each thread, which its thread reaches without a lock, and a shared part `S` beside it.
 pub(crate) struct PerThread<S, T> {
+    /// No other `PerThread` of this process ever has the same.
+    id: u64,
     /// Slots come in chunks that are made when the first thread needs one, and never move.
     chunks: [OnceLock<Chunk<S, T>>; CHUNKS],
     /// Held by the one visitor.
@@ -58,7 +60,11 @@ unsafe impl<S: Send + Sync, T: Send> Sync for PerThread<S, T> {}
 impl<S: Default, T: Default> PerThread<S, T> {
     pub(crate) fn new() -> Self {
         fences::decide();
-        Self { chunks: [const { OnceLock::new() }; CHUNKS], visitor: Mutex::new(()) }
+        Self {
+            id: thread::next_id(),
+            chunks: [const { OnceLock::new() }; CHUNKS],
+            visitor: Mutex::new(()),
+        }
     }
 
     /// Runs `f` with the slot of this thread: its shared part, and its value unless a visitor or a caller
@@ -69,12 +75,31 @@ impl<S: Default, T: Default> PerThread<S, T> {
     /// # Cost
     ///
     /// Two stores and two loads of a cache line that belongs to this thread.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn mine<R>(&self, f: impl FnOnce(Option<(&S, Option<&mut T>)>) -> R) -> R {
-        let Some(index) = thread::index() else { return f(None) };
-        // SAFETY: `thread::index` gives a number to one living thread at a time, and a number that is
-        // given again went through a lock in between, so all that the former thread did is seen.
-        unsafe { self.slot(index).own(|shared, value| f(Some((shared, value)))) }
+        let Some(slot) = self.my_slot() else { return f(None) };
+        // SAFETY: `my_slot` is the slot of this thread's number, which no other living thread has; and a
+        // number that is given again went through a lock, so all that the former thread did is seen.
+        unsafe { slot.own(|shared, value| f(Some((shared, value)))) }
+    }
+
+    #[inline(always)]
+    fn my_slot(&self) -> Option<&Slot<S, T>> {
+        let (id, slot) = thread::last();
+        if id == self.id {
+            // SAFETY: numbers of `PerThread`s are not given twice, so `find_slot` of this one stored the
+            // pointer, on this thread; its slots stay where they are while it lives. When the thread's
+            // number is given back, the pointer is forgotten.
+            return Some(unsafe { &*slot.cast() });
+        }
+        self.find_slot()
+    }
+
+    #[inline(never)]
+    fn find_slot(&self) -> Option<&Slot<S, T>> {
+        let slot = self.slot(thread::index()?);
+        thread::set_last(self.id, std::ptr::from_ref(slot).cast());
+        Some(slot)
     }
 
     /// Runs `f` with the value of every slot that was ever used; returns how many it had to leave out.
@@ -154,7 +179,7 @@ impl<S, T> Slot<S, T> {
     /// # Safety
     ///
     /// Only one thread calls this at a time, and what an earlier such thread did happened before.
-    #[inline]
+    #[inline(always)]
     unsafe fn own<R>(&self, f: impl FnOnce(&S, Option<&mut T>) -> R) -> R {
         // Only this thread writes `inside`: true means that a caller further up the stack is in here.
         if self.inside.load(Relaxed) || !self.enter() {
@@ -168,7 +193,7 @@ impl<S, T> Slot<S, T> {
     }
 
     /// Says that the owner is inside, and takes that back if a visitor is.
-    #[inline]
+    #[inline(always)]
     fn enter(&self) -> bool {
         self.inside.store(true, Relaxed);
         self.light.fence();
@@ -331,7 +356,9 @@ mod thread {
     use std::cell::{Cell, RefCell};
     use std::cmp::Reverse;
     use std::collections::BinaryHeap;
+    use std::ptr;
     use std::sync::Weak;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
     use super::{THREADS_MAX, ThreadEnd};
 
@@ -343,8 +370,12 @@ mod thread {
     thread_local! {
         /// Plain, so that reading it is one load; [`LEASE`] has the destructor.
         static INDEX: Cell<usize> = const { Cell::new(UNSET) };
+        /// The slot that this thread has used last, and the number of its `PerThread`.
+        static LAST: Cell<(u64, *const ())> = const { Cell::new((0, ptr::null())) };
         static LEASE: Lease = Lease::new();
     }
+
+    static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
     static NUMBERS: parking_lot::Mutex<Numbers> =
         parking_lot::Mutex::new(Numbers { next: 0, free: BinaryHeap::new() });
@@ -386,11 +417,25 @@ mod thread {
                     end.thread_ends();
                 }
             }
+            LAST.set((0, ptr::null()));
             INDEX.set(NONE);
             if let Some(index) = self.index {
                 NUMBERS.lock().free.push(Reverse(index));
             }
         }
+    }
+
+    pub(super) fn next_id() -> u64 {
+        NEXT_ID.fetch_add(1, Relaxed)
+    }
+
+    #[inline(always)]
+    pub(super) fn last() -> (u64, *const ()) {
+        LAST.get()
+    }
+
+    pub(super) fn set_last(id: u64, slot: *const ()) {
+        LAST.set((id, slot));
     }
 
     /// Returns the number of this thread, which no other living thread has.
@@ -435,6 +480,17 @@ pub(crate) mod thread {
     pub(super) fn index() -> Option<usize> {
         INDEX.with(Cell::get)
     }
+
+    pub(super) fn next_id() -> u64 {
+        1
+    }
+
+    /// Nothing is remembered: the threads of a model share what belongs to a thread of the system.
+    pub(super) fn last() -> (u64, *const ()) {
+        (0, std::ptr::null())
+    }
+
+    pub(super) fn set_last(_id: u64, _slot: *const ()) {}
 
     pub(crate) fn at_end(_end: Weak<dyn ThreadEnd>) {}
 

@@ -57,11 +57,11 @@ pub(crate) trait Kind: Send + Sync + 'static {
     /// Makes an object of a class.
     fn make(&self, class: usize) -> Self::Object;
 
-    /// Makes an object fit for the next user and says how many bytes it takes.
-    fn restore(&self, object: &mut Self::Object) -> usize;
+    /// Says how many bytes an object takes where nothing has to be done to it before its next use.
+    fn plain_weight(&self, object: &Self::Object) -> Option<usize>;
 
-    /// Whether `restore` runs code of the user, which may panic.
-    fn may_panic(&self) -> bool;
+    /// Else makes it fit for the next user and says how many bytes it takes; this may panic.
+    fn restore(&self, object: &mut Self::Object) -> usize;
 }
 
 /// The bounds of a pool; checked by the builder.
@@ -179,7 +179,7 @@ impl<T, H, const C: usize> Default for Stash<T, H, C> {
 }
 
 impl<T, H, const C: usize> Stash<T, H, C> {
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, class: usize, counters: &Counters) -> Option<Box<Node<T>>> {
         let free = &mut self.free[class];
         let node = free.pop()?;
@@ -189,7 +189,7 @@ impl<T, H, const C: usize> Stash<T, H, C> {
         Some(node)
     }
 
-    #[inline]
+    #[inline(always)]
     fn push(
         &mut self,
         class: usize,
@@ -254,14 +254,15 @@ impl<T, const C: usize> Depot<T, C> {
         }
         let objects = settings.idle_max - self.idle - self.granted.objects;
         let mut bytes = settings.idle_bytes_max - self.bytes - self.granted.bytes;
-        let fits = |node: &&Box<Node<T>>| match bytes.checked_sub(node.bytes) {
+        let weights = nodes.iter().take(objects).map(|node| node.bytes);
+        let fits = |weight: &usize| match bytes.checked_sub(*weight) {
             Some(rest) => {
                 bytes = rest;
                 true
             }
             None => false,
         };
-        nodes.iter().take(objects).take_while(fits).count()
+        weights.take_while(fits).count()
     }
 
     fn push(
@@ -471,14 +472,16 @@ impl<K: Kind, const C: usize> Core<K, C> {
     #[inline]
     pub(crate) fn put(self: &Arc<Self>, class: usize, mut node: Box<Node<K::Object>>) {
         if thread::panicking() {
-            // Whoever panicked may have left it half changed.
-            self.totals.poisoned.fetch_add(1, Relaxed);
-            return self.gone(&node);
+            return self.poisoned(node);
         }
-        let Some(bytes) = self.restore(&mut node.object) else {
-            return self.reset_failed(node);
-        };
-        node.bytes = bytes;
+        match self.kind.plain_weight(&node.object) {
+            Some(bytes) => node.bytes = bytes,
+            None => match self.restore(node) {
+                Some(restored) => node = restored,
+                None => return,
+            },
+        }
+        let bytes = node.bytes;
         let birth = node.birth.index();
         let refused = self.stashes.mine(|slot| {
             let Some((counters, stash)) = slot else {
@@ -497,21 +500,28 @@ impl<K: Kind, const C: usize> Core<K, C> {
         }
     }
 
+    /// Drops what its user may have left half changed.
     #[cold]
-    fn reset_failed(&self, node: Box<Node<K::Object>>) {
+    #[inline(never)]
+    fn poisoned(&self, node: Box<Node<K::Object>>) {
+        self.totals.poisoned.fetch_add(1, Relaxed);
+        self.gone(&node);
+    }
+
+    /// Runs what the user wants done to an object that comes back; drops it if that panics.
+    #[inline(never)]
+    fn restore(&self, mut node: Box<Node<K::Object>>) -> Option<Box<Node<K::Object>>> {
+        let restored =
+            panic::catch_unwind(AssertUnwindSafe(|| self.kind.restore(&mut node.object)));
+        if let Ok(bytes) = restored {
+            node.bytes = bytes;
+            return Some(node);
+        }
         self.totals.reset_panics.fetch_add(1, Relaxed);
         self.gone(&node);
         // A destructor may panic over the state in which the reset left it.
         let _ = panic::catch_unwind(AssertUnwindSafe(move || drop(node)));
-    }
-
-    #[inline]
-    fn restore(&self, object: &mut K::Object) -> Option<usize> {
-        if self.kind.may_panic() {
-            panic::catch_unwind(AssertUnwindSafe(|| self.kind.restore(object))).ok()
-        } else {
-            Some(self.kind.restore(object))
-        }
+        None
     }
 
     /// Makes room in the stash or puts the object into the depot.
@@ -685,6 +695,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
 
     /// Lets time pass, by the pool's own clock.
     #[cold]
+    #[inline(never)]
     fn look_after(&self) {
         self.pass_time((self.settings.clock)());
     }

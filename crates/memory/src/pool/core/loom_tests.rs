@@ -39,8 +39,8 @@ impl Kind for Objects {
         1
     }
 
-    fn may_panic(&self) -> bool {
-        false
+    fn plain_weight(&self, _object: &Object) -> Option<usize> {
+        Some(1)
     }
 }
 
