@@ -10,6 +10,9 @@
 
 mod allocators;
 mod interning;
+#[cfg(feature = "peers")]
+mod peers;
+mod pools;
 mod tracking;
 
 use std::process::ExitCode;
@@ -20,8 +23,11 @@ fn main() -> ExitCode {
     let mut suite = Suite::new("memory");
     match allocators::name() {
         "tracked" => tracking::rows(&mut suite),
-        "malloc" => interning::rows(&mut suite),
-        _ => {}
+        "malloc" => {
+            pools::rows(&mut suite);
+            interning::rows(&mut suite);
+        }
+        _ => pools::rows(&mut suite),
     }
     allocators::children(&mut suite);
     suite.finish()

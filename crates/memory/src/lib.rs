@@ -2,16 +2,28 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(feature = "arena")]
+mod arena;
+#[cfg(feature = "buffers")]
+mod buffer;
+mod error;
 mod interner;
+mod pool;
 mod raw;
 mod suspicion;
 mod sync;
 mod tracked;
 
+#[cfg(feature = "arena")]
+pub use arena::{ArenaPool, ArenaPoolBuilder};
+#[cfg(feature = "buffers")]
+pub use buffer::{BufferPool, BufferPoolBuilder, PooledBuf};
+pub use error::{BuildError, Problem};
 pub use interner::{
     IStr, Interner, InternerBuilder, InternerError, InternerProblem, InternerStats, InternerUsage,
     Sweep, Symbol, SymbolError, SymbolTable, SymbolTableStats,
 };
+pub use pool::{Pool, PoolBuilder, PoolStats, Pooled, PooledOwned, TakeError, VecPool};
 pub use suspicion::{
     Growth, InternerReading, LeakWatch, LeakWatchBuilder, LeakWatchError, MemorySplit, Observation,
     OutstandingGuards, Rise, Suspicion,

@@ -40,15 +40,14 @@ impl Model {
         });
     }
 
-    /// Takes the stock back and removes the string if nobody has it; whether it was removed.
+    /// Takes the stock back and removes the string if nobody has it; whether the table is empty.
     fn reclaim(&self) -> bool {
         self.slot.try_with(|slot| *slot = None);
         let mut shard = self.shard.lock();
         if shard.as_ref().is_some_and(|text| text.references() == 1) {
             *shard = None;
-            return true;
         }
-        false
+        shard.is_none()
     }
 }
 

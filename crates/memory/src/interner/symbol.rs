@@ -12,9 +12,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 
-use foldhash::fast::RandomState;
-
-use super::hash_of;
+use super::{RandomState, hash_of};
 use crate::sync::{Acquire, AtomicU64, AtomicUsize, Mutex, Relaxed, Release};
 
 /// Texts in the first segment; each further one doubles.

@@ -81,7 +81,7 @@ pub struct Site {
     pub median_age: Duration,
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 impl Site {
     /// A site of three samples.
     pub(crate) fn for_tests(id: u64, live_bytes: f64, median_age: Duration) -> Self {
