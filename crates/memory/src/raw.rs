@@ -971,15 +971,13 @@ mod strings {
             impl Drop for Free<'_> {
                 #[inline]
                 fn drop(&mut self) {
-                    // Release: pairs with the Acquire of the next one's swap.
+                    // Release: pairs with the Acquire of the next one's exchange.
                     self.0.store(false, Release);
                 }
             }
-            if self.busy.swap(true, Acquire) {
-                return None;
-            }
+            self.busy.compare_exchange(false, true, Acquire, Relaxed).ok()?;
             let _free = Free(&self.busy);
-            // SAFETY: the swap made this thread the only one between `busy` and its release.
+            // SAFETY: the exchange made this thread the only one between `busy` and its release.
             Some(self.value.with_mut(|value| work(unsafe { &mut *value })))
         }
     }
