@@ -153,7 +153,7 @@ fn under_pressure_as_much_is_freed_as_brings_the_use_ten_points_below_the_thresh
     let stats = core.stats();
     assert_eq!((stats.runs > 0, stats.give_backs), (true, 1));
     assert_eq!((stats.claimed_bytes, stats.observed_bytes), (150 * MIB, 150 * MIB));
-    assert_eq!(stats.sample.level, Level::Normal);
+    assert!(stats.sample.level < Level::High, "{stats:?}");
 }
 
 #[test]

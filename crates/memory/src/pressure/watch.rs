@@ -182,7 +182,9 @@ impl PressureWatch {
 
 impl Clone for PressureWatch {
     fn clone(&self) -> Self {
-        Self { seen: self.seen, ..Self::new(Arc::clone(&self.shared)) }
+        let mut clone = Self::new(Arc::clone(&self.shared));
+        clone.seen = self.seen;
+        clone
     }
 }
 
