@@ -1,7 +1,8 @@
 //! One call at start-up: watch memory, reclaim under pressure, give back when it is idle.
 //!
 //! A [`MemoryGuard`] runs a [`PressureMonitor`] on a thread of its own, so it works when the program's
-//! runtime is starved: a reading each 250 ms, and each 50 ms from [`Level::High`] on. What a reading
+//! runtime is starved: a reading each 250 ms, and each 50 ms from [`Level::Elevated`] on, since a
+//! program that fills its memory may need less than 250 ms from there to the end. What a reading
 //! asks for is done on another thread, so that a reclaimer that takes long does not stop the readings.
 //! At most one run is under way; one that does not end is reported as stuck after five seconds, and
 //! the next run goes on without the reclaimer in which it hangs.
@@ -207,7 +208,7 @@ impl MemoryGuardBuilder {
         Self { headroom: share, ..self }
     }
 
-    /// Sets the time between two readings, 250 ms; and from [`Level::High`] on, 50 ms.
+    /// Sets the time between two readings, 250 ms; and from [`Level::Elevated`] on, 50 ms.
     pub fn periods(self, usual: Duration, pressed: Duration) -> Self {
         Self { period: usual, pressed_period: pressed, ..self }
     }
@@ -582,7 +583,8 @@ impl Core {
         let sample = self.observe(now);
         self.ask_allocator(&sample, now);
         let pressed = sample.level >= Level::High;
-        let period = if pressed { self.pressed_period } else { self.period };
+        let near = sample.level >= Level::Elevated;
+        let period = if near { self.pressed_period } else { self.period };
         if let Some(request) = self.control.lock().requested.take() {
             return (period, Some(Job::Requested(request)));
         }
