@@ -41,20 +41,34 @@ fn about_as_much_goes_as_was_asked_for() {
 }
 
 #[test]
-fn what_is_in_use_and_what_is_pinned_stays() {
-    let cache = pages(Engine::Switchable, 10_000);
-    cache.set_policy(Policy::Lfu).expect("it has policies");
-    for _ in 0..5 {
-        for hot in 0..500 {
-            cache.get_in_memory(&hot);
+fn what_is_in_use_stays_though_the_cache_was_never_full() {
+    for policy in [Policy::Lru, Policy::Lfu, Policy::Arc, Policy::S3Fifo, Policy::Adaptive] {
+        let cache = Cache::builder("pages")
+            .policy(policy)
+            .bytes(64 << 20, |_, page: &Vec<u8>| page.len() as u64)
+            .build()
+            .expect("valid settings");
+        for page in 0..10_000u64 {
+            cache.insert(page, vec![0; 1_000]);
+            if page % 100 == 0 {
+                (0..500).for_each(|hot| drop(cache.get_in_memory(&hot)));
+            }
         }
+        for _ in 0..4 {
+            assert!(cache.reclaim(1_500_000) >= 1_500_000);
+            (0..500).for_each(|hot| drop(cache.get_in_memory(&hot)));
+        }
+        let left = (0..500).filter(|hot| cache.get_in_memory(hot).is_some()).count();
+        assert!(left >= 450, "{policy}: {left} of 500");
     }
-    assert_eq!(cache.pin(&9_999), Ok(true));
-    assert!(cache.reclaim(5_000_000) >= 5_000_000);
-    let left = (0..500).filter(|hot| cache.get_in_memory(hot).is_some()).count();
-    assert!(left >= 490, "{left} of 500");
+}
+
+#[test]
+fn what_is_pinned_stays_whatever_is_asked_for() {
+    let cache = pages(Engine::Switchable, 1_000);
+    assert_eq!(cache.pin(&7), Ok(true));
     assert!(cache.reclaim(u64::MAX) > 0);
-    assert_eq!(cache.keys().collect::<Vec<_>>(), [9_999]);
+    assert_eq!(cache.keys().collect::<Vec<_>>(), [7]);
 }
 
 #[test]
@@ -64,8 +78,10 @@ fn entries_that_are_not_weighed_are_taken_for_their_own_size() {
         cache.insert(number, number);
     }
     assert_eq!(cache.reclaimable_bytes(), 5_000 * 116);
-    assert_eq!(cache.reclaim(116_000), 116_000);
-    assert_eq!(cache.stats().memory.entries, 4_000);
+    let freed = cache.reclaim(116_000);
+    // Each shard rounds up.
+    assert!((116_000..=120_000).contains(&freed), "{freed}");
+    assert_eq!(cache.stats().memory.entries, 5_000 - freed / 116);
 }
 
 #[test]

@@ -1043,6 +1043,9 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
     /// Evicts some entries, until they weigh as much as is wanted, and tells what that was.
     fn evict_some(&mut self, wanted: u64, out: &mut Outgoing<K, V>) -> Evicted {
         let mut evicted = Evicted::default();
+        let (_, shard) = self.table.split();
+        let left = shard.queues.weight().saturating_sub(wanted).max(1);
+        shard.queues.rebound(left);
         while evicted.weight < wanted && evicted.entries < BATCH as u64 {
             let (nodes, shard) = self.table.split();
             let Some(victim) = shard.queues.evict(&nodes) else { break };
@@ -1050,6 +1053,9 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
             evicted.entries += 1;
             self.leave(victim, EvictionCause::Capacity, out);
         }
+        // A user's panic above leaves this out; the next call or resize makes up for it.
+        let shard = self.table.state();
+        shard.queues.rebound(shard.capacity);
         self.reclaim_now(out);
         evicted
     }
