@@ -27,3 +27,7 @@ pub use reclaim::{
     Cost, RECLAIMERS_MAX, ReclaimOutcome, ReclaimRequest, Reclaimer, ReclaimerReport, Reclaimers,
     Registration, TooManyReclaimers,
 };
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
