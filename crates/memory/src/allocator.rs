@@ -171,9 +171,12 @@ const UNUSED_FOR: Duration = Duration::from_secs(2);
 const EVERY: Duration = Duration::from_secs(5);
 const EVERY_CRITICAL: Duration = Duration::from_secs(1);
 /// A look that found nothing is repeated no sooner than after this many times what it took.
-const PATIENCE: u32 = 1_000;
-/// At most this share of the time is spent on statistics: one part in so many.
+const PATIENCE: u32 = 100;
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+/// At most this share of the time is spent on statistics: one part in so many. One call that was slow
+/// only because its thread had to wait for a core must not blind the guard for long.
 const STATS_PART: u32 = 200;
+const STATS_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Decides when the allocator is asked to give memory back.
 #[derive(Debug)]
@@ -186,7 +189,9 @@ pub(crate) struct Policy {
     resident: u64,
     /// When statistics may be asked for again.
     stats_at: Option<Instant>,
-    not_before: Option<Instant>,
+    /// After a give-back that brought nothing: until when, and up to how many unused bytes, another is
+    /// not worth it.
+    fruitless: Option<(Instant, u64)>,
     last: Option<Instant>,
 }
 
@@ -197,7 +202,7 @@ impl Policy {
             blind: false,
             resident: 0,
             stats_at: None,
-            not_before: None,
+            fruitless: None,
             last: None,
         }
     }
@@ -215,7 +220,7 @@ impl Policy {
         took: Duration,
         now: Instant,
     ) {
-        self.stats_at = Some(now + took * STATS_PART);
+        self.stats_at = Some(now + (took * STATS_PART).min(STATS_PAUSE_MAX));
         self.blind = stats.is_none();
         let resident = stats.and_then(|it| it.resident_bytes).unwrap_or(process_resident);
         self.resident = resident;
@@ -262,7 +267,8 @@ impl Policy {
     fn may(&self, level: Level, now: Instant) -> bool {
         let every = if level == Level::Critical { EVERY_CRITICAL } else { EVERY };
         let rested = self.last.is_none_or(|last| now.saturating_duration_since(last) >= every);
-        rested && self.not_before.is_none_or(|at| now >= at)
+        let newest = self.window.back().map_or(0, |(_, unused)| *unused);
+        rested && self.fruitless.is_none_or(|(at, unused)| now >= at || newest > unused)
     }
 
     /// Whether the allocator should be asked now.
@@ -286,11 +292,14 @@ impl Policy {
     /// Notes that it was asked.
     pub(crate) fn gave_back(&mut self, report: &GiveBackReport, now: Instant) {
         self.last = Some(now);
+        let unused = self.window.back().map_or(0, |(_, unused)| *unused);
         self.window.clear();
         self.stats_at = None;
         let fruitless = report.observed_bytes() < (UNUSED_MIN / 8).max(report.before_bytes / 50);
-        let pause = (report.took * PATIENCE).min(Duration::from_secs(60));
-        self.not_before = fruitless.then(|| now + pause);
+        let pause = (report.took * PATIENCE).min(PATIENCE_MAX);
+        // As much again as makes a give-back worth it.
+        let more = UNUSED_MIN.max((self.resident as f64 * UNUSED_SHARE) as u64);
+        self.fruitless = fruitless.then(|| (now + pause, unused + more));
     }
 }
 
@@ -373,9 +382,34 @@ mod tests {
 
     #[test]
     fn there_are_five_seconds_between_two() {
-        // It brings nothing in this world, so 20 ms of work are followed by 20 s of patience.
         check(Level::Normal, &[("500/1000", 30)], &[8, 28]);
-        check(Level::Normal, &[("?/1000", 60)], &[8]);
+        check(Level::Normal, &[("?/1000", 60)], &[8, 28, 48]);
+    }
+
+    #[test]
+    fn what_brought_nothing_is_tried_again_later_or_when_there_is_more() {
+        let start = Instant::now();
+        let mut policy = Policy::new();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut observe = |policy: &mut Policy, unused: u64, seconds: u64| {
+            let stats = Some(AllocatorStats::allocated(100 * MIB));
+            policy.observe(stats, (100 + unused) * MIB, Duration::from_micros(10), at(seconds));
+            policy.is_due(Level::Normal, 0, at(seconds))
+        };
+        assert!(!observe(&mut policy, 100, 0));
+        assert!(observe(&mut policy, 100, 2));
+        let took = Duration::from_millis(200);
+        let report = GiveBackReport { allocator: "made-up", before_bytes: 1, after_bytes: 1, took };
+        policy.gave_back(&report, at(2));
+        // 200 ms for nothing: not again for 20 seconds.
+        for seconds in 3..22 {
+            assert!(!observe(&mut policy, 100, seconds), "{seconds}");
+        }
+        assert!(observe(&mut policy, 100, 22));
+        policy.gave_back(&report, at(22));
+        // But there is much more to be had now.
+        assert!(!observe(&mut policy, 500, 23));
+        assert!(observe(&mut policy, 500, 27));
     }
 
     #[test]
