@@ -45,15 +45,24 @@ pub(crate) fn name() -> &'static str {
     OTHERS.iter().find(|(_, number)| *number == choice).map_or("malloc", |(name, _)| name)
 }
 
+/// Returns the names of all allocators of this build.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    ["malloc"].into_iter().chain(OTHERS.map(|(name, _)| name)).filter(|name| *name != "tracked")
+}
+
+/// Returns the variable that chooses one of them for a child.
+pub(crate) fn variable() -> &'static str {
+    VARIABLE.to_str().expect("ASCII")
+}
+
 /// Runs this program under each other allocator and adds the rows, unless it is such a child itself.
 pub(crate) fn children(suite: &mut Suite) {
     if name() != "malloc" {
         return;
     }
     for (name, _) in OTHERS {
-        let variable = VARIABLE.to_str().expect("ASCII");
         let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-        suite.adopt(command.env(variable, name));
+        suite.adopt(command.env(variable(), name));
     }
 }
 

@@ -17,6 +17,9 @@ const PREFILLED: usize = 1_024;
 
 type Make = fn(usize) -> Box<dyn Lender>;
 
+/// Peers that are no published pool.
+pub(crate) const HAND_MADE: [&str; 2] = ["ArrayQueue", "Mutex<Vec>"];
+
 /// The peers, by name.
 pub(crate) const PEERS: [(&str, Make); 7] = [
     ("object-pool", |size| {

@@ -10,6 +10,7 @@ use bumpalo::Bump;
 
 use crate::error::{BuildError, Problem};
 use crate::pool::{Pool, PoolBuilder, PoolStats};
+use crate::reclaim::{Cost, ReclaimRequest, Reclaimer};
 
 /// Lends arenas, which are emptied and used again.
 ///
@@ -70,6 +71,25 @@ impl ArenaPool {
     }
 }
 
+/// Under pressure the pool gives up what rests, before anything that is of use.
+impl Reclaimer for ArenaPool {
+    fn name(&self) -> &str {
+        self.pool.name()
+    }
+
+    fn reclaimable_bytes(&self) -> u64 {
+        self.pool.reclaimable_bytes()
+    }
+
+    fn reclaim(&self, request: &ReclaimRequest) -> u64 {
+        self.pool.reclaim(request)
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Surplus
+    }
+}
+
 impl fmt::Debug for ArenaPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ArenaPool").field("stats", &self.stats()).finish_non_exhaustive()
@@ -124,6 +144,7 @@ impl ArenaPoolBuilder {
         BuildError::check("arena pool", problems)?;
         let builder: PoolBuilder<Bump> = Pool::builder(Bump::new);
         let pool = builder
+            .name("arenas")
             .reset(Bump::reset)
             .weigh(|arena| arena.allocated_bytes() + size_of::<Bump>())
             .object_bytes_max(self.arena_bytes_max.saturating_add(size_of::<Bump>()))

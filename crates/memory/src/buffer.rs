@@ -18,6 +18,7 @@ use bytes::Bytes;
 use crate::error::{BuildError, Problem};
 use crate::pool::core::{Core, Home, Kind, Node, Settings};
 use crate::pool::{Open, PoolStats};
+use crate::reclaim::{Cost, ReclaimRequest, Reclaimer};
 
 /// The smallest class.
 const SMALLEST: usize = 4 << 10;
@@ -102,6 +103,25 @@ impl BufferPool {
     }
 }
 
+/// Under pressure the pool gives up what rests, before anything that is of use.
+impl Reclaimer for BufferPool {
+    fn name(&self) -> &str {
+        self.core.settings.name
+    }
+
+    fn reclaimable_bytes(&self) -> u64 {
+        self.core.idle_bytes()
+    }
+
+    fn reclaim(&self, request: &ReclaimRequest) -> u64 {
+        self.core.trim(request.target_bytes)
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Surplus
+    }
+}
+
 impl fmt::Debug for BufferPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BufferPool").field("stats", &self.stats()).finish_non_exhaustive()
@@ -112,6 +132,7 @@ impl fmt::Debug for BufferPool {
 #[derive(Clone, Debug)]
 #[must_use = "nothing is built until `build`"]
 pub struct BufferPoolBuilder {
+    name: &'static str,
     idle_bytes_max: usize,
     buffer_bytes_max: usize,
     decay: Duration,
@@ -119,11 +140,22 @@ pub struct BufferPoolBuilder {
 
 impl Default for BufferPoolBuilder {
     fn default() -> Self {
-        Self { idle_bytes_max: 64 << 20, buffer_bytes_max: LARGEST, decay: Duration::from_secs(5) }
+        Self {
+            name: "buffers",
+            idle_bytes_max: 64 << 20,
+            buffer_bytes_max: LARGEST,
+            decay: Duration::from_secs(5),
+        }
     }
 }
 
 impl BufferPoolBuilder {
+    /// Names the pool in the reports of a [`MemoryGuard`](crate::MemoryGuard); `buffers` unless said.
+    pub fn name(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
     /// Bounds the bytes that rest, over all classes; 64 MiB unless said.
     pub fn idle_bytes_max(mut self, bytes: usize) -> Self {
         self.idle_bytes_max = bytes;
@@ -162,6 +194,7 @@ impl BufferPoolBuilder {
         }
         BuildError::check("buffer pool", problems)?;
         let settings = Settings {
+            name: self.name,
             // Bytes are what is bounded, and with them the number of buffers.
             idle_max: usize::MAX / 2,
             idle_bytes_max: self.idle_bytes_max,

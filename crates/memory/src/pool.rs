@@ -22,6 +22,7 @@ pub use self::limited::TakeError;
 use self::core::{Core, Home, Kind, Node, Settings};
 use self::limited::Turn;
 use crate::error::{BuildError, Problem};
+use crate::reclaim::{Cost, ReclaimRequest, Reclaimer};
 
 /// Keeps objects that are costly to make and hands them out again.
 ///
@@ -227,6 +228,25 @@ impl<T: Send + 'static> VecPool<T> {
     }
 }
 
+/// Under pressure a pool gives up what rests, before anything that is of use.
+impl<T: Send + 'static> Reclaimer for Pool<T> {
+    fn name(&self) -> &str {
+        self.core.settings.name
+    }
+
+    fn reclaimable_bytes(&self) -> u64 {
+        self.core.idle_bytes()
+    }
+
+    fn reclaim(&self, request: &ReclaimRequest) -> u64 {
+        self.core.trim(request.target_bytes)
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Surplus
+    }
+}
+
 impl<T: Send + 'static> Clone for Pool<T> {
     fn clone(&self) -> Self {
         Self { core: Arc::clone(&self.core), _open: Arc::clone(&self._open) }
@@ -360,6 +380,7 @@ impl<T: Send + 'static> PoolBuilder<T> {
         Self {
             objects: Objects { factory, reset: None, weigh: None },
             settings: Settings {
+                name: "pool",
                 idle_max: 1_024,
                 idle_bytes_max: 64 << 20,
                 object_bytes_max: usize::MAX,
@@ -370,6 +391,12 @@ impl<T: Send + 'static> PoolBuilder<T> {
                 clock: Instant::now,
             },
         }
+    }
+
+    /// Names the pool in the reports of a [`MemoryGuard`](crate::MemoryGuard); `pool` unless said.
+    pub fn name(mut self, name: &'static str) -> Self {
+        self.settings.name = name;
+        self
     }
 
     /// Makes an object fit for its next user, when it comes back; nothing unless said.

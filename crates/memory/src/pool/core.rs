@@ -67,6 +67,7 @@ pub(crate) trait Kind: Send + Sync + 'static {
 /// The bounds of a pool; checked by the builder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
+    pub(crate) name: &'static str,
     pub(crate) idle_max: usize,
     pub(crate) idle_bytes_max: usize,
     pub(crate) object_bytes_max: usize,
@@ -319,7 +320,7 @@ pub(super) struct Totals {
 /// A pool without its handle.
 pub(crate) struct Core<K: Kind, const C: usize> {
     pub(crate) kind: K,
-    pub(super) settings: Settings,
+    pub(crate) settings: Settings,
     stashes: PerThread<Counters, Stash<K::Object, Home<K, C>, C>>,
     births: Births,
     /// Counts for threads without a slot; by locked instructions.

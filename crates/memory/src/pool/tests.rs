@@ -529,3 +529,16 @@ fn what_was_returned_last_is_taken_first() {
         assert_eq!(*pool.take(), name);
     }
 }
+
+#[test]
+fn a_guard_can_have_a_pool_give_up_what_rests() {
+    let (alive, builder) = counted();
+    let pool = builder.name("counted").weigh(|_| 100).build().expect("valid");
+    let reclaimers = crate::Reclaimers::default();
+    let _registration = reclaimers.register(pool.clone()).expect("room");
+    fill(&pool, 10);
+    assert_eq!(reclaimers.reclaimable(), [("counted".into(), 1_000)]);
+    assert_eq!(Reclaimer::cost(&pool), Cost::Surplus);
+    drop(reclaimers);
+    assert_eq!(alive.load(SeqCst), 10);
+}

@@ -49,6 +49,7 @@ type Pool = Core<Objects, 1>;
 fn pool(idle_max: usize) -> (Arc<Count>, Arc<Pool>) {
     let alive = Arc::new(Count::new(0));
     let settings = Settings {
+        name: "model",
         idle_max,
         idle_bytes_max: 100,
         object_bytes_max: 100,
