@@ -1,8 +1,9 @@
-//! `cargo xtask soak memory` and `cargo xtask soak cache`: the long tests, as long as one likes.
+//! `cargo xtask soak memory`, `soak cache` and `soak memory-pools`: the long tests, as long as one likes.
 //!
-//! One is the model test of the memory tier. The other runs the whole cache over a disk and a Redis that
-//! fail again and again, and kills it. Both live with `cache-tiered`; an ordinary test run gives each ten
-//! seconds and the development profile. They say now and then how far they are and how much memory the
+//! One is the model test of the memory tier. The second runs the whole cache over a disk and a Redis that
+//! fail again and again, and kills it. Both live with `cache-tiered`; the third does everything at once to
+//! the pools of `memory`. An ordinary test run gives each ten seconds and the development profile. They
+//! say now and then how far they are and how much memory the
 //! process has (`VmRSS` in `/proc/self/status`), and fail where that grows; here those lines become a
 //! progress bar and a table.
 
@@ -26,6 +27,12 @@ const CACHE: [&str; 2] = [
     "supervisor::the_whole_cache_holds_in_every_weather",
 ];
 
+/// The test of the pools of `memory`.
+const POOLS: [&str; 2] = [
+    "test --release --package memory --all-features --test pools_soak",
+    "pools_keep_their_promises_and_their_size",
+];
+
 /// What is put to the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Subject {
@@ -33,6 +40,8 @@ enum Subject {
     Memory,
     /// Memory, disk and Redis, through outages, full disks and killed processes
     Cache,
+    /// The pools of objects, buffers and arenas
+    MemoryPools,
 }
 
 /// What `cargo xtask soak` can be told.
@@ -74,6 +83,7 @@ impl Report {
 pub(crate) fn run(options: &Options) -> Outcome {
     let [words, test] = match options.subject {
         Subject::Memory => MEMORY,
+        Subject::MemoryPools => POOLS,
         Subject::Cache => {
             test::provide_redis()?;
             CACHE
