@@ -115,8 +115,9 @@ impl AllocatorControl for Jemalloc {
 /// For programs whose allocator is the crate `mimalloc`. It does not know what the program holds, so
 /// it is asked whenever the resident memory has stopped growing; see [`AllocatorControl`].
 ///
-/// What it cannot collect: free blocks in pages that a living thread owns and has not given up. That
-/// thread collects them with its next allocations; an idle one keeps them.
+/// What it cannot collect: free blocks in pages that a living thread owns and has not given up, some
+/// MiB for each thread, which that thread collects with its next allocations; and pages of 64 KiB in
+/// which anything lives, however little.
 ///
 /// # Cost
 ///
