@@ -392,7 +392,7 @@ mod tests {
         let start = Instant::now();
         let mut policy = Policy::new();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut observe = |policy: &mut Policy, unused: u64, seconds: u64| {
+        let observe = |policy: &mut Policy, unused: u64, seconds: u64| {
             let stats = Some(AllocatorStats::allocated(100 * MIB));
             policy.observe(stats, (100 + unused) * MIB, Duration::from_micros(10), at(seconds));
             policy.is_due(Level::Normal, 0, at(seconds))
