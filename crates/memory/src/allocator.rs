@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::pressure::Level;
@@ -304,19 +305,20 @@ impl Policy {
     }
 }
 
-/// Asks the allocator, and measures what that brings.
+/// Asks the allocator, and measures what that brings; tells whether it panicked as well.
 pub(crate) fn ask(
     allocator: &dyn AllocatorControl,
     around: &dyn crate::reclaim::Surroundings,
-) -> GiveBackReport {
+) -> (GiveBackReport, bool) {
     let (began, before) = (around.now(), around.resident());
-    allocator.give_back();
-    GiveBackReport {
+    let panicked = catch_unwind(AssertUnwindSafe(|| allocator.give_back())).is_err();
+    let report = GiveBackReport {
         allocator: allocator.name(),
         before_bytes: before,
         after_bytes: around.resident(),
         took: around.now().saturating_duration_since(began),
-    }
+    };
+    (report, panicked)
 }
 
 impl fmt::Debug for dyn AllocatorControl {
