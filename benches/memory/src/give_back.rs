@@ -22,6 +22,8 @@ use crate::plot::{Curve, svg};
 const VARIABLE: &str = "BENCH_MEMORY_GIVE_BACK";
 const GUARDED: &str = "guarded";
 const ALONE: &str = "alone";
+/// As guarded, and the two threads wake up once to collect what only they can.
+const OWNERS: &str = "owners";
 
 const MIB: f64 = (1 << 20) as f64;
 /// Small objects and buffers of each of the two threads.
@@ -55,7 +57,7 @@ impl Seen {
 /// Runs as the child if this process is one.
 pub(crate) fn ran_as_child() -> bool {
     let Ok(how) = std::env::var(VARIABLE) else { return false };
-    child(how == GUARDED);
+    child(how != ALONE, how == OWNERS);
     true
 }
 
@@ -72,13 +74,21 @@ fn guard() -> MemoryGuard {
     builder.start().expect("the guard starts")
 }
 
+/// Collects what belongs to this thread.
+fn collect() {
+    #[cfg(feature = "peers")]
+    if allocators::name() == "mimalloc" {
+        memory::AllocatorControl::give_back(&memory::Mimalloc);
+    }
+}
+
 fn resident_mib() -> f64 {
     let text = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: f64 = text.split(' ').nth(1).and_then(|it| it.parse().ok()).unwrap_or(0.0);
     pages * 4096.0 / MIB
 }
 
-fn child(guarded: bool) {
+fn child(guarded: bool, owners_collect: bool) {
     let started = Instant::now();
     let guard = guarded.then(guard);
     let watch = thread::spawn(move || {
@@ -102,6 +112,10 @@ fn child(guarded: bool) {
                 sender.send(burst()).expect("the third thread waits for it");
                 // Alive and idle until the program ends.
                 let _ = staying.lock().map(|staying| staying.recv());
+                if owners_collect {
+                    collect();
+                    thread::sleep(IDLE);
+                }
             })
         })
         .collect();
@@ -118,6 +132,10 @@ fn child(guarded: bool) {
         (kept, started.elapsed().as_secs_f64())
     });
     let (kept, freed_at) = third.join().expect("it does not panic");
+    let mut stay = Some(stay);
+    if owners_collect {
+        drop(stay.take());
+    }
     let live = before + kept.iter().map(Vec::len).sum::<usize>() as f64 / MIB;
     thread::sleep(IDLE);
     FINISHED.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -163,8 +181,10 @@ fn observe(allocator: &str, how: &str) -> io::Result<Seen> {
         Some((seconds.parse().ok()?, mib.parse().ok()?))
     };
     let points = lines.map(point).collect::<Option<Vec<_>>>().ok_or_else(broken)?;
+    let allocator = if allocator == "malloc" { "glibc" } else { allocator };
     let name = match how {
         GUARDED => format!("{allocator}, with the guard"),
+        OWNERS => format!("{allocator}, owners too"),
         _ => format!("{allocator} alone"),
     };
     Ok(Seen { name, points, freed_at, live })
@@ -196,8 +216,12 @@ pub(crate) fn rows(
             alone.at(DONE_SECONDS)
         );
         suite.reported(&case, "MiB").at_most(most).observed(guarded.at(DONE_SECONDS));
-        let case = format!("the same without the guard, {allocator}");
-        suite.reported(&case, "MiB").observed(alone.at(DONE_SECONDS));
+        suite.reported(&(case.clone() + ", no guard"), "MiB").observed(alone.at(DONE_SECONDS));
+        if allocator == "mimalloc" {
+            let owners = observe(allocator, OWNERS)?;
+            let case = case + ", owners collect too";
+            suite.reported(&case, "MiB").observed(owners.at(DONE_SECONDS));
+        }
         all.push((alone, guarded));
     }
     let Some(docs) = docs.filter(|_| !all.is_empty()) else { return Ok(()) };

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::pressure::Level;
@@ -115,8 +116,9 @@ impl AllocatorControl for Jemalloc {
 /// For programs whose allocator is the crate `mimalloc`. It does not know what the program holds, so
 /// it is asked whenever the resident memory has stopped growing; see [`AllocatorControl`].
 ///
-/// What it cannot collect: free blocks in pages that a living thread owns and has not given up. That
-/// thread collects them with its next allocations; an idle one keeps them.
+/// What it cannot collect: free blocks in pages that a living thread owns and has not given up, some
+/// MiB for each thread, which that thread collects with its next allocations; and pages of 64 KiB in
+/// which anything lives, however little.
 ///
 /// # Cost
 ///
@@ -303,19 +305,20 @@ impl Policy {
     }
 }
 
-/// Asks the allocator, and measures what that brings.
+/// Asks the allocator, and measures what that brings; tells whether it panicked as well.
 pub(crate) fn ask(
     allocator: &dyn AllocatorControl,
     around: &dyn crate::reclaim::Surroundings,
-) -> GiveBackReport {
+) -> (GiveBackReport, bool) {
     let (began, before) = (around.now(), around.resident());
-    allocator.give_back();
-    GiveBackReport {
+    let panicked = catch_unwind(AssertUnwindSafe(|| allocator.give_back())).is_err();
+    let report = GiveBackReport {
         allocator: allocator.name(),
         before_bytes: before,
         after_bytes: around.resident(),
         took: around.now().saturating_duration_since(began),
-    }
+    };
+    (report, panicked)
 }
 
 impl fmt::Debug for dyn AllocatorControl {
@@ -391,7 +394,7 @@ mod tests {
         let start = Instant::now();
         let mut policy = Policy::new();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut observe = |policy: &mut Policy, unused: u64, seconds: u64| {
+        let observe = |policy: &mut Policy, unused: u64, seconds: u64| {
             let stats = Some(AllocatorStats::allocated(100 * MIB));
             policy.observe(stats, (100 + unused) * MIB, Duration::from_micros(10), at(seconds));
             policy.is_due(Level::Normal, 0, at(seconds))

@@ -16,6 +16,7 @@
 //! longer, up to five seconds.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -146,7 +147,7 @@ pub struct GuardStats {
     pub give_backs: u64,
     /// Bytes by which the resident memory fell meanwhile.
     pub given_back_bytes: u64,
-    /// Reclaimers' panics.
+    /// Panics of reclaimers, and of an allocator's control.
     pub panics: u64,
     /// Times that a reclaimer returned after its deadline.
     pub late: u64,
@@ -573,7 +574,12 @@ impl Core {
             return;
         }
         let began = self.around.now();
-        let stats = allocator.stats();
+        // It is the program's own code, and this may be the thread that watches.
+        let stats = catch_unwind(AssertUnwindSafe(|| allocator.stats()));
+        let stats = stats.unwrap_or_else(|_| {
+            self.tally.lock().panics += 1;
+            None
+        });
         let took = self.around.now().saturating_duration_since(began);
         self.policy.lock().observe(stats, sample.rss_bytes, took, now);
     }
@@ -708,10 +714,11 @@ impl Core {
 
     fn give_back(&self) -> Option<GiveBackReport> {
         let allocator = self.allocator.as_deref()?;
-        let report = allocator::ask(allocator, &*self.around);
+        let (report, panicked) = allocator::ask(allocator, &*self.around);
         self.policy.lock().gave_back(&report, self.around.now());
         let mut tally = self.tally.lock();
         tally.give_backs += 1;
+        tally.panics += u64::from(panicked);
         tally.given_back_bytes += report.observed_bytes();
         Some(report)
     }

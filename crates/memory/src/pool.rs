@@ -162,11 +162,17 @@ impl<T: Send + 'static> Pool<T> {
         Ok(self.owned(taken))
     }
 
-    #[inline]
+    #[inline(always)]
     fn take_any(&self) -> Box<Node<T>> {
         if self.core.settings.limit.is_none() {
             return self.core.take(0);
         }
+        self.wait_for_any()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_for_any(&self) -> Box<Node<T>> {
         self.core.wait(None).expect("who waits for ever is let into the queue")
     }
 
@@ -462,7 +468,7 @@ impl<T: Send + 'static> PoolBuilder<T> {
     }
 
     /// Sets the clock by which the pool looks after itself, for tests.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn clock(mut self, clock: fn() -> Instant) -> Self {
         self.settings.clock = clock;
         self

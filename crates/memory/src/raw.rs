@@ -23,6 +23,7 @@ use crossbeam_utils::CachePadded;
 use crate::sync::{Acquire, AtomicBool, Mutex, Relaxed, Release, UnsafeCell, yield_now};
 
 /// Threads that can have slots at the same time; a later one does without.
+#[cfg(not(loom))]
 pub(crate) const THREADS_MAX: usize = CHUNKS * CHUNK;
 const CHUNKS: usize = if cfg!(loom) { 1 } else { 64 };
 const CHUNK: usize = if cfg!(loom) { 3 } else { 16 };
@@ -70,7 +71,7 @@ impl<S: Default, T: Default> PerThread<S, T> {
     /// Runs `f` with the slot of this thread: its shared part, and its value unless a visitor or a caller
     /// further up on this thread's stack has it.
     ///
-    /// A thread that is ending, or is one of more than [`THREADS_MAX`], has no slot.
+    /// A thread that is ending, or is one of more than `THREADS_MAX`, has no slot.
     ///
     /// # Cost
     ///

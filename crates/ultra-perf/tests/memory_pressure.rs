@@ -82,8 +82,8 @@ fn the_child_of_the_test_above() {
     let mut next = 0;
     for cold in 0..COLD_BYTES / VALUE_BYTES {
         cache.insert(1_000_000 + cold, page());
-        // Each hot entry is used once for so many cold ones.
-        for _ in 0..4 {
+        // Each hot entry is used once for 32 cold ones.
+        for _ in 0..16 {
             next = (next + 1) % HOT;
             cache.get_in_memory(&next);
         }
@@ -130,7 +130,8 @@ fn the_child_of_the_test_above() {
     assert!(highs.iter().any(|(_, _, to)| *to >= Level::High), "{highs:?}");
     assert!(sample.share() < threshold, "{sample:?}");
     assert!(stats.runs > 0 && stats.claimed_bytes > LIMIT, "{stats:?}");
-    assert!(hot >= HOT * 9 / 10, "{hot} of {HOT}");
+    // By chance it would be less than a quarter.
+    assert!(hot >= HOT * 3 / 4, "{hot} of {HOT}");
 }
 
 /// A control group with the limit, below this process's own.

@@ -234,6 +234,39 @@ fn what_is_not_automatic_only_watches() {
     assert_eq!(core.stats().sample.level, Level::High);
 }
 
+/// Panics whatever it is asked.
+struct Broken;
+
+impl AllocatorControl for Broken {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    fn stats(&self) -> Option<AllocatorStats> {
+        panic!("as told")
+    }
+
+    fn give_back(&self) {
+        panic!("as told")
+    }
+}
+
+#[test]
+fn an_allocator_s_control_that_panics_is_counted_and_survived() {
+    let world = World::new(500, 350);
+    let builder = MemoryGuard::builder()
+        .root(world.directory.path())
+        .limit_bytes(1_000 * MIB)
+        .allocator(Broken);
+    let around = Box::new(Around(Arc::clone(&world)));
+    let core = Core::new(builder, world.start, |_| around).expect("valid settings");
+    core.reclaimers.register(Cache(Arc::clone(&world))).expect("room").keep();
+    work(&core, &world, 4_000);
+    let stats = core.stats();
+    assert!(stats.panics > 1 && stats.give_backs > 0, "{stats:?}");
+    assert_eq!(mib(&world.cached), 350, "the cache gave what was asked for all the same");
+}
+
 #[test]
 fn wrong_settings_are_all_told_at_once() {
     let error = MemoryGuard::builder()

@@ -367,7 +367,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
     }
 
     /// Takes an object that rests, or makes one. For pools without a limit.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(self: &Arc<Self>, class: usize) -> Box<Node<K::Object>> {
         let taken = self.stashes.mine(|slot| {
             let (counters, stash) = slot?;
@@ -470,7 +470,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
     }
 
     /// Gives an object back, or drops it where it is not wanted.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn put(self: &Arc<Self>, class: usize, mut node: Box<Node<K::Object>>) {
         if thread::panicking() {
             return self.poisoned(node);

@@ -90,7 +90,7 @@ fn loom_two_threads_exchange_objects_by_the_depot() {
             move || {
                 begin(1);
                 let both = [pool.take(0), pool.take(0)];
-                both.map(|node| pool.put(0, node));
+                both.into_iter().for_each(|node| pool.put(0, node));
                 pool.thread_ends();
             }
         });
