@@ -48,6 +48,7 @@ use hashbrown::HashTable;
 use parking_lot::RwLock;
 
 use crate::raw::{Stock, Text};
+use crate::reclaim::{Cost, ReclaimRequest, Reclaimer};
 use crate::sync::{AtomicU64, Mutex, Relaxed};
 use front::FrontCache;
 
@@ -331,6 +332,25 @@ impl Interner {
     /// Looks at each string, shard by shard under read locks, and at each slot of the front caches.
     pub fn usage(&self) -> InternerUsage {
         self.shared.usage()
+    }
+}
+
+/// Under pressure it gives up the strings that nobody has a handle of.
+impl Reclaimer for Interner {
+    fn name(&self) -> &str {
+        "interner"
+    }
+
+    fn reclaimable_bytes(&self) -> u64 {
+        self.reclaimable_bytes()
+    }
+
+    fn reclaim(&self, request: &ReclaimRequest) -> u64 {
+        self.reclaim(request.target_bytes)
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Unused
     }
 }
 

@@ -12,6 +12,8 @@ mod guard;
 mod interner;
 mod pool;
 mod pressure;
+#[cfg(feature = "jemalloc-profile")]
+mod profile;
 mod raw;
 mod reclaim;
 mod suspicion;
@@ -43,6 +45,8 @@ pub use pressure::{
     Event, EventKind, HistoryPoint, Level, LimitedBy, MemorySample, PressureMonitor,
     PressureSettings, PressureWatch, SourceStats, Thresholds,
 };
+#[cfg(feature = "jemalloc-profile")]
+pub use profile::{HeapProfileError, heap_profile, set_heap_profiling};
 pub use reclaim::{
     Cost, RECLAIMERS_MAX, ReclaimOutcome, ReclaimRequest, Reclaimer, ReclaimerReport, Reclaimers,
     Registration, TooManyReclaimers,
