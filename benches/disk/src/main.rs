@@ -11,6 +11,7 @@
 
 mod engine;
 mod large;
+mod records;
 #[cfg(target_os = "linux")]
 mod sizes;
 #[cfg(target_os = "linux")]
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     gets(&mut suite, &workload);
     churn(&mut suite, &workload);
     large::rows(&mut suite);
+    records::rows(&mut suite);
     asynchronous(&mut suite, &workload);
     #[cfg(target_os = "linux")]
     sizes::rows(&mut suite);
