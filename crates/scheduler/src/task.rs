@@ -177,11 +177,14 @@ pub enum ShedReason {
         /// The lane.
         lane: Lane,
     },
-    /// The task waits, through its dependencies, for itself.
-    #[error("the task waits for itself through task {through}")]
-    DependencyCycle {
-        /// The dependency that leads back.
-        through: TaskId,
+    /// No task with this id has been submitted.
+    ///
+    /// An id exists from the submission on, so this is also the answer to every attempt to make tasks
+    /// wait for each other in a circle.
+    #[error("no task {dependency} has been submitted")]
+    DependencyUnknown {
+        /// The dependency.
+        dependency: TaskId,
     },
     /// A dependency ended so long ago that nobody knows any more whether it succeeded.
     #[error("nobody knows any more how task {dependency} ended")]
@@ -189,12 +192,31 @@ pub enum ShedReason {
         /// The dependency.
         dependency: TaskId,
     },
+    /// The group holds as many tasks as it may.
+    #[error("the group holds its maximum of {max} tasks")]
+    GroupFull {
+        /// The bound.
+        max: usize,
+    },
     /// The task has more dependencies than a scheduler keeps account of.
     #[error("the scheduler holds its maximum of {max} dependencies")]
     TooManyDependencies {
         /// The bound.
         max: usize,
     },
+}
+
+impl ShedReason {
+    /// Tells whether waiting may help: another task has to start, and then there is room.
+    pub fn may_pass(self) -> bool {
+        matches!(
+            self,
+            Self::QueueFull { .. }
+                | Self::LaneFull { .. }
+                | Self::QueueBytes { .. }
+                | Self::Overload { .. }
+        )
+    }
 }
 
 /// How a task that was taken ended without a value.
