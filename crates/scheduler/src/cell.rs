@@ -186,7 +186,11 @@ mod tests {
         assert!(cell.begin().is_some() && cell.begin().is_none());
         assert_eq!(cell.end(Ok("done")).map(|(was, _)| was), Some(Was::Running));
         assert_eq!(poll(&cell), Poll::Ready(Ok("done")));
-        assert_eq!(poll(&cell), Poll::Ready(Err(TaskError::Cancelled)), "and nobody waits for ever");
+        assert_eq!(
+            poll(&cell),
+            Poll::Ready(Err(TaskError::Cancelled)),
+            "and nobody waits for ever"
+        );
     }
 
     #[test]

@@ -8,11 +8,11 @@ use std::task::{self, Context, Poll, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use crate::core::{Core, Task, state_of};
+use crate::dispatch::{Core, Task, state_of};
 use crate::task::{TaskError, TaskId, TaskState};
 
 /// A task as its handle sees it.
-pub trait Join<T>: Send + Sync + 'static {
+pub trait Join<T>: Send + Sync {
     /// Takes the result, or leaves a waker for it.
     fn poll_join(&self, context: &Context<'_>) -> Poll<Result<T, TaskError>>;
 
@@ -20,6 +20,7 @@ pub trait Join<T>: Send + Sync + 'static {
     fn ended(&self) -> Option<bool>;
 
     /// The task as its lane sees it.
+    #[allow(private_interfaces, reason = "only this crate calls it")]
     fn as_task(&self) -> &dyn Task;
 }
 

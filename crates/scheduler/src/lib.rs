@@ -3,15 +3,28 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod cell;
+mod dispatch;
+mod group;
+mod handle;
 mod lane;
 mod limits;
 mod memory_gate;
 mod nice;
+mod queue;
 mod retry;
+mod scheduler;
+mod stats;
+mod submission;
+mod sync;
 mod task;
+mod timer;
 mod watchdog;
+mod work;
 
 pub use admission::{CoDel, CoDelSettings, Order, WhenFull};
+pub use group::TaskGroup;
+pub use handle::TaskHandle;
 pub use lane::Lane;
 pub use limits::{LimitChange, LimitReason, LimitRule, LimitSettings, MovingLimit, Sample};
 pub use memory_gate::{
@@ -21,7 +34,11 @@ pub use nice::{NICE_MAX, NiceError, nice, set_nice, thread_cpu_time};
 pub use retry::{
     AfterFailure, Always, Backoff, GiveUp, RETRIES_MAX, Retry, RetryBudget, RetryIf, When,
 };
+pub use scheduler::{BuildError, DrainReport, Problem, Scheduler, SchedulerBuilder, TaskInfo};
+pub use stats::{Counts, Histogram, LaneStats, LevelStats, SchedulerStats, TypeStats};
+pub use submission::Submission;
 pub use task::{Priority, Refusal, ShedReason, SubmitError, TaskError, TaskId, TaskState};
 pub use watchdog::{
     HeldTooLong, HoldLimits, LaneFigures, LaneHealth, RunningTask, Watchdog, health,
 };
+pub use work::{Closure, Once, RetriedClosure, RetriedFuture, Stop, TaskContext, Work};

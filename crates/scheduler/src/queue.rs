@@ -146,7 +146,12 @@ impl<T> Queue<T> {
     }
 
     /// Tells whether `tasks` more with `bytes` together may wait in the level, and if not, why.
-    pub(crate) fn room(&self, priority: Priority, tasks: usize, bytes: u64) -> Result<(), ShedReason> {
+    pub(crate) fn room(
+        &self,
+        priority: Priority,
+        tasks: usize,
+        bytes: u64,
+    ) -> Result<(), ShedReason> {
         let (lane, index) = (self.lane, priority.index());
         let level = &self.levels[index];
         let max = self.bounds.tasks[index];
@@ -316,9 +321,9 @@ impl<T> Queue<T> {
         let mut number = 0;
         for index in top + 1..4 {
             let level = &self.levels[index];
-            aged[index] = self.oldest(index).is_some_and(|oldest| {
-                now.saturating_duration_since(oldest) >= level.target
-            });
+            aged[index] = self
+                .oldest(index)
+                .is_some_and(|oldest| now.saturating_duration_since(oldest) >= level.target);
             number += u32::from(aged[index]);
         }
         self.levels[top].passed = 0;

@@ -322,7 +322,8 @@ mod tests {
 
     #[test]
     fn every_duration_lies_in_its_bucket_and_quantiles_are_close() {
-        for nanos in (0..200_000).chain((18..60).flat_map(|p| [(1 << p) - 1, 1 << p, (1 << p) + 1])) {
+        for nanos in (0..200_000).chain((18..60).flat_map(|p| [(1 << p) - 1, 1 << p, (1 << p) + 1]))
+        {
             let value = Duration::from_nanos(nanos);
             let index = bucket(value);
             let lower = index.checked_sub(1).map(upper).unwrap_or_default();

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use crate::admission::WhenFull;
-use crate::core::{Core, Options, Task};
+use crate::dispatch::{Core, Options, Task};
 use crate::group::Membership;
 use crate::handle::{TaskHandle, block_on};
 use crate::lane::Lane;
@@ -86,10 +86,6 @@ impl<W> Submission<W> {
     pub(crate) fn group(mut self, group: Option<Membership>) -> Self {
         self.options.group = group;
         self
-    }
-
-    fn core(&self) -> &Arc<Core> {
-        self.scheduler.core()
     }
 }
 
@@ -198,6 +194,18 @@ impl<W: Work> Submission<W> {
     }
 }
 
+impl<W> Submission<Vec<W>> {
+    /// Returns how many tasks the batch has.
+    pub fn len(&self) -> usize {
+        self.work.len()
+    }
+
+    /// Tells whether the batch has no tasks.
+    pub fn is_empty(&self) -> bool {
+        self.work.is_empty()
+    }
+}
+
 impl<W: Work> Submission<Vec<W>> {
     /// Submits all the tasks together, or none of them.
     ///
@@ -214,7 +222,8 @@ impl<W: Work> Submission<Vec<W>> {
     /// One lock and one wake-up for all, and one allocation for each.
     pub fn submit_all(self) -> Result<Vec<TaskHandle<W::Output>>, SubmitError<Self>> {
         let Self { scheduler, lane, name, options, work } = self;
-        let tasks: Vec<Arc<W::Task>> = work.into_iter().map(|it| Arc::new(it.into_task())).collect();
+        let tasks: Vec<Arc<W::Task>> =
+            work.into_iter().map(|it| Arc::new(it.into_task())).collect();
         let core = scheduler.core();
         let mut places = Vec::with_capacity(tasks.len());
         let dynamic = tasks.iter().map(|task| Arc::clone(task) as Arc<dyn Task>);
@@ -224,15 +233,15 @@ impl<W: Work> Submission<Vec<W>> {
                     core.run_here(&start);
                 }
                 let both = tasks.into_iter().zip(places);
-                let handle = |(task, taken): (Arc<W::Task>, crate::core::Taken)| {
+                let handle = |(task, taken): (Arc<W::Task>, crate::dispatch::Taken)| {
                     TaskHandle::new(Arc::clone(core), task, taken.id, taken.row)
                 };
                 Ok(both.map(handle).collect())
             }
             Err(refusal) => {
-                let work = tasks.iter().map(|task| {
-                    W::from_task(task).expect("nobody else has seen the task")
-                });
+                let work = tasks
+                    .iter()
+                    .map(|task| W::from_task(task).expect("nobody else has seen the task"));
                 let work = work.collect();
                 Err(SubmitError::new(refusal, Self { scheduler, lane, name, options, work }))
             }

@@ -7,7 +7,7 @@ pub(crate) use parking_lot::Mutex;
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::AtomicBool;
 
-pub(crate) use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+pub(crate) use std::sync::atomic::Ordering::Relaxed;
 
 /// Loom's mutex with the surface of `parking_lot`'s.
 #[cfg(loom)]

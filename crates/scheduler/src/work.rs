@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cell::{Cell, Was, Wake};
-use crate::core::{Core, Ending, Entered, Start, Step, Task, panic_text};
+use crate::cell::{Cell, Wake, Was};
+use crate::dispatch::{Core, Ending, Entered, Start, Step, Task, panic_text};
 use crate::handle::Join;
 use crate::lane::Lane;
 use crate::retry::{AfterFailure, Backoff, Retry, RetryIf};
@@ -97,12 +97,13 @@ pub enum Attempt<W, T> {
 /// Work that a task can do.
 ///
 /// There is no need to name it: the scheduler's methods make what implements it.
+#[allow(private_bounds, reason = "only this crate implements it")]
 pub trait Work: sealed::Sealed + Sized {
     /// What the task returns.
     type Output: Send + 'static;
     /// The task with this work in it.
     #[doc(hidden)]
-    type Task: Join<Self::Output> + Task;
+    type Task: Join<Self::Output> + Task + 'static;
 
     #[doc(hidden)]
     fn into_task(self) -> Self::Task;
@@ -293,9 +294,7 @@ fn came_out<W, T>(cell: &Cell<W, T>, attempt: Result<Attempt<W, T>, Box<dyn Any 
             Ok(()) => Step::Again(delay),
             Err(_) => Step::Ended(Ending::Stopped, Wake::default()),
         },
-        Err(payload) => {
-            ended(cell, Err(TaskError::Panicked(panic_text(payload))), Ending::Failed)
-        }
+        Err(payload) => ended(cell, Err(TaskError::Panicked(panic_text(payload))), Ending::Failed),
     }
 }
 
@@ -414,6 +413,7 @@ impl<C: Call> Join<C::Output> for CallTask<C> {
         self.0.ended()
     }
 
+    #[allow(private_interfaces, reason = "only this crate calls it")]
     fn as_task(&self) -> &dyn Task {
         self
     }
@@ -428,6 +428,7 @@ impl<B: Begin> Join<B::Output> for FutureTask<B> {
         self.0.ended()
     }
 
+    #[allow(private_interfaces, reason = "only this crate calls it")]
     fn as_task(&self) -> &dyn Task {
         self
     }

@@ -5,8 +5,12 @@ use proptest::prelude::*;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
-const TARGETS: [Duration; 4] =
-    [Duration::from_millis(5), Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1)];
+const TARGETS: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+];
 
 fn bounds(tasks: usize, bytes: u64) -> Bounds {
     Bounds { lane_tasks: 4 * tasks, tasks: [tasks; 4], bytes: [bytes; 4] }
@@ -180,7 +184,10 @@ fn an_empty_queue_gives_its_table_back() {
     assert!(ids.into_iter().all(|id| queue.remove(id).is_some()));
     assert_eq!((queue.table.capacity(), queue.len(), queue.queued()), (0, 0, 0));
     let id = push(&mut queue, 1, class(Priority::Low), now);
-    assert_eq!(queue.get(id).map(|(task, standing)| (*task, standing)), Some((1, Standing::Listed)));
+    assert_eq!(
+        queue.get(id).map(|(task, standing)| (*task, standing)),
+        Some((1, Standing::Listed))
+    );
 }
 
 /// One step of the comparison with the naive list.
@@ -231,7 +238,8 @@ impl Naive {
 /// Picks the next of a level by looking at every task.
 fn naive_first(queued: &[Naive], level: usize, newest_first: bool) -> Option<&Naive> {
     let of_level = || queued.iter().filter(|it| it.level == level);
-    let dated = of_level().filter(|it| it.deadline.is_some()).min_by_key(|it| (it.due(), it.id.sequence()));
+    let dated =
+        of_level().filter(|it| it.deadline.is_some()).min_by_key(|it| (it.due(), it.id.sequence()));
     let oldest = of_level().filter(|it| it.deadline.is_none()).min_by_key(|it| it.order);
     let newest = of_level().filter(|it| it.deadline.is_none()).max_by_key(|it| it.order);
     let listed = if newest_first { newest } else { oldest };

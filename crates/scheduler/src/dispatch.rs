@@ -15,7 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::admission::WhenFull;
-use crate::cell::{Was, Wake};
+use crate::cell::{Wake, Was};
 use crate::group::Membership;
 use crate::lane::Lane;
 use crate::queue::{Bounds, Class, Queue, Standing};
@@ -93,7 +93,6 @@ impl Ending {
 /// A task that has been given a slot.
 pub(crate) struct Start {
     pub(crate) id: TaskId,
-    pub(crate) row: u16,
     pub(crate) priority: Priority,
     pub(crate) task: Arc<dyn Task>,
 }
@@ -137,6 +136,13 @@ pub(crate) struct Options {
     pub(crate) after: Vec<TaskId>,
     pub(crate) when_full: Option<WhenFull>,
     pub(crate) group: Option<Membership>,
+}
+
+impl Entry {
+    /// Returns the row of the figures of the task's type and level.
+    pub(crate) fn row(&self) -> u16 {
+        self.row
+    }
 }
 
 impl Options {
@@ -266,7 +272,7 @@ impl LaneState {
             }
             extra.run_key = extra.run_timeout.and_then(|it| timer.add(now, it, Due::Run(id)));
         }
-        Start { id, row: entry.row, priority, task: Arc::clone(&entry.task) }
+        Start { id, priority, task: Arc::clone(&entry.task) }
     }
 
     /// Ends a running task.
@@ -484,10 +490,9 @@ impl Core {
     }
 
     fn extra(&self, id: TaskId, options: &Options, now: Instant) -> Extra {
-        let limited = options.group.as_ref().is_some_and(Membership::is_limited);
         Extra {
             // One for each dependency, one for the group, and one for the submission itself.
-            holds: options.after.len() + usize::from(limited) + 1,
+            holds: options.after.len() + usize::from(options.group.is_some()) + 1,
             run_timeout: options.timeout,
             wait_key: options.queue_timeout.and_then(|it| self.timer.add(now, it, Due::Wait(id))),
             group: options.group.clone(),
@@ -517,11 +522,16 @@ impl Core {
                 }
             }
         }
-        if let Some(group) = &options.group
-            && group.is_limited()
-            && group.enter(id)
-        {
-            self.let_go(id);
+        if let Some(group) = &options.group {
+            if group.enter(id) {
+                self.let_go(id);
+            }
+            if self.lane(id.lane()).state.lock().queue.get(id).is_none() {
+                // It ended before it entered, and so has not left.
+                if let Some(next) = group.leave(id) {
+                    self.let_go(next);
+                }
+            }
         }
         self.let_go(id);
     }
@@ -789,7 +799,9 @@ impl Core {
 
     /// Runs one waiting closure of a level above `priority` on this thread.
     pub(crate) fn run_more_important(self: &Arc<Self>, lane: Lane, priority: Priority) {
-        let Some(least) = priority.index().checked_sub(1).map(|it| Priority::ALL[it]) else { return };
+        let Some(least) = priority.index().checked_sub(1).map(|it| Priority::ALL[it]) else {
+            return;
+        };
         if lane == Lane::Io {
             return;
         }
