@@ -18,19 +18,24 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 use rayon::ThreadPool;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
-use crate::admission::WhenFull;
+use crate::admission::{CoDelSettings, WhenFull};
 use crate::cell::{Wake, Was};
 use crate::group::Membership;
 use crate::lane::Lane;
+use crate::limits::LimitSettings;
+use crate::memory_gate::Entry as AtGate;
+use crate::nice::thread_cpu_time;
 use crate::queue::{Bounds, Class, Queue, Standing};
+use crate::rules::{LaneRules, Memory, Rules, SchedulerEvent, TICK};
 use crate::stats::{Counts, Ledger};
 use crate::task::{Priority, Refusal, ShedReason, TaskError, TaskId, TaskState};
 use crate::timer::{Due, Key, Timer};
+use crate::watchdog::RunningTask;
 
 /// Failed tasks whose ids a lane remembers, for tasks that are yet to depend on them.
 const FAILURES: usize = 10_000;
@@ -38,6 +43,8 @@ const FAILURES: usize = 10_000;
 const HAND_BACK: (u32, Duration) = (64, Duration::from_millis(5));
 /// How often a drainer that was stolen by a waiting worker looks for another one to run it.
 const BOUNCES: u32 = 32;
+/// How many overdue tasks of overloaded levels are taken out under one lock.
+const GIVE_UP: usize = 64;
 
 /// What a lane can do with a task, whatever it is.
 pub(crate) trait Task: Send + Sync {
@@ -116,6 +123,7 @@ struct Extra {
     run_key: Option<Key>,
     attempt_key: Option<Key>,
     group: Option<Membership>,
+    memory: Memory,
 }
 
 /// A task that has left the table.
@@ -157,6 +165,11 @@ impl Options {
             && self.after.is_empty()
             && self.group.is_none()
     }
+
+    /// Tells whether a task with these has to pass the memory gate first.
+    fn is_gated(&self, rules: &Rules) -> bool {
+        self.bytes > 0 && rules.gate.is_some()
+    }
 }
 
 /// Where a task that was taken is.
@@ -175,6 +188,16 @@ pub(crate) struct LaneState {
     failures: VecDeque<u64>,
     /// The last sequence number among the failures that were forgotten.
     forgotten: u64,
+    pub(crate) rules: LaneRules,
+    /// Tasks that an overloaded level has given up, to be ended outside of the lock.
+    given_up: Vec<GivenUp>,
+}
+
+/// A task that was shed from an overloaded level.
+struct GivenUp {
+    left: Left,
+    priority: Priority,
+    retry_after: Duration,
 }
 
 pub(crate) struct LaneCore {
@@ -184,6 +207,8 @@ pub(crate) struct LaneCore {
     /// Callers that wait for room, by level, and how many there are.
     room: [Notify; 4],
     pub(crate) callers: [AtomicUsize; 4],
+    /// Told when there is a task for a thread that is kept for the upper levels.
+    important: Condvar,
 }
 
 /// What a lane is made with.
@@ -193,10 +218,15 @@ pub(crate) struct LaneSettings {
     pub(crate) targets: [Duration; 4],
     pub(crate) types_max: usize,
     pub(crate) when_full: [WhenFull; 4],
+    pub(crate) codel: [Option<CoDelSettings>; 4],
+    pub(crate) limit: LimitSettings,
+    /// The lowest level of threads that are kept.
+    pub(crate) least: Priority,
 }
 
 pub(crate) struct Core {
     pub(crate) lanes: [LaneCore; 3],
+    pub(crate) rules: Rules,
     pub(crate) timer: Arc<Timer>,
     /// The tasks that wait for the end of another, by that other.
     dependents: Mutex<HashMap<TaskId, Vec<TaskId>>>,
@@ -214,6 +244,8 @@ pub(crate) struct Core {
 thread_local! {
     /// Which task of which scheduler this thread runs.
     static CURRENT: ThreadCell<Option<Current>> = const { ThreadCell::new(None) };
+    /// The CPU time of the task that has just ended on this thread, where it was measured.
+    static CPU_TIME: ThreadCell<Option<Duration>> = const { ThreadCell::new(None) };
 }
 
 /// The task that a thread runs at this moment.
@@ -249,12 +281,23 @@ impl LaneState {
             closed: None,
             failures: VecDeque::new(),
             forgotten: 0,
+            rules: LaneRules::new(
+                lane,
+                &settings.codel,
+                settings.limit,
+                settings.least,
+                Instant::now(),
+            ),
+            given_up: Vec::new(),
         }
     }
 
     /// Starts the next task of the levels down to `least`.
     pub(crate) fn next(&mut self, least: Priority, now: Instant, timer: &Timer) -> Option<Start> {
+        self.give_up_overdue(now);
+        let running = self.queue.running() + 1;
         let next = self.queue.pop(least, now)?;
+        self.rules.started(next.waited, running, now);
         Some(Self::started(&mut self.ledger, next, now, timer))
     }
 
@@ -278,6 +321,9 @@ impl LaneState {
     /// Ends a running task.
     fn finish(&mut self, id: TaskId, ending: Ending, now: Instant) -> Option<Left> {
         let (entry, _, ran) = self.queue.finish(id, now)?;
+        if self.rules.moves {
+            self.rules.limit.ended(ran, CPU_TIME.take());
+        }
         let row = self.ledger.get(entry.row);
         row.run.record(ran);
         ending.count(&mut row.counts);
@@ -311,6 +357,18 @@ impl LaneState {
         let row = entry.row;
         self.ledger.get(row).counts.retried += 1;
         true
+    }
+
+    /// Takes tasks out that have waited too long in an overloaded level, some of them at a time.
+    fn give_up_overdue(&mut self, now: Instant) {
+        for _ in 0..GIVE_UP {
+            let overdue = self.rules.overdue(&mut self.queue, now);
+            let Some((id, priority, retry_after)) = overdue else { return };
+            let Some((entry, _)) = self.queue.remove(id) else { return };
+            self.ledger.get(entry.row).counts.shed += 1;
+            let left = self.left(id, entry, false);
+            self.given_up.push(GivenUp { left, priority, retry_after });
+        }
     }
 
     /// Takes a slot for one more drainer, if there is work for it.
@@ -355,6 +413,14 @@ impl LaneCore {
             when_full: settings.when_full,
             room: std::array::from_fn(|_| Notify::new()),
             callers: std::array::from_fn(|_| AtomicUsize::new(0)),
+            important: Condvar::new(),
+        }
+    }
+
+    /// Wakes a thread that is kept for tasks of this level, if one is idle.
+    fn has_important(&self, state: &LaneState, priority: Priority) {
+        if state.rules.idle > 0 && priority <= state.rules.least {
+            self.important.notify_one();
         }
     }
 
@@ -386,6 +452,7 @@ impl Core {
         settings: [LaneSettings; 3],
         backends: Backends,
         dependencies_max: usize,
+        rules: Rules,
     ) -> Arc<Self> {
         let mut lanes = Lane::ALL.into_iter().zip(settings);
         let core = Self {
@@ -393,6 +460,7 @@ impl Core {
                 let (lane, settings) = lanes.next().expect("one for each lane");
                 LaneCore::new(lane, settings)
             }),
+            rules,
             timer: Timer::new(),
             dependents: Mutex::new(HashMap::new()),
             waits: AtomicUsize::new(0),
@@ -437,6 +505,12 @@ impl Core {
         let now = Instant::now();
         let here = self.lane(lane);
         let (class, count) = (options.class(), tasks.len());
+        let gated = options.is_gated(&self.rules);
+        let plain = options.is_plain() && !gated;
+        if gated && options.bytes > self.rules.budget {
+            let (bytes, budget) = (options.bytes, self.rules.budget);
+            return Err(Refusal::new(ShedReason::MemoryBudget { bytes, budget }));
+        }
         let mut evicted = Vec::new();
         let mut held = Vec::new();
         let mut caller_runs = false;
@@ -447,13 +521,14 @@ impl Core {
             let room = state.room(here, options, count, &mut evicted);
             match room {
                 Ok(()) => {}
-                Err((_, true)) if count == 1 && options.is_plain() => caller_runs = true,
+                Err((_, true)) if count == 1 && plain => caller_runs = true,
                 Err((reason, _)) => {
                     let row = state.ledger.row(name, class.priority);
                     state.ledger.get(row).counts.refused += count as u64;
+                    let retry_after = state.rules.overload(class.priority, now);
                     drop(state);
                     self.evict(evicted);
-                    return Err(Refusal::new(reason));
+                    return Err(Refusal { reason, retry_after });
                 }
             }
             let row = state.ledger.row(name, class.priority);
@@ -462,10 +537,15 @@ impl Core {
                 let entry = Entry { task, row, dependents: false, extra: None };
                 let id = state.queue.insert(entry, class, now);
                 taken(Taken { id, row });
-                if options.is_plain() {
+                if plain {
                     state.queue.release(id, now);
+                    here.has_important(&state, class.priority);
                 } else if let Some((entry, _)) = state.queue.get(id) {
-                    entry.extra = Some(Box::new(self.extra(id, options, now)));
+                    let mut extra = self.extra(id, options, now);
+                    if gated {
+                        extra.memory = Memory::Wants(self.rules.estimate(name, options.bytes));
+                    }
+                    entry.extra = Some(Box::new(extra));
                     held.push(id);
                 }
                 if caller_runs {
@@ -539,20 +619,85 @@ impl Core {
     /// Takes away one of the things that a held task waits for; the last one queues it.
     pub(crate) fn let_go(self: &Arc<Self>, id: TaskId) {
         let lane = id.lane();
+        let here = self.lane(lane);
+        let mut gated = false;
         let start = {
-            let mut state = self.lane(lane).state.lock();
+            let mut state = here.state.lock();
+            let Some(class) = state.queue.class_of(id) else { return };
+            let priority = class.priority;
             let Some((entry, Standing::Held)) = state.queue.get(id) else { return };
             let Some(extra) = &mut entry.extra else { return };
             extra.holds = extra.holds.saturating_sub(1);
             if extra.holds > 0 {
                 return;
             }
-            state.queue.release(id, Instant::now());
-            state.take_slot()
+            let now = Instant::now();
+            if let (Memory::Wants(bytes), Some(gate)) = (extra.memory, &self.rules.gate) {
+                match gate.lock().request(id, priority, bytes, now) {
+                    // It was compared with the budget when it was submitted.
+                    Ok(AtGate::Admitted(_)) | Err(_) => extra.memory = Memory::Has(bytes),
+                    Ok(AtGate::Waiting(place)) => {
+                        extra.memory = Memory::Waits(place);
+                        gated = true;
+                    }
+                }
+            }
+            if gated {
+                false
+            } else {
+                state.queue.release(id, now);
+                here.has_important(&state, priority);
+                state.take_slot()
+            }
         };
         if start {
             self.start_drainer(lane);
         }
+        if gated {
+            self.open_gate();
+        }
+    }
+
+    /// Lets tasks through the memory gate as far as the budget goes.
+    pub(crate) fn open_gate(self: &Arc<Self>) {
+        let Some(gate) = &self.rules.gate else { return };
+        loop {
+            let now = Instant::now();
+            let Some((id, bytes)) = gate.lock().next(now) else { return };
+            let here = self.lane(id.lane());
+            let start = {
+                let mut state = here.state.lock();
+                let priority = state.queue.class_of(id).map(|class| class.priority);
+                match (state.queue.get(id), priority) {
+                    (Some((entry, Standing::Held)), Some(priority)) => {
+                        if let Some(extra) = &mut entry.extra {
+                            extra.memory = Memory::Has(bytes);
+                        }
+                        state.queue.release(id, now);
+                        here.has_important(&state, priority);
+                        Some(state.take_slot())
+                    }
+                    _ => None,
+                }
+            };
+            match start {
+                Some(true) => self.start_drainer(id.lane()),
+                Some(false) => {}
+                // It ended between the gate and here, and nobody knew that it has bytes.
+                None => gate.lock().release(bytes),
+            }
+        }
+    }
+
+    /// Gives back what a task that has left has of the memory budget, or its place at the gate.
+    fn leave_gate(self: &Arc<Self>, memory: Memory) {
+        let Some(gate) = &self.rules.gate else { return };
+        match memory {
+            Memory::None | Memory::Wants(_) => return,
+            Memory::Waits(place) => drop(gate.lock().remove(place)),
+            Memory::Has(bytes) => gate.lock().release(bytes),
+        }
+        self.open_gate();
     }
 
     fn check_dependencies(&self, options: &Options) -> Result<(), Refusal> {
@@ -573,6 +718,18 @@ impl Core {
             return Err(Refusal::new(reason));
         }
         Ok(())
+    }
+
+    /// Ends tasks that were taken out of an overloaded level.
+    fn give_up(self: &Arc<Self>, lane: Lane, given_up: Vec<GivenUp>) {
+        for GivenUp { left, priority, retry_after } in given_up {
+            let reason = ShedReason::Overload { lane, priority };
+            let error = TaskError::Shed { reason, retry_after: Some(retry_after) };
+            if let Some((_, wake)) = left.entry.task.end(error) {
+                wake.wake();
+            }
+            self.settle(left);
+        }
     }
 
     fn evict(self: &Arc<Self>, evicted: Vec<Left>) {
@@ -618,7 +775,7 @@ impl Core {
     fn fill_io(self: &Arc<Self>, mut have_slot: bool) {
         let here = self.lane(Lane::Io);
         loop {
-            let next = {
+            let (next, given_up) = {
                 let mut state = here.state.lock();
                 if !have_slot && !state.take_slot() {
                     return;
@@ -629,8 +786,9 @@ impl Core {
                     state.active -= 1;
                 }
                 here.has_room();
-                next
+                (next, std::mem::take(&mut state.given_up))
             };
+            self.give_up(Lane::Io, given_up);
             let Some(next) = next else { return };
             let task = Arc::clone(&next.task);
             if let Some(step) = task.start(self, &next) {
@@ -654,7 +812,7 @@ impl Core {
         let now = Instant::now();
         let mut wake = None;
         let mut left = None;
-        let (next, another, empty);
+        let (next, another, empty, given_up);
         {
             let mut state = here.state.lock();
             match ended {
@@ -671,6 +829,7 @@ impl Core {
             next = if may { state.next(Priority::Low, now, &self.timer) } else { None };
             state.active -= usize::from(next.is_none());
             another = state.take_slot();
+            given_up = std::mem::take(&mut state.given_up);
             empty = state.queue.len() == 0;
             if next.is_some() {
                 here.has_room();
@@ -687,6 +846,9 @@ impl Core {
         }
         if another {
             self.start_drainer(lane);
+        }
+        if !given_up.is_empty() {
+            self.give_up(lane, given_up);
         }
         next
     }
@@ -754,8 +916,17 @@ impl Core {
     }
 
     fn run(self: &Arc<Self>, start: &Start) -> Option<Step> {
-        let _entered = Entered::new(self, start.id.lane());
+        let lane = start.id.lane();
+        let _entered = Entered::new(self, lane);
         let task = Arc::clone(&start.task);
+        let before = if self.rules.cpu_time(lane) { thread_cpu_time() } else { None };
+        let step = self.run_caught(task, start);
+        let after = before.and_then(|before| Some(thread_cpu_time()?.saturating_sub(before)));
+        CPU_TIME.set(after);
+        step
+    }
+
+    fn run_caught(self: &Arc<Self>, task: Arc<dyn Task>, start: &Start) -> Option<Step> {
         // Work that panics is dealt with inside; here it is the drop of a value that nobody wants.
         catch_unwind(AssertUnwindSafe(|| task.start(self, start))).unwrap_or_else(|payload| {
             let error = TaskError::Panicked(panic_text(payload));
@@ -805,12 +976,13 @@ impl Core {
         if lane == Lane::Io {
             return;
         }
-        let start = {
+        let (start, given_up) = {
             // Whoever holds the lock is about to take the task.
             let Some(mut state) = self.lane(lane).state.try_lock() else { return };
-            let now = Instant::now();
-            state.next(least, now, &self.timer)
+            let start = state.next(least, Instant::now(), &self.timer);
+            (start, std::mem::take(&mut state.given_up))
         };
+        self.give_up(lane, given_up);
         if let Some(start) = start {
             self.run_here(&start);
         }
@@ -827,6 +999,7 @@ impl Core {
             if let Some(extra) = &entry.extra {
                 let keys = [extra.wait_key, extra.run_key, extra.attempt_key];
                 keys.into_iter().flatten().for_each(|key| self.timer.remove(key));
+                self.leave_gate(extra.memory);
                 if let Some(next) = extra.group.as_ref().and_then(|group| group.leave(id)) {
                     self.let_go(next);
                 }
@@ -930,6 +1103,7 @@ impl Core {
             }
             Due::Attempt(id) => self.let_go(id),
             Due::Wake(waker) => waker.wake(),
+            Due::Tick => self.tick(),
         }
     }
 
@@ -977,23 +1151,115 @@ impl Core {
         }
     }
 
-    /// Lets go of the rayon pool, whose threads end when their work does.
-    pub(crate) fn drop_pool(&self) {
-        let pool = self.pool.write().take();
-        drop(pool);
+    /// Ends the windows of the limits and looks for tasks that hold their worker too long.
+    fn tick(self: &Arc<Self>) {
+        let now = Instant::now();
+        // First, so that a listener that panics does not end the ticks.
+        self.timer.add(now, TICK, Due::Tick);
+        for here in &self.lanes {
+            let (change, start) = {
+                let mut state = here.state.lock();
+                let queued = state.queue.queued();
+                let change = state.rules.limit.tick(queued, now);
+                state.slots = state.rules.limit.get();
+                (change, change.is_some() && state.take_slot())
+            };
+            if start {
+                self.start_drainer(here.lane);
+            }
+            if let Some(change) = change {
+                self.rules.tell(SchedulerEvent::LimitChanged(change));
+            }
+        }
+        let found = {
+            let mut watchdog = self.rules.watchdog.lock();
+            let watched = Lane::ALL.into_iter().filter(|lane| watchdog.watches(*lane));
+            let running: Vec<_> = watched.flat_map(|lane| self.running(lane)).collect();
+            watchdog.scan(running, now)
+        };
+        for held in found {
+            self.rules.tell(SchedulerEvent::HeldTooLong(held));
+        }
     }
 
-    /// Sets how many tasks of a lane may run at once.
-    pub(crate) fn set_slots(self: &Arc<Self>, lane: Lane, slots: usize) {
-        let start = {
+    /// The tasks of a lane that run.
+    fn running(&self, lane: Lane) -> Vec<RunningTask> {
+        let state = self.lane(lane).state.lock();
+        if state.queue.running() == 0 {
+            return Vec::new();
+        }
+        let running = state.queue.iter().filter(|seen| seen.standing == Standing::Running);
+        let tasks = running.map(|seen| RunningTask {
+            id: seen.id,
+            task_type: state.ledger.name(seen.task.row),
+            lane,
+            since: seen.since,
+        });
+        tasks.collect()
+    }
+
+    /// Sets the limit of a lane by hand, or lets it be what it was.
+    pub(crate) fn set_limit(self: &Arc<Self>, lane: Lane, limit: Option<usize>) {
+        let now = Instant::now();
+        let (change, start) = {
             let mut state = self.lane(lane).state.lock();
-            state.slots = slots;
-            state.take_slot()
+            let change = state.rules.limit.set_override(limit, now);
+            state.slots = state.rules.limit.get();
+            (change, state.take_slot())
         };
         // The first drainer starts the others.
         if start {
             self.start_drainer(lane);
         }
+        if let Some(change) = change {
+            self.rules.tell(SchedulerEvent::LimitChanged(change));
+        }
+    }
+
+    /// Runs tasks of the upper levels of the lane `Cpu` until the lane is closed, on a thread of its own.
+    pub(crate) fn serve_important(self: &Arc<Self>) {
+        let here = self.lane(Lane::Cpu);
+        let mut ended: Option<(TaskId, Step)> = None;
+        loop {
+            if let Some((id, step)) = ended.take() {
+                self.finish(id, step);
+            }
+            let (start, given_up) = {
+                let mut state = here.state.lock();
+                let least = state.rules.least;
+                let start = loop {
+                    if let Some(start) = state.next(least, Instant::now(), &self.timer) {
+                        break Some(start);
+                    }
+                    if !state.given_up.is_empty() {
+                        break None;
+                    }
+                    if state.closed.is_some() && state.queue.len() == 0 {
+                        return;
+                    }
+                    state.rules.idle += 1;
+                    here.important.wait_for(&mut state, Duration::from_millis(500));
+                    state.rules.idle -= 1;
+                };
+                here.has_room();
+                (start, std::mem::take(&mut state.given_up))
+            };
+            self.give_up(Lane::Cpu, given_up);
+            if let Some(start) = start {
+                ended = self.run(&start).map(|step| (start.id, step));
+            }
+        }
+    }
+
+    /// Wakes the threads that are kept, so that they see that the lane is closed.
+    pub(crate) fn wake_important(&self) {
+        self.lane(Lane::Cpu).important.notify_all();
+    }
+
+    /// Lets go of the rayon pool, whose threads end when their work does.
+    pub(crate) fn drop_pool(&self) {
+        let pool = self.pool.write().take();
+        drop(pool);
     }
 }
 

@@ -8,11 +8,14 @@ mod dispatch;
 mod group;
 mod handle;
 mod lane;
+#[cfg(feature = "tower")]
+mod layer;
 mod limits;
 mod memory_gate;
 mod nice;
 mod queue;
 mod retry;
+mod rules;
 mod scheduler;
 mod stats;
 mod submission;
@@ -26,7 +29,9 @@ pub use admission::{CoDel, CoDelSettings, Order, WhenFull};
 pub use group::TaskGroup;
 pub use handle::TaskHandle;
 pub use lane::Lane;
-pub use limits::{LimitChange, LimitReason, LimitRule, LimitSettings, MovingLimit, Sample};
+#[cfg(feature = "tower")]
+pub use layer::{RequestPriority, Scheduled, ScheduledCall, ScheduledError, SchedulerLayer};
+pub use limits::{LimitChange, LimitReason, LimitRule, LimitSettings, MovingLimit};
 pub use memory_gate::{
     Entry, Estimates, MemoryGate, MemoryGateStats, PASSES, PATIENCE, TooLarge, Waiting,
 };
@@ -34,6 +39,7 @@ pub use nice::{NICE_MAX, NiceError, nice, set_nice, thread_cpu_time};
 pub use retry::{
     AfterFailure, Always, Backoff, GiveUp, RETRIES_MAX, Retry, RetryBudget, RetryIf, When,
 };
+pub use rules::SchedulerEvent;
 pub use scheduler::{BuildError, DrainReport, Problem, Scheduler, SchedulerBuilder, TaskInfo};
 pub use stats::{Counts, Histogram, LaneStats, LevelStats, SchedulerStats, TypeStats};
 pub use submission::Submission;

@@ -154,17 +154,6 @@ impl fmt::Display for LimitChange {
     }
 }
 
-/// What is known of a task that ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// How long it waited in the queue.
-    pub waited: Duration,
-    /// How long it ran.
-    pub ran: Duration,
-    /// The CPU time it used, where that is measured.
-    pub cpu: Option<Duration>,
-}
-
 /// The limit of one lane.
 #[derive(Clone, Debug)]
 pub struct MovingLimit {
@@ -181,12 +170,13 @@ pub struct MovingLimit {
     needed: Instant,
 }
 
-/// Sums over the tasks that ended since `began`.
+/// Sums over the tasks that started and ended since `began`.
 #[derive(Clone, Copy, Debug)]
 struct Window {
     began: Instant,
-    tasks: u64,
+    started: u64,
     late: u64,
+    ended: u64,
     ran: f64,
     measured: f64,
     cpu: f64,
@@ -195,7 +185,16 @@ struct Window {
 
 impl Window {
     fn new(began: Instant) -> Self {
-        Self { began, tasks: 0, late: 0, ran: 0.0, measured: 0.0, cpu: 0.0, running_max: 0 }
+        Self {
+            began,
+            started: 0,
+            late: 0,
+            ended: 0,
+            ran: 0.0,
+            measured: 0.0,
+            cpu: 0.0,
+            running_max: 0,
+        }
     }
 }
 
@@ -224,22 +223,38 @@ impl MovingLimit {
         self.pinned.unwrap_or(self.limit)
     }
 
-    /// Counts a task that ended while `running` tasks ran, itself included.
+    /// Counts a task that started after a wait, and now `running` tasks run, itself included.
+    pub fn started(&mut self, waited: Duration, running: usize) {
+        let window = &mut self.window;
+        window.started += 1;
+        window.late += u64::from(waited > self.settings.target);
+        window.running_max = window.running_max.max(running);
+    }
+
+    /// Counts a task that ended, with the CPU time that it used, where that was measured.
     ///
     /// # Cost
     ///
     /// A few additions; the decision is made in [`tick`](Self::tick).
-    pub fn record(&mut self, sample: Sample, running: usize) {
+    pub fn ended(&mut self, ran: Duration, cpu: Option<Duration>) {
         let window = &mut self.window;
-        let ran = sample.ran.as_secs_f64();
-        window.tasks += 1;
-        window.late += u64::from(sample.waited > self.settings.target);
+        let ran = ran.as_secs_f64();
+        window.ended += 1;
         window.ran += ran;
-        window.running_max = window.running_max.max(running);
-        if let Some(cpu) = sample.cpu {
+        if let Some(cpu) = cpu {
             window.measured += ran;
             window.cpu += cpu.as_secs_f64();
         }
+    }
+
+    /// Tells whether anything but an override can move it.
+    pub fn moves(&self) -> bool {
+        self.settings.rule != LimitRule::Fixed
+    }
+
+    /// Tells whether it wants to know the CPU time of tasks.
+    pub fn wants_cpu_time(&self) -> bool {
+        self.settings.rule == LimitRule::CpuShare
     }
 
     /// Ends the window if it is over, and says what changed.
@@ -256,31 +271,26 @@ impl MovingLimit {
         if self.pinned.is_some() {
             return None;
         }
-        let (to, reason) = self.decide(&window, queued, now)?;
+        let (to, reason) = self.decide(&window, now)?;
         self.change(to, reason, now)
     }
 
-    fn decide(
-        &mut self,
-        window: &Window,
-        queued: usize,
-        now: Instant,
-    ) -> Option<(usize, LimitReason)> {
+    fn decide(&mut self, window: &Window, now: Instant) -> Option<(usize, LimitReason)> {
         let tenth_less = self.limit - (self.limit / 10).max(1).min(self.limit);
         let LimitSettings { rule, initial, idle, .. } = self.settings;
         if rule == LimitRule::Fixed {
             return None;
         }
-        if window.tasks == 0 && queued == 0 || window.running_max <= initial {
+        if window.running_max <= initial {
             let unused = now.saturating_duration_since(self.needed) >= idle;
             if unused && self.limit > initial {
                 return Some((tenth_less.max(initial), LimitReason::Idle));
             }
         }
-        if window.tasks == 0 {
+        if window.ended == 0 {
             return None;
         }
-        let waited = window.late as f64 / window.tasks as f64;
+        let waited = window.late as f64 / window.started.max(1) as f64;
         // A limit that is not reached is not what anybody waits for.
         let needed = waited > 0.5 && window.running_max >= self.limit;
         match rule {
@@ -298,7 +308,7 @@ impl MovingLimit {
                 }
             }
             LimitRule::Gradient => {
-                let ratio = self.gradient(window.ran / window.tasks as f64);
+                let ratio = self.gradient(window.ran / window.ended as f64);
                 if ratio > TOLERANCE {
                     return Some((tenth_less, LimitReason::Slower { ratio }));
                 }
@@ -371,12 +381,16 @@ mod tests {
 
         /// Lets a window pass in which twenty tasks ended at full use of the limit.
         fn window(&mut self, waited: u64, ran: u64, cpu: u64) -> Option<LimitChange> {
-            let sample = Sample { waited: ms(waited), ran: ms(ran), cpu: Some(ms(cpu)) };
-            for _ in 0..20 {
-                self.limit.record(sample, self.limit.get());
-            }
+            self.tasks(self.limit.get(), waited, ran, Some(ms(cpu)));
             self.now += ms(100);
             self.limit.tick(0, self.now)
+        }
+
+        fn tasks(&mut self, running: usize, waited: u64, ran: u64, cpu: Option<Duration>) {
+            for _ in 0..20 {
+                self.limit.started(ms(waited), running);
+                self.limit.ended(ms(ran), cpu);
+            }
         }
 
         /// Lets windows without a task pass.
@@ -426,10 +440,7 @@ mod tests {
     fn without_a_wait_or_without_full_use_nothing_rises() {
         let mut bench = Bench::new(Lane::Blocking, 1, 4, 8);
         assert_eq!(bench.window(5, 10, 1), None, "on target");
-        for _ in 0..20 {
-            let sample = Sample { waited: ms(20), ran: ms(10), cpu: Some(ms(1)) };
-            bench.limit.record(sample, 3);
-        }
+        bench.tasks(3, 20, 10, Some(ms(1)));
         bench.now += ms(100);
         assert_eq!(bench.limit.tick(5, bench.now), None, "a slot was free");
     }
@@ -437,9 +448,7 @@ mod tests {
     #[test]
     fn without_a_reading_of_the_cpu_nothing_says_that_a_slot_would_help() {
         let mut bench = Bench::new(Lane::Blocking, 1, 4, 8);
-        for _ in 0..20 {
-            bench.limit.record(Sample { waited: ms(20), ran: ms(10), cpu: None }, 4);
-        }
+        bench.tasks(4, 20, 10, None);
         bench.now += ms(100);
         assert_eq!(bench.limit.tick(5, bench.now), None);
     }

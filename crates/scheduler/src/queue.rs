@@ -222,6 +222,12 @@ impl<T> Queue<T> {
         Some((place.task.as_mut()?, place.standing))
     }
 
+    /// Returns what the order of a task depends on.
+    pub(crate) fn class_of(&self, id: TaskId) -> Option<Class> {
+        let place = self.find(id)? as usize;
+        Some(self.table[place].class)
+    }
+
     /// Queues a held task; `false` if it is not there or not held.
     pub(crate) fn release(&mut self, id: TaskId, now: Instant) -> bool {
         let Some(index) = self.find(id) else { return false };

@@ -10,13 +10,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::runtime::{Handle, Runtime};
 
-use crate::admission::WhenFull;
+use crate::admission::{CoDelSettings, WhenFull};
 use crate::dispatch::{Backends, Core, LaneSettings, state_of};
 use crate::group::TaskGroup;
 use crate::handle::block_on;
 use crate::lane::Lane;
+use crate::limits::{LimitRule, LimitSettings};
+use crate::memory_gate::MemoryGateStats;
+use crate::nice::{NICE_MAX, set_nice};
 use crate::queue::{Bounds, Standing};
 use crate::retry::Retry;
+use crate::rules::{Listener, RuleSettings, Rules, SchedulerEvent, TICK};
 use crate::stats::{LaneStats, LevelStats, SchedulerStats};
 use crate::submission::Submission;
 use crate::task::{Priority, ShedReason, TaskError, TaskId, TaskState};
@@ -45,6 +49,8 @@ struct Owner {
     group_max: usize,
     /// The runtime of the upper levels' futures, if it is ours.
     urgent: Mutex<Option<Runtime>>,
+    /// The threads that are kept for the upper levels of the lane `Cpu`.
+    reserved: Mutex<Vec<std::thread::JoinHandle<()>>>,
     closed: AtomicBool,
 }
 
@@ -176,6 +182,51 @@ impl Scheduler {
         F: Future<Output: Send + 'static> + Send + 'static,
     {
         Submission::new(self, Lane::Io, name, futures.into_iter().map(Once::new).collect())
+    }
+
+    /// Sets how many tasks of a lane may run at once, or with `None` lets the limit be what it was.
+    ///
+    /// It is brought between the least and the most of the lane; `Cpu` has at most its threads. Tasks that
+    /// run beyond a lower limit go on.
+    pub fn set_limit(&self, lane: Lane, limit: Option<usize>) {
+        self.core().set_limit(lane, limit);
+    }
+
+    /// Sets the share of the memory budget that may be used: 1 all of it, 0 none.
+    ///
+    /// For a monitor of memory pressure. Tasks that run keep what they have. Without a budget it does
+    /// nothing.
+    pub fn set_memory_scale(&self, scale: f64) {
+        if let Some(gate) = &self.core().rules.gate {
+            gate.lock().set_scale(scale);
+            self.core().open_gate();
+        }
+    }
+
+    /// Lets only tasks of `lowest` and above through the memory gate; the others wait.
+    pub fn set_memory_lowest(&self, lowest: Priority) {
+        if let Some(gate) = &self.core().rules.gate {
+            gate.lock().set_lowest(lowest);
+            self.core().open_gate();
+        }
+    }
+
+    /// Teaches the memory gate what a task of a type really needed at its peak.
+    ///
+    /// Later tasks of the type are let in by the corrected estimate, from a quarter to four times what they
+    /// declare.
+    pub fn observe_memory(&self, name: &'static str, declared_bytes: u64, peak_bytes: u64) {
+        self.core().rules.estimates.lock().observe(name, declared_bytes, peak_bytes);
+    }
+
+    /// Reads the state of the memory gate; none without a budget.
+    pub fn memory_stats(&self) -> Option<MemoryGateStats> {
+        self.core().rules.gate.as_ref().map(|gate| gate.lock().stats())
+    }
+
+    /// Returns the last 256 events, the oldest first.
+    pub fn events(&self) -> Vec<SchedulerEvent> {
+        self.core().rules.events()
     }
 
     /// Makes an empty group of tasks.
@@ -373,6 +424,19 @@ impl Owner {
             self.core.end_running(lane, &TaskError::Cancelled);
         }
         self.core.drop_pool();
+        self.core.wake_important();
+        let end = Instant::now() + PATIENCE;
+        for thread in self.reserved.lock().drain(..) {
+            // The last clone may be dropped in a task of that very thread, or while a task there runs on.
+            let own = thread.thread().id() == std::thread::current().id();
+            while !own && !thread.is_finished() && Instant::now() < end {
+                self.core.wake_important();
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
+        }
         self.core.timer.stop(PATIENCE);
         if let Some(runtime) = self.urgent.lock().take() {
             // Dropping a runtime would wait for it, which async code must not.
@@ -443,6 +507,7 @@ pub struct SchedulerBuilder {
     types_max: usize,
     group_max: usize,
     dependencies_max: usize,
+    rules: RuleSettings,
 }
 
 impl Default for SchedulerBuilder {
@@ -461,6 +526,7 @@ impl Default for SchedulerBuilder {
             types_max: 256,
             group_max: 1_000_000,
             dependencies_max: 100_000,
+            rules: RuleSettings::default(),
         }
     }
 }
@@ -559,6 +625,60 @@ impl SchedulerBuilder {
         self
     }
 
+    /// Sheds tasks of a level while it is overloaded, and serves its newest first; off unless told.
+    ///
+    /// See [`CoDelSettings::of`] for settings. For levels whose callers go away, such as requests; a
+    /// batch of tasks that is submitted at once waits long by nature, and should not be in such a level.
+    pub fn codel(mut self, priority: Priority, settings: CoDelSettings) -> Self {
+        self.rules.codel[priority.index()] = Some(settings);
+        self
+    }
+
+    /// Lets the limit of a lane move between `min` and `max` as it is measured; off unless told.
+    ///
+    /// It begins at the lane's slots. Not for `Cpu`, whose limit is its threads. Each change is an event
+    /// with its reason.
+    pub fn limit_range(mut self, lane: Lane, min: usize, max: usize) -> Self {
+        self.rules.ranges[lane.index()] = Some((min, max));
+        self
+    }
+
+    /// Sets how many bytes tasks that declare memory may hold together; no bound unless told.
+    pub fn memory_budget_bytes(mut self, bytes: u64) -> Self {
+        self.rules.memory_budget = Some(bytes);
+        self
+    }
+
+    /// Sets how long a task may hold a worker before an event names it; 1 s on `Cpu`, 30 s on
+    /// `Blocking`, and `Io` is not watched unless told.
+    pub fn hold_limit(mut self, lane: Lane, limit: Option<Duration>) -> Self {
+        self.rules.hold_limits = self.rules.hold_limits.lane(lane, limit);
+        self
+    }
+
+    /// Sets a function that is told of events; it should return soon, or others are late.
+    pub fn on_event(mut self, tell: impl Fn(&SchedulerEvent) + Send + Sync + 'static) -> Self {
+        self.rules.listener = Some(Listener(Arc::new(tell)));
+        self
+    }
+
+    /// Keeps threads beside the pool for closures of `least` and the levels above; 0 unless told.
+    ///
+    /// `least` is `Critical` or `High`. With [`cpu_nice`](Self::cpu_nice) such a task starts within
+    /// microseconds even while all workers are busy. Parallel iterators inside of it use rayon's global
+    /// pool.
+    pub fn reserve_threads(mut self, least: Priority, threads: usize) -> Self {
+        self.rules.reserved = (least, threads);
+        self
+    }
+
+    /// Makes the threads of the pool yield to others: 1 a little, 19 to everybody; only on Linux, off
+    /// unless told.
+    pub fn cpu_nice(mut self, nice: i32) -> Self {
+        self.rules.cpu_nice = Some(nice);
+        self
+    }
+
     /// Checks the settings and starts the scheduler's threads.
     ///
     /// # Errors
@@ -571,12 +691,17 @@ impl SchedulerBuilder {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let cpu_threads = self.cpu_threads.unwrap_or(cores);
+        let nice = self.rules.cpu_nice;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(cpu_threads)
             .thread_name(|index| format!("scheduler-cpu-{index}"))
             // A panic of a task is its result; what comes here is a panic of its drop, and the hook
             // has reported it.
             .panic_handler(|_| {})
+            .start_handler(move |_| {
+                // The value was checked; a kernel that refuses it leaves the thread as it is.
+                let _ = nice.map_or(Ok(()), set_nice);
+            })
             .build()
             .map_err(|error| BuildError::Threads(Box::new(error)))?;
         let threads = |error: std::io::Error| BuildError::Threads(Box::new(error));
@@ -590,7 +715,7 @@ impl SchedulerBuilder {
         };
         let backends = Backends {
             pool,
-            runtime: self.runtime.or_else(|| Handle::try_current().ok()),
+            runtime: self.runtime.clone().or_else(|| Handle::try_current().ok()),
             urgent: urgent.as_ref().map(|runtime| runtime.handle().clone()),
         };
         let slots = [self.io_slots, cpu_threads, self.blocking_slots.unwrap_or(2 * cores)];
@@ -604,12 +729,18 @@ impl SchedulerBuilder {
             targets: self.ageing_targets,
             types_max: self.types_max,
             when_full: self.when_full[lane.index()],
+            codel: self.rules.codel,
+            limit: self.limit(lane, slots[lane.index()]),
+            least: self.rules.reserved.0,
         });
-        let core = Core::new(settings, backends, self.dependencies_max);
+        let rules = Rules::new(&self.rules);
+        let ticks = rules.ticks;
+        let core = Core::new(settings, backends, self.dependencies_max, rules);
         let owner = Owner {
             core: Arc::clone(&core),
             group_max: self.group_max,
             urgent: Mutex::new(urgent),
+            reserved: Mutex::new(Vec::new()),
             closed: AtomicBool::new(false),
         };
         let weak = Arc::downgrade(&core);
@@ -623,7 +754,28 @@ impl SchedulerBuilder {
             true
         };
         core.timer.start(fire).map_err(threads)?;
+        if ticks {
+            core.timer.add(Instant::now(), TICK, crate::timer::Due::Tick);
+        }
+        for index in 0..self.rules.reserved.1 {
+            let serves = Arc::clone(&core);
+            let name = format!("scheduler-reserved-{index}");
+            let thread = std::thread::Builder::new().name(name);
+            let thread = thread.spawn(move || serves.serve_important()).map_err(threads)?;
+            owner.reserved.lock().push(thread);
+        }
         Ok(Scheduler { owner: Arc::new(owner) })
+    }
+
+    /// The limit of a lane: moving between its bounds, or where it is unless set by hand.
+    fn limit(&self, lane: Lane, slots: usize) -> LimitSettings {
+        match self.rules.ranges[lane.index()] {
+            Some((min, max)) => LimitSettings::new(LimitRule::of(lane), min, slots, max),
+            None => {
+                let max = if lane == Lane::Cpu { slots } else { MOST_SLOTS };
+                LimitSettings::new(LimitRule::Fixed, 1, slots, max)
+            }
+        }
     }
 
     fn problems(&self) -> Vec<Problem> {
@@ -677,6 +829,38 @@ impl SchedulerBuilder {
             "types_max",
             &self.types_max,
             "must be from 1 to 4096",
+        );
+        let RuleSettings { ranges, reserved, cpu_nice, memory_budget, .. } = &self.rules;
+        check(
+            ranges[Lane::Cpu.index()].is_none(),
+            "limit_range",
+            &Lane::Cpu,
+            "must be Io or Blocking: the limit of Cpu is its threads",
+        );
+        check(
+            ranges.iter().flatten().all(|(min, max)| slots(min) && slots(max) && min <= max),
+            "limit_range",
+            ranges,
+            "must be from 1 to 65536, and min at most max",
+        );
+        check(
+            reserved.0 <= Priority::High,
+            "reserve_threads",
+            &reserved.0,
+            "must be Critical or High",
+        );
+        check(reserved.1 <= 1_024, "reserve_threads", &reserved.1, "must be at most 1024");
+        check(
+            cpu_nice.is_none_or(|nice| (1..=NICE_MAX).contains(&nice) && cfg!(target_os = "linux")),
+            "cpu_nice",
+            cpu_nice,
+            "must be from 1 to 19, and only on Linux",
+        );
+        check(
+            memory_budget.is_none_or(|bytes| bytes > 0),
+            "memory_budget_bytes",
+            memory_budget,
+            "must be at least 1",
         );
         check(self.group_max > 0, "group_max", &self.group_max, "must be at least 1");
         problems

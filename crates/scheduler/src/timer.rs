@@ -25,6 +25,8 @@ pub(crate) enum Due {
     Attempt(TaskId),
     /// Somebody waits until then.
     Wake(Waker),
+    /// It is time to look at the limits and at who holds a worker.
+    Tick,
 }
 
 /// Names an entry, to take it out.

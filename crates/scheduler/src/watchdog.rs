@@ -123,6 +123,11 @@ impl Watchdog {
         found
     }
 
+    /// Tells whether a lane has a limit.
+    pub fn watches(&self, lane: Lane) -> bool {
+        self.limits.of(lane).is_some()
+    }
+
     /// Returns how many tasks of a lane exceed its limit, as of the last scan.
     pub fn holding(&self, lane: Lane) -> usize {
         self.told.iter().filter(|id| id.lane() == lane).count()
