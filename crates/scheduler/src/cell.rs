@@ -16,6 +16,7 @@
 //! are moved out first. Checked by the loom tests.
 
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 
 use crate::sync::{AtomicBool, Mutex, Relaxed};
@@ -55,9 +56,11 @@ pub(crate) struct Wake {
 
 impl Wake {
     /// Wakes who waits for the result, and the future that is to stop.
+    ///
+    /// A waker that panics is its maker's concern; the hook has reported it.
     pub(crate) fn wake(self) {
         for waker in [self.runner, self.joiner].into_iter().flatten() {
-            waker.wake();
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
 }

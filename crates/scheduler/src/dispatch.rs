@@ -991,6 +991,7 @@ impl Core {
     /// Deals with what hangs on a task that has left: timers, its group, and who waits for it.
     fn settle(self: &Arc<Self>, left: Left) {
         if left.entry.extra.is_none() && !left.entry.dependents {
+            drop_task(left.entry.task);
             return;
         }
         // A list and not recursion: chains of dependencies are as long as somebody makes them.
@@ -1004,6 +1005,7 @@ impl Core {
                     self.let_go(next);
                 }
             }
+            drop_task(entry.task);
             if !entry.dependents {
                 continue;
             }
@@ -1373,6 +1375,13 @@ impl Drop for Drainer {
             self.core.close(self.lane, ShedReason::NoRuntime { lane: self.lane });
         }
     }
+}
+
+/// Drops a task, and with it maybe the last of its work or value, whose drop may panic.
+///
+/// The hook has reported it then, and nobody here has anything to do with it.
+fn drop_task(task: Arc<dyn Task>) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(task)));
 }
 
 /// Returns the text of a panic's payload.

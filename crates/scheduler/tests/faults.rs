@@ -87,7 +87,7 @@ fn dropped_handles_let_tasks_run_and_dropped_groups_do_not() {
     let scheduler = Scheduler::builder().cpu_threads(1).build().unwrap();
     let (release, released) = sync_channel::<()>(1);
     scheduler
-        .cpu("plug", move |_| drop(released.recv()))
+        .cpu("plug", move |_| released.recv().is_err())
         .priority(Priority::Critical)
         .spawn()
         .unwrap();
@@ -149,7 +149,7 @@ fn ten_thousand_time_outs_at_once_are_ten_thousand_errors() {
     let scheduler = Scheduler::builder().cpu_threads(1).build().unwrap();
     let (release, released) = sync_channel::<()>(1);
     scheduler
-        .cpu("plug", move |_| drop(released.recv()))
+        .cpu("plug", move |_| released.recv().is_err())
         .priority(Priority::Critical)
         .spawn()
         .unwrap();
@@ -176,7 +176,7 @@ fn a_hundred_thousand_cancelled_tasks_leave_nothing() {
     let scheduler = Scheduler::builder().cpu_threads(1).build().unwrap();
     let (release, released) = sync_channel::<()>(1);
     scheduler
-        .cpu("plug", move |_| drop(released.recv()))
+        .cpu("plug", move |_| released.recv().is_err())
         .priority(Priority::Critical)
         .spawn()
         .unwrap();
