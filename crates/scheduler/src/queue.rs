@@ -323,30 +323,28 @@ impl<T> Queue<T> {
 
     /// Returns the level that goes next, `top` or an aged one, and keeps count of who was passed.
     fn chosen(&mut self, top: usize, now: Instant) -> usize {
-        let mut aged = [false; 4];
-        let mut number = 0;
-        for index in top + 1..4 {
-            let level = &self.levels[index];
-            aged[index] = self
-                .oldest(index)
-                .is_some_and(|oldest| now.saturating_duration_since(oldest) >= level.target);
-            number += u32::from(aged[index]);
-        }
+        let aged = std::array::from_fn::<bool, 4, _>(|index| {
+            let target = self.levels[index].target;
+            let oldest = if index > top { self.oldest(index) } else { None };
+            oldest.is_some_and(|oldest| now.saturating_duration_since(oldest) >= target)
+        });
+        let number = aged.iter().filter(|aged| **aged).count() as u32;
         self.levels[top].passed = 0;
-        if number == 0 {
+        if number == 0 && self.levels.iter().all(|level| level.passed == 0) {
             return top;
         }
         let mut chosen = top;
-        for index in top + 1..4 {
+        let levels = || aged.iter().enumerate().skip(top + 1);
+        for (index, aged) in levels() {
             let passed = self.levels[index].passed;
             // The top level has passed nobody, so it loses to any that is through.
-            if aged[index] && passed >= SHARE - number && passed > self.levels[chosen].passed {
+            if *aged && passed >= SHARE - number && passed > self.levels[chosen].passed {
                 chosen = index;
             }
         }
-        for index in top + 1..4 {
+        for (index, aged) in levels() {
             let level = &mut self.levels[index];
-            level.passed = if aged[index] && index != chosen { level.passed + 1 } else { 0 };
+            level.passed = if *aged && index != chosen { level.passed + 1 } else { 0 };
         }
         chosen
     }

@@ -266,7 +266,7 @@ impl Ledger {
     /// Finds or makes the row of a type at a level.
     pub(crate) fn row(&mut self, name: &'static str, priority: Priority) -> u16 {
         let (address, length) = (name.as_ptr() as usize, name.len());
-        let slot = (address / 8 ^ priority.index()) % self.recent.len();
+        let slot = ((address / 8) ^ priority.index()) % self.recent.len();
         if let Some(recent) = self.recent[slot]
             && (recent.address, recent.length, recent.priority) == (address, length, priority)
         {

@@ -264,47 +264,47 @@ impl Refusal {
 
 /// A submission that was refused, with the task in it.
 pub struct SubmitError<S> {
-    refusal: Refusal,
-    task: S,
+    // In a box so that the way of a task that is taken stays narrow.
+    inner: Box<(Refusal, S)>,
 }
 
 impl<S> SubmitError<S> {
     pub(crate) fn new(refusal: Refusal, task: S) -> Self {
-        Self { refusal, task }
+        Self { inner: Box::new((refusal, task)) }
     }
 
     /// Returns why the task was refused.
     pub fn reason(&self) -> ShedReason {
-        self.refusal.reason
+        self.inner.0.reason
     }
 
     /// Returns when it may be worth another try, where that can be told.
     pub fn retry_after(&self) -> Option<Duration> {
-        self.refusal.retry_after
+        self.inner.0.retry_after
     }
 
     /// Returns why the task was refused, without the task.
     ///
     /// For `?` into an error that must be `Sync`, which a task need not be.
     pub fn refusal(&self) -> Refusal {
-        self.refusal
+        self.inner.0
     }
 
     /// Takes the task back, to submit it again or do it otherwise.
     pub fn into_task(self) -> S {
-        self.task
+        self.inner.1
     }
 }
 
 impl<S> fmt::Debug for SubmitError<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SubmitError").field("refusal", &self.refusal).finish_non_exhaustive()
+        f.debug_struct("SubmitError").field("refusal", &self.inner.0).finish_non_exhaustive()
     }
 }
 
 impl<S> fmt::Display for SubmitError<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.refusal, f)
+        fmt::Display::fmt(&self.inner.0, f)
     }
 }
 
@@ -312,7 +312,7 @@ impl<S> std::error::Error for SubmitError<S> {}
 
 impl<S> From<SubmitError<S>> for Refusal {
     fn from(error: SubmitError<S>) -> Self {
-        error.refusal
+        error.inner.0
     }
 }
 

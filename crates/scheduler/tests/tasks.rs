@@ -155,7 +155,7 @@ fn a_closure_is_told_that_it_is_to_stop() {
         .submit()
         .unwrap();
     begun.recv().unwrap();
-    let _ = handle.abort_on_drop(true);
+    drop(handle.abort_on_drop(true));
     assert_eq!(end.recv(), Ok(true));
 }
 
