@@ -327,9 +327,10 @@ proptest! {
                         since.is_some_and(|since| now - since >= TARGETS[level])
                     };
                     prop_assert!(level == top || aged(level), "only an aged level may go before");
-                    for other in top + 1..4 {
-                        passed[other] = if other != level && aged(other) { passed[other] + 1 } else { 0 };
-                        prop_assert!(passed[other] < SHARE, "an aged level gets one of sixteen");
+                    for (other, passed) in passed.iter_mut().enumerate().skip(top + 1) {
+                        let over = other != level && aged(other);
+                        *passed = if over { *passed + 1 } else { 0 };
+                        prop_assert!(*passed < SHARE, "an aged level gets one of sixteen");
                     }
                     for it in &mut passed[..=top] { *it = 0; }
                     running.push(queued.remove(at));
