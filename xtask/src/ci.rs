@@ -42,13 +42,13 @@ enum Job {
     Features,
     /// Documentation, with warnings denied
     Doc,
-    /// The breaker and the memory tier's table under every interleaving of their threads
+    /// The breaker, the memory tier's table and the pools under every interleaving of their threads
     Loom,
     /// Licences, advisories and sources of the dependencies
     Deny,
     /// Each crate with every set of features
     Hack,
-    /// The breaker and the memory tier under Miri
+    /// The breaker, the memory tier and the pools under Miri
     Miri,
     /// Every fuzz target for a short while
     Fuzz,
@@ -125,9 +125,12 @@ impl Job {
                     // time.
                     repo::run(miri.env("MIRIFLAGS", "-Zmiri-disable-isolation"))
                 };
-                let both =
-                    [miri("resilience", &[]), miri("cache-tiered", &["memory::", "policy::"])];
-                both.into_iter().collect()
+                let all = [
+                    miri("resilience", &[]),
+                    miri("cache-tiered", &["memory::", "policy::"]),
+                    miri("memory", &["raw::", "pool::"]),
+                ];
+                all.into_iter().collect()
             }
             Self::Fuzz => fuzz::run(nightly),
         }
@@ -178,7 +181,7 @@ fn features() -> Outcome {
 
 /// Runs the loom tests of the crates that have some.
 fn loom() -> Outcome {
-    ["resilience", "cache-tiered"].into_iter().try_for_each(loom_of)
+    ["resilience", "cache-tiered", "memory", "scheduler"].into_iter().try_for_each(loom_of)
 }
 
 /// Runs the loom tests of a crate, with a folder of their own so that the flag does not rebuild the

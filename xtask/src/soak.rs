@@ -1,8 +1,9 @@
-//! `cargo xtask soak memory` and `cargo xtask soak cache`: the long tests, as long as one likes.
+//! `cargo xtask soak memory`, `soak cache` and `soak memory-pools`: the long tests, as long as one likes.
 //!
-//! One is the model test of the memory tier. The other runs the whole cache over a disk and a Redis that
-//! fail again and again, and kills it. Both live with `cache-tiered`; an ordinary test run gives each ten
-//! seconds and the development profile. They say now and then how far they are and how much memory the
+//! One is the model test of the memory tier. The second runs the whole cache over a disk and a Redis that
+//! fail again and again, and kills it. Both live with `cache-tiered`; the third does everything at once to
+//! the pools of `memory`. An ordinary test run gives each ten seconds and the development profile. They
+//! say now and then how far they are and how much memory the
 //! process has (`VmRSS` in `/proc/self/status`), and fail where that grows; here those lines become a
 //! progress bar and a table.
 
@@ -26,6 +27,12 @@ const CACHE: [&str; 2] = [
     "supervisor::the_whole_cache_holds_in_every_weather",
 ];
 
+/// The test of the pools of `memory`.
+const POOLS: [&str; 2] = [
+    "test --release --package memory --all-features --test pools_soak",
+    "pools_keep_their_promises_and_their_size",
+];
+
 /// What is put to the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Subject {
@@ -33,6 +40,8 @@ enum Subject {
     Memory,
     /// Memory, disk and Redis, through outages, full disks and killed processes
     Cache,
+    /// The pools of objects, buffers and arenas
+    MemoryPools,
 }
 
 /// What `cargo xtask soak` can be told.
@@ -74,6 +83,7 @@ impl Report {
 pub(crate) fn run(options: &Options) -> Outcome {
     let [words, test] = match options.subject {
         Subject::Memory => MEMORY,
+        Subject::MemoryPools => POOLS,
         Subject::Cache => {
             test::provide_redis()?;
             CACHE
@@ -125,12 +135,15 @@ fn table(reports: &[Report]) -> String {
     for name in names {
         let rounds = || reports.iter().filter(|report| report.scenario == name);
         let operations = rounds().map(|report| report.operations).sum();
-        let kib: Vec<_> = rounds().map(|report| report.resident_kib).collect();
+        // A process that is just ending has none left.
+        let resident = rounds().map(|report| report.resident_kib).filter(|kib| *kib > 0);
+        let kib: Vec<_> = resident.collect();
         let most = kib.iter().copied().max().unwrap_or(0);
         let columns =
-            [operations, kib[0], most, kib[kib.len() - 1]].map(|n| HumanCount(n).to_string());
+            [operations, kib.first().copied().unwrap_or(0), most, kib.last().copied().unwrap_or(0)]
+                .map(|n| HumanCount(n).to_string());
         let [operations, first, most, last] = columns;
-        let rounds = kib.len();
+        let rounds = rounds().count();
         text += &format!("{name:<12}{rounds:>8}{operations:>16}{first:>14}{most:>14}{last:>14}\n");
     }
     text

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::Parser;
@@ -117,6 +117,34 @@ impl Suite {
     /// Returns the rows so far.
     pub fn rows(&self) -> &[Row] {
         &self.rows
+    }
+
+    /// Runs a suite in another process, with the options of this one, and takes its rows over.
+    ///
+    /// For what a process can choose only once, such as its allocator. A child that fails becomes a
+    /// skipped row that says so.
+    pub fn adopt(&mut self, command: &mut Command) {
+        let path = std::env::temp_dir().join(format!("bench-child-{}.json", std::process::id()));
+        command.args(["--no-table", "--seed", &self.options.seed.to_string(), "--json"]).arg(&path);
+        if let Some(filter) = &self.options.filter {
+            command.args(["--filter", filter]);
+        }
+        if let Some(rounds) = self.options.rounds {
+            command.args(["--rounds", &rounds.to_string()]);
+        }
+        let rows = command.status().and_then(|status| match status.success() {
+            true => {
+                Ok(serde_json::from_reader::<_, Vec<Row>>(io::BufReader::new(File::open(&path)?))?)
+            }
+            false => Err(io::Error::other(format!("{command:?} ended with {status}"))),
+        });
+        let _ = std::fs::remove_file(&path);
+        match rows {
+            Ok(rows) => self.rows.extend(rows),
+            Err(error) => {
+                self.reported("rows of a child", "").skip("itself", &error.to_string());
+            }
+        }
     }
 
     /// Prints the table and writes the file of `--json`.

@@ -65,6 +65,7 @@ mod policy;
 mod prefetch;
 #[cfg(feature = "metrics")]
 mod publish;
+mod reclaim;
 #[cfg(feature = "__redis")]
 pub mod redis;
 mod similarity;

@@ -6,6 +6,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use ultra_perf::cache_tiered::BuildError;
 use ultra_perf::config::Config;
+use ultra_perf::memory::Mimalloc;
 use ultra_perf_http::{Server, StartError};
 
 use crate::settings::Settings;
@@ -64,7 +65,8 @@ fn serve(config: &Config) -> Result<ExitCode, ServeError> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
-        let server = Server::start(config).await?;
+        // The allocator that this binary is built with; see main.
+        let server = Server::start_with(config, |guard| guard.allocator(Mimalloc)).await?;
         greet(config, &server);
         tokio::select! {
             _ = terminate.recv() => {}

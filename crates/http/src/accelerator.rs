@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use ultra_perf::cache_tiered::{Reservation, Tag, Tier};
+use ultra_perf::memory::MemoryGuard;
 
 use crate::answer::AnswerBody;
 use crate::body::{RequestBody, RequestBodyError};
@@ -47,6 +48,7 @@ use crate::upstream::{Upstream, UpstreamBody, UpstreamError};
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
+const X_MEMORY_USAGE: HeaderName = HeaderName::from_static("x-memory-usage");
 
 /// Refreshes behind clients' backs that may run at once; more are left to later requests.
 const BACKGROUND_MAX: usize = 64;
@@ -66,6 +68,8 @@ pub(crate) struct Parts {
     pub(crate) coalesce_timeout: Duration,
     pub(crate) max_request_body_bytes: u64,
     pub(crate) idle_timeout: Duration,
+    /// Whose reading each answer shows.
+    pub(crate) shown_memory: Option<MemoryGuard>,
 }
 
 /// An accelerator's owner: when it goes, so do the accelerator's tasks.
@@ -197,6 +201,9 @@ impl Handler for Accelerator {
         SCRATCH.with_borrow_mut(|(_, _, scratch)| {
             headers.append(CACHE_STATUS, status.value(scratch));
             headers.insert(X_RESPONSE_TIME, seconds(took, scratch));
+            if let Some(memory) = &self.0.parts.shown_memory {
+                headers.insert(X_MEMORY_USAGE, percent(memory.sample().percent(), scratch));
+            }
         });
         response
     }
@@ -210,6 +217,15 @@ fn seconds(time: Duration, scratch: &mut BytesMut) -> HeaderValue {
     let seconds = time.as_secs_f64();
     let digits = if seconds < 0.01 { 6 } else { 3 };
     write!(scratch.writer(), "{seconds:.digits$}s").expect("writing to memory cannot fail");
+    HeaderValue::from_maybe_shared(scratch.split().freeze()).expect("digits are valid in a header")
+}
+
+/// `67.8%`.
+fn percent(percent: f64, scratch: &mut BytesMut) -> HeaderValue {
+    use std::io::Write as _;
+
+    use bytes::BufMut as _;
+    write!(scratch.writer(), "{percent:.1}%").expect("writing to memory cannot fail");
     HeaderValue::from_maybe_shared(scratch.split().freeze()).expect("digits are valid in a header")
 }
 

@@ -25,6 +25,7 @@ use ultra_perf::cache_tiered::{
     CacheStats, CandidateReport, CompressionStats, CurvePoint, Policy, PolicySwitch, Publisher,
     Tag, Tier, TierStats,
 };
+use ultra_perf::memory::MemoryGuard;
 
 use crate::accelerator::Accelerator;
 use crate::forward::problem;
@@ -40,7 +41,10 @@ pub(crate) struct Admin {
     pub(crate) machine: Machine,
     pub(crate) prometheus: PrometheusHandle,
     pub(crate) publisher: Option<Publisher<ResponseKey, Stored>>,
+    pub(crate) memory: Option<MemoryGuard>,
 }
+
+mod memory;
 
 type Shared = State<Arc<Admin>>;
 
@@ -53,6 +57,9 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/cache/manage", post(manage))
         .route("/cache/purge", post(purge))
         .route("/cache/policy", get(policy).post(set_policy))
+        .route("/memory/stats", get(memory::stats))
+        .route("/memory/usage", get(memory::usage))
+        .route("/memory/cleanup", post(memory::cleanup))
         .route("/metrics", get(metrics));
     Router::new()
         .nest("/performance", routes)
@@ -106,7 +113,10 @@ fn is_loopback(host: &str) -> bool {
 }
 
 fn timestamp() -> String {
-    let now = OffsetDateTime::now_utc();
+    rfc3339(OffsetDateTime::now_utc())
+}
+
+fn rfc3339(now: OffsetDateTime) -> String {
     let now = now.replace_nanosecond(0).unwrap_or(now);
     now.format(&Rfc3339).unwrap_or_default()
 }
@@ -134,7 +144,7 @@ async fn stats(State(admin): Shared) -> Json<Value> {
     let upstream = admin.accelerator.upstream().stats();
     Json(json!({
         "timestamp": timestamp(),
-        "memory": { "current": memory },
+        "memory": { "current": memory, "gc_stats": memory::gc_stats(admin.memory.as_ref()) },
         "cache": cache.map(|stats| cache_summary(&admin, &stats)),
         "requests": admin.accelerator.traffic().stats(),
         "origin": {
@@ -518,6 +528,9 @@ async fn metrics(State(admin): Shared) -> Response {
         "# HELP memory_usage_bytes {help}\n# TYPE memory_usage_bytes gauge\nmemory_usage_bytes {}\n",
         memory.rss
     ));
+    if let Some(guard) = &admin.memory {
+        memory::write_prometheus(guard, &mut text);
+    }
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

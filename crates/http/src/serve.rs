@@ -10,9 +10,10 @@ use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
-use ultra_perf::UltraPerf;
 use ultra_perf::cache_tiered::{BuildError, Publisher};
 use ultra_perf::config::{ByteSize, Config};
+use ultra_perf::memory::{GuardError, MemoryGuardBuilder, Registration, TooManyReclaimers};
+use ultra_perf::{CacheReclaimer, UltraPerf};
 
 use crate::accelerator::{Accelerator, Parts, Running};
 use crate::admin::{self, Admin};
@@ -48,6 +49,8 @@ pub struct Server {
     proxy: server::Server,
     admin: server::Server,
     running: Running,
+    /// Takes the cache out of the guard's registry when the server goes.
+    reclaimer: Option<Registration>,
 }
 
 /// Why an accelerator did not start.
@@ -71,6 +74,12 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The guard of the process's memory cannot be started.
+    #[error("memory cannot be watched")]
+    Memory(#[from] GuardError),
+    /// The guard has as many reclaimers as it takes.
+    #[error("the response cache cannot be registered with the memory guard")]
+    Reclaimer(#[from] TooManyReclaimers),
     /// The cache of responses cannot be opened.
     #[error("the response cache cannot be opened")]
     Cache(#[from] BuildError),
@@ -94,6 +103,24 @@ impl Server {
     ///
     /// Outside of a tokio runtime.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
+        Self::start_with(config, |guard| guard).await
+    }
+
+    /// As [`start`](Self::start), with more said about the guard of the process's memory.
+    ///
+    /// A binary names its allocator here, which no library can know: `|guard| guard.allocator(..)`.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn start_with(
+        config: &Config,
+        guard: impl FnOnce(MemoryGuardBuilder) -> MemoryGuardBuilder,
+    ) -> Result<Self, StartError> {
         let backend = config.server.to.as_ref().ok_or(StartError::NoBackend)?;
         // Addresses first: a second instance must fail on them, and not on the cache's directory.
         let listener = listen("server.listen", config.server.listen).await?;
@@ -117,6 +144,14 @@ impl Server {
             true => Some(open_store(config).await?),
             false => None,
         };
+        let builder = UltraPerf::new(config.clone()).memory_guard();
+        let memory = builder.map(|builder| guard(builder).start()).transpose()?;
+        let reclaimer = match (&memory, &store) {
+            (Some(memory), Some(store)) => {
+                Some(memory.register(CacheReclaimer::new(store.cache.clone()))?)
+            }
+            _ => None,
+        };
         let recorder = PrometheusBuilder::new().build_recorder();
         let publisher = store.as_ref().map(|store| {
             ::metrics::with_local_recorder(&recorder, || Publisher::new(store.cache.clone()))
@@ -128,12 +163,14 @@ impl Server {
             coalesce_timeout: config.response_cache.coalesce_timeout,
             max_request_body_bytes: config.server.max_body.map_or(u64::MAX, ByteSize::as_u64),
             idle_timeout: config.server.idle_timeout,
+            shown_memory: memory.clone().filter(|_| config.memory.header),
         });
         let admin = admin::router(Arc::new(Admin {
             accelerator: accelerator.clone(),
             machine: Machine::new(),
             prometheus: recorder.handle(),
             publisher,
+            memory,
         }));
 
         let limits = ServerLimits {
@@ -159,7 +196,7 @@ impl Server {
         };
         let admin = server::Server::start(admin_listener, admin, admin_limits)
             .map_err(failed("server.admin", config.server.admin))?;
-        Ok(Self { proxy, admin, running: Running(accelerator) })
+        Ok(Self { proxy, admin, running: Running(accelerator), reclaimer })
     }
 
     /// Returns the address on which clients are served.
@@ -179,7 +216,8 @@ impl Server {
     /// # Cancel safety
     ///
     /// Dropped, it leaves the accelerator stopping; what memory alone held is lost then.
-    pub async fn shutdown(self, grace: Duration) -> Stopped {
+    pub async fn shutdown(mut self, grace: Duration) -> Stopped {
+        self.reclaimer = None;
         let drained = self.proxy.shutdown(grace).await;
         let Running(accelerator) = &self.running;
         accelerator.close().await;

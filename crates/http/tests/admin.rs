@@ -52,7 +52,9 @@ fn check_shape(path: &str, value: &Value, shape: &Value) {
                 check_shape(&format!("{path}.{name}"), &value[name], shape);
             }
         }
-        (Value::Number(_), Value::Number(_)) | (Value::Bool(_), Value::Bool(_)) => {}
+        (Value::Number(_), Value::Number(_))
+        | (Value::Bool(_), Value::Bool(_))
+        | (Value::Null, Value::Null) => {}
         (Value::String(text), Value::String(example)) => {
             let is_time = |text: &str| text.len() == 20 && text.ends_with('Z');
             assert!(text == example || (is_time(text) && is_time(example)), "{path}: {text}");
@@ -97,7 +99,10 @@ async fn stats_have_the_shape_that_was_asked_for_and_count() {
     let by_level = json!({ "l1": 1, "l3": 1 });
     let shape = json!({
         "timestamp": TIME,
-        "memory": { "current": { "rss": 1, "vms": 1, "percent": 1 } },
+        "memory": {
+            "current": { "rss": 1, "vms": 1, "percent": 1 },
+            "gc_stats": { "counter": 0, "last_gc": null },
+        },
         "cache": { "hits": by_level, "misses": by_level, "hit_rate": 0.4 },
         "requests": {
             "requests": 6, "hits": 2, "misses": 3, "stale": 0, "bypassed": 1, "server_errors": 1,
@@ -120,6 +125,97 @@ async fn stats_have_the_shape_that_was_asked_for_and_count() {
     assert_eq!(stats["cache"]["hit_rate"], 0.4);
     assert!(stats["memory"]["current"]["rss"].as_u64() > Some(1_000_000), "{stats}");
     assert_eq!(stats["origin"]["flights"], 0);
+}
+
+/// Keys that keep this machine's own memory from having a say.
+const FAR_FROM_FULL: [(&str, &str); 1] = [("memory.cleanup_threshold", "0.99")];
+
+#[tokio::test]
+async fn memory_stats_and_usage_have_their_shapes() {
+    let origin = origin().await;
+    let proxy = Accelerated::with(&origin.url(), &FAR_FROM_FULL).await;
+    let current = json!({ "rss": 1, "vms": 1, "percent": 1 });
+    let (status, stats) = proxy.admin("GET", "/memory/stats", "").await;
+    assert_eq!(status, 200, "{stats}");
+    let names: BTreeSet<_> =
+        stats.as_object().expect("an object").keys().map(String::as_str).collect();
+    let expected = [
+        "current",
+        "events",
+        "gc_stats",
+        "give_back",
+        "pressure",
+        "reclaimed",
+        "reclaimers",
+        "should_cleanup",
+        "sources",
+        "thresholds",
+        "timestamp",
+    ];
+    assert_eq!(names, BTreeSet::from(expected));
+    check_shape("current", &stats["current"], &current);
+    assert_eq!(stats["reclaimers"][0]["name"], "responses");
+    assert_eq!(stats["thresholds"]["high"], 0.99);
+    assert_eq!(stats["give_back"]["allocator"], Value::Null, "nobody has named one");
+    assert!(stats["pressure"]["limit_bytes"].as_u64() > Some(1_000_000), "{stats}");
+
+    let (status, usage) = proxy.admin("GET", "/memory/usage?seconds=1&minutes=0", "").await;
+    assert_eq!(status, 200, "{usage}");
+    check_shape("current", &usage["current"], &current);
+    assert_eq!(usage["seconds"].as_array().map(Vec::len), Some(1), "{usage}");
+    assert_eq!(usage["minutes"], json!([]));
+    assert!(usage["seconds"][0]["rss_max_bytes"].as_u64() > Some(1_000_000), "{usage}");
+    for query in ["seconds=x", "hours=1", "seconds=-1"] {
+        let (status, _) = proxy.admin("GET", &format!("/memory/usage?{query}"), "").await;
+        assert_eq!(status, 422, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn a_clean_up_pushes_entries_out_if_it_is_forced_and_is_counted() {
+    let origin = origin().await;
+    let proxy = Accelerated::with(&origin.url(), &FAR_FROM_FULL).await;
+    for target in ["/a", "/b"] {
+        proxy.get(target).await;
+    }
+    let (status, told) = proxy.admin("POST", "/memory/cleanup", "{}").await;
+    assert_eq!((status, &told["ran"], &told["claimed_bytes"]), (200, &json!(false), &json!(0)));
+    assert_eq!(outcome(&proxy.get("/a").await), "HIT");
+    let body = "{\"force\":true,\"aggressive\":true}";
+    let (status, told) = proxy.admin("POST", "/memory/cleanup", body).await;
+    assert_eq!((status, &told["ran"]), (200, &json!(true)), "{told}");
+    assert!(told["claimed_bytes"].as_u64() > Some(0), "{told}");
+    assert_eq!(told["reclaimers"][0]["outcome"], "done", "{told}");
+    assert_eq!(outcome(&proxy.get("/a").await), "MISS");
+    let (_, stats) = proxy.admin("GET", "/stats", "").await;
+    assert_eq!(stats["memory"]["gc_stats"]["counter"], 1, "{stats}");
+    assert!(stats["memory"]["gc_stats"]["last_gc"].is_string(), "{stats}");
+    for body in ["{\"force\":1}", "{\"target_bytes\":-1}", "{\"all\":true}"] {
+        assert_eq!(proxy.admin("POST", "/memory/cleanup", body).await.0, 422, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn memory_is_shown_in_answers_where_that_is_asked_for_and_nowhere_without_the_guard() {
+    let origin = origin().await;
+    let shown = Accelerated::with(&origin.url(), &[("memory.header", "true")]).await;
+    for target in ["/a", "/a"] {
+        let answer = shown.get(target).await;
+        let percent = answer.header("x-memory-usage").and_then(|it| it.strip_suffix('%'));
+        let percent: f64 = percent.and_then(|it| it.parse().ok()).expect("a percentage");
+        assert!(percent > 0.0, "{answer:?}");
+    }
+    let off = [("memory.header", "true"), ("memory.enabled", "false")];
+    let off = Accelerated::with(&origin.url(), &off).await;
+    assert_eq!(off.get("/a").await.header("x-memory-usage"), None);
+    for (method, path, body) in [
+        ("GET", "/memory/stats", ""),
+        ("GET", "/memory/usage", ""),
+        ("POST", "/memory/cleanup", "{}"),
+    ] {
+        assert_eq!(off.admin(method, path, body).await.0, 409, "{path}");
+    }
+    assert_eq!(off.admin("GET", "/stats", "").await.1["memory"]["gc_stats"]["counter"], 0);
 }
 
 #[tokio::test]

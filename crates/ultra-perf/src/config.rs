@@ -49,10 +49,10 @@ pub use reference::reference;
 pub use secret::KeySources;
 pub use setting::{
     Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier,
-    MemoryEngine, Policy, WritePolicy,
+    MemoryEngine, Policy, Share, WritePolicy,
 };
 pub use source::Origin;
-pub use tree::{Cache, Disk, Encryption, Log, Memory, Redis, ResponseCache, Server};
+pub use tree::{Cache, Disk, Encryption, Log, Memory, ProcessMemory, Redis, ResponseCache, Server};
 pub use url::{BackendUrl, ParseUrlError, RedisUrl};
 
 /// Holds the resolved and checked configuration.
@@ -68,6 +68,8 @@ pub struct Config {
     pub response_cache: ResponseCache,
     /// The tiers that every cache of the process stands on.
     pub cache: Cache,
+    /// The memory of the whole process.
+    pub memory: ProcessMemory,
     /// What is logged, and how.
     pub log: Log,
     #[cfg(feature = "encryption")]

@@ -33,9 +33,13 @@
 //! - `lz4`, `encryption`: LZ4 as another compression, and encryption of what lower tiers keep.
 //! - `metrics`: its statistics through the `metrics` facade.
 //! - `simulate`: its simulations of other sizes and policies.
+//! - `memory`: the guard over the process's memory, and caches that give way to it; `glibc`, `jemalloc`
+//!   and `mimalloc`: what gives idle memory back, for programs with that allocator.
 #![forbid(unsafe_code)]
 
 pub mod config;
+#[cfg(feature = "memory")]
+mod reclaim;
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -44,6 +48,10 @@ pub use cache_tiered;
 #[cfg(any(feature = "disk", feature = "redis"))]
 use cache_tiered::{Bincode, Codec};
 use cache_tiered::{CacheBuilder, Engine, Policy, Tier, WritePolicy};
+#[cfg(feature = "memory")]
+pub use memory;
+#[cfg(feature = "memory")]
+pub use reclaim::CacheReclaimer;
 #[cfg(any(feature = "disk", feature = "redis"))]
 use serde::{Serialize, de::DeserializeOwned};
 

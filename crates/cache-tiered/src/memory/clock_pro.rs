@@ -19,7 +19,8 @@ use parking_lot::{Mutex, MutexGuard};
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync};
 
 use super::{
-    Demote, EngineOptions, Entry, EntryRef, EvictionCause, LockedShard, MemoryEngine, Outgoing,
+    Demote, EngineOptions, Entry, EntryRef, Evicted, EvictionCause, LockedShard, MemoryEngine,
+    Outgoing,
 };
 use crate::clock::{Clock, Millis, NEVER};
 use crate::flights::Flights;
@@ -239,6 +240,26 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> ClockPro<
         idle || held.entry.expires_at <= now || self.is_invalid(held)
     }
 
+    /// Sets the capacity that was asked for last.
+    fn set_wanted(&self) {
+        // Each shard is set in turn, so of two calls at once both may go on: until what was set last is
+        // what was wanted last.
+        let mut set = None;
+        loop {
+            let capacity = self.wanted.load(Ordering::SeqCst);
+            if set.replace(capacity) == Some(capacity) {
+                return;
+            }
+            self.set_capacity(capacity);
+        }
+    }
+
+    fn set_capacity(&self, capacity: u64) {
+        let shards = self.cache.num_shards() as u64;
+        // It would round up in each shard.
+        self.cache.set_capacity((capacity / shards * shards).max(capacity.min(shards)));
+    }
+
     /// Something of each entry that is alive, a shard at a time. Those that come or go meanwhile may
     /// be seen or not.
     pub(super) fn snapshot<'a, T: Send + 'a>(
@@ -350,18 +371,18 @@ where
     }
 
     fn resize(&self, capacity: u64, _: impl FnMut(Outgoing<K, V>)) {
-        let shards = self.cache.num_shards() as u64;
-        // Each shard is set in turn, so of two calls at once both may go on: until what was set last is
-        // what was wanted last.
         self.wanted.store(capacity, Ordering::SeqCst);
-        let mut set = None;
-        loop {
-            let capacity = self.wanted.load(Ordering::SeqCst);
-            if set.replace(capacity) == Some(capacity) {
-                return;
-            }
-            // It would round up in each shard.
-            self.cache.set_capacity((capacity / shards * shards).max(capacity.min(shards)));
+        self.set_wanted();
+    }
+
+    fn evict(&self, weight: u64, _: impl Fn() -> bool, _: impl FnMut(Outgoing<K, V>)) -> Evicted {
+        let before = (self.cache.weight(), self.cache.len() as u64);
+        // quick_cache evicts for no other reason, so its capacity is lowered for a moment.
+        self.set_capacity(before.0.saturating_sub(weight).max(1));
+        self.set_wanted();
+        Evicted {
+            weight: before.0.saturating_sub(self.cache.weight()),
+            entries: before.1.saturating_sub(self.cache.len() as u64),
         }
     }
 

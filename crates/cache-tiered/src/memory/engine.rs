@@ -40,7 +40,8 @@ use super::locals::Locals;
 use super::table::{self, Found, LimboOptions, NewNode, Table, TableOptions};
 use super::wheel::Wheel;
 use super::{
-    Demote, EngineOptions, Entry, EntryRef, EvictionCause, LockedShard, MemoryEngine, Outgoing,
+    Demote, EngineOptions, Entry, EntryRef, Evicted, EvictionCause, LockedShard, MemoryEngine,
+    Outgoing,
 };
 use crate::clock::{Clock, Millis, NEVER};
 use crate::flights::Flights;
@@ -682,6 +683,34 @@ where
         }
     }
 
+    fn evict(
+        &self,
+        weight: u64,
+        go_on: impl Fn() -> bool,
+        mut settle: impl FnMut(Outgoing<K, V>),
+    ) -> Evicted {
+        let weights: Vec<u64> =
+            self.shards.iter().map(|it| it.table.lock().split().1.queues.weight()).collect();
+        let all = weights.iter().map(|it| u128::from(*it)).sum::<u128>().max(1);
+        let mut evicted = Evicted::default();
+        for (partition, held) in self.shards.iter().zip(weights) {
+            // Each shard gives the same part of what it has.
+            let part = (u128::from(weight) * u128::from(held)).div_ceil(all);
+            let mut wanted = u64::try_from(part).unwrap_or(u64::MAX).min(held);
+            while wanted > 0 && evicted.weight < weight && go_on() {
+                let mut out = Outgoing::default();
+                let mut locked = self.lock_partition(partition);
+                let some = locked.evict_some(wanted, &mut out);
+                drop(locked);
+                settle(out);
+                evicted.weight += some.weight;
+                evicted.entries += some.entries;
+                wanted = if some.entries == 0 { 0 } else { wanted.saturating_sub(some.weight) };
+            }
+        }
+        evicted
+    }
+
     fn stats(&self) -> TierStats {
         let counts = self.locals.counts();
         let mut stats = TierStats {
@@ -1009,6 +1038,26 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
         shard.capacity = shard.capacity.min(shard.queues.weight() + shard.pinned_weight);
         self.reclaim_now(out);
         false
+    }
+
+    /// Evicts some entries, until they weigh as much as is wanted, and tells what that was.
+    fn evict_some(&mut self, wanted: u64, out: &mut Outgoing<K, V>) -> Evicted {
+        let mut evicted = Evicted::default();
+        let (_, shard) = self.table.split();
+        let left = shard.queues.weight().saturating_sub(wanted).max(1);
+        shard.queues.rebound(left);
+        while evicted.weight < wanted && evicted.entries < BATCH as u64 {
+            let (nodes, shard) = self.table.split();
+            let Some(victim) = shard.queues.evict(&nodes) else { break };
+            evicted.weight += u64::from(nodes.at(victim).weight());
+            evicted.entries += 1;
+            self.leave(victim, EvictionCause::Capacity, out);
+        }
+        // A user's panic above leaves this out; the next call or resize makes up for it.
+        let shard = self.table.state();
+        shard.queues.rebound(shard.capacity);
+        self.reclaim_now(out);
+        evicted
     }
 
     fn any_pinned(&self) -> Option<u32> {

@@ -279,7 +279,23 @@ trait MemoryEngine<K, V> {
 
     fn resize(&self, capacity: u64, settle: impl FnMut(Outgoing<K, V>));
 
+    /// Pushes out entries of about this weight, in the order of the policy and pinned ones not at all,
+    /// and leaves the capacity as it is. `go_on` is asked now and then.
+    fn evict(
+        &self,
+        weight: u64,
+        go_on: impl Fn() -> bool,
+        settle: impl FnMut(Outgoing<K, V>),
+    ) -> Evicted;
+
     fn stats(&self) -> TierStats;
+}
+
+/// How much was pushed out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Evicted {
+    pub(crate) weight: u64,
+    pub(crate) entries: u64,
 }
 
 /// What can be done with a key of a shard whose lock is held.
@@ -560,6 +576,11 @@ where
     /// Makes the tier larger or smaller; entries that do not fit any more are pushed out.
     pub(crate) fn resize(&self, capacity: u64) {
         with_engine!(&self.engine, engine => engine.resize(capacity, |out| self.settle(&out)));
+    }
+
+    /// Pushes out entries of about this weight; see [`MemoryEngine::evict`].
+    pub(crate) fn evict(&self, weight: u64, go_on: impl Fn() -> bool) -> Evicted {
+        with_engine!(&self.engine, engine => engine.evict(weight, go_on, |out| self.settle(&out)))
     }
 
     /// Something of every entry that is alive, a shard at a time.

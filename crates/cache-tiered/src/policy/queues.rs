@@ -184,6 +184,15 @@ impl Queues {
         }
     }
 
+    /// Decides from now on as if the bound were another, and forgets nothing.
+    ///
+    /// The parts of the policies are shares of the bound. Where less is held than the bound allows and
+    /// some of it has to go all the same, they must be shares of what will be left: otherwise a window
+    /// that is far from full would be spared, and what has proved itself would go.
+    pub(crate) fn rebound(&mut self, capacity: u64) {
+        self.set_capacity(capacity, self.sized_for);
+    }
+
     #[cfg(test)]
     pub(crate) fn kind(&self) -> Kind {
         self.kind

@@ -57,6 +57,7 @@ impl Explanation {
         config.server.show(&mut row);
         config.response_cache.show(&mut row);
         config.cache.show(&mut row);
+        config.memory.show(&mut row);
         config.log.show(&mut row);
         Self { settings, notes: config.notes.clone() }
     }

@@ -17,8 +17,8 @@ use super::{
     setting::{CompressionMethod, DiskEngine, Raw, Setting},
     source::Gathered,
     tree::{
-        self, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log, Parts, Resolve,
-        ResponseCache, Server,
+        self, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log, Parts, ProcessMemory,
+        Resolve, ResponseCache, Server,
     },
 };
 
@@ -174,6 +174,7 @@ impl ConfigLoader {
             server: Server::resolve(&mut resolver),
             response_cache: ResponseCache::resolve(&mut resolver),
             cache: Cache::resolve(&mut resolver),
+            memory: ProcessMemory::resolve(&mut resolver),
             log: Log::resolve(&mut resolver),
             #[cfg(feature = "encryption")]
             encryption: None,
@@ -300,6 +301,9 @@ impl Together<'_> {
         self.check_disk();
         self.check_redis();
         self.check_compression();
+        if self.config.memory.enabled && !self.parts.memory {
+            self.refuse_part("memory.enabled", "memory");
+        }
     }
 
     fn check_addresses(&mut self) {

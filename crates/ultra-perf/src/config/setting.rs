@@ -383,6 +383,45 @@ macro_rules! choice {
     };
 }
 
+/// A share of a whole: reads and prints `0.8`; `80%` is read too.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Share(f64);
+
+impl Share {
+    /// Returns the share, from 0 to 1.
+    #[must_use]
+    pub fn as_f64(self) -> f64 {
+        self.0
+    }
+}
+
+impl Setting for Share {
+    fn kind() -> String {
+        "a share such as 0.8 or \"80%\"".to_owned()
+    }
+
+    fn label() -> String {
+        "share".to_owned()
+    }
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        let share = match raw {
+            Raw::Float(text) => text.parse().ok(),
+            Raw::Integer(0) => Some(0.0),
+            Raw::Integer(1) => Some(1.0),
+            _ => raw.text().and_then(|text| match text.trim().strip_suffix('%') {
+                Some(percent) => percent.trim().parse().ok().map(|it: f64| it / 100.0),
+                None => text.trim().parse().ok(),
+            }),
+        };
+        share.filter(|it| (0.0..=1.0).contains(it)).map(Self).ok_or_else(refusal::<Self>)
+    }
+
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 /// Prints `"a", "b" or "c"`.
 fn one_of<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let words: Vec<_> = words.into_iter().map(|word| format!("\"{word}\"")).collect();
@@ -711,6 +750,17 @@ mod tests {
         }
         for wrong in ["", "0s", "sometimes", "1"] {
             assert!(read::<Fsync>(text(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_share_is_a_number_or_a_percentage() {
+        for raw in [text("0.8"), text(" 80 % "), string("80%"), Raw::Float("0.8".to_owned())] {
+            assert_eq!(read::<Share>(raw), Ok("0.8".to_owned()));
+        }
+        assert_eq!(read::<Share>(Raw::Integer(1)), Ok("1".to_owned()));
+        for raw in [text("80"), text("-0.1"), text("NaN"), text(""), Raw::Integer(2)] {
+            assert!(read::<Share>(raw).is_err());
         }
     }
 

@@ -420,7 +420,14 @@ fn a_rule_between_keys_is_silent_where_one_of_them_is_wrong_already() {
 
 #[test]
 fn a_part_that_the_build_lacks_is_refused_when_asked_for() {
-    let nothing = Parts { disk: false, sled: false, redis: false, lz4: false, encryption: false };
+    let nothing = Parts {
+        disk: false,
+        sled: false,
+        redis: false,
+        lz4: false,
+        encryption: false,
+        memory: false,
+    };
     let bare = || loader().parts(nothing);
     let config = bare().load().unwrap();
     assert!(!config.cache.disk.enabled);

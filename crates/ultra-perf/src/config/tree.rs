@@ -15,7 +15,7 @@ use super::{
     secret::KeySources,
     setting::{
         Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat,
-        LowerTier, MemoryEngine, Policy, Raw, Setting, WritePolicy,
+        LowerTier, MemoryEngine, Policy, Raw, Setting, Share, WritePolicy,
     },
     url::{BackendUrl, RedisUrl},
 };
@@ -59,12 +59,13 @@ pub(super) struct Parts {
     pub(super) redis: bool,
     pub(super) lz4: bool,
     pub(super) encryption: bool,
+    pub(super) memory: bool,
 }
 
 impl Parts {
     #[cfg(test)]
     pub(super) const ALL: Self =
-        Self { disk: true, sled: true, redis: true, lz4: true, encryption: true };
+        Self { disk: true, sled: true, redis: true, lz4: true, encryption: true, memory: true };
 
     pub(super) const fn compiled() -> Self {
         Self {
@@ -73,6 +74,7 @@ impl Parts {
             redis: cfg!(feature = "redis"),
             lz4: cfg!(feature = "lz4"),
             encryption: cfg!(feature = "encryption"),
+            memory: cfg!(feature = "memory"),
         }
     }
 }
@@ -205,6 +207,7 @@ mod readers {
     pub(super) struct Memory;
     pub(super) struct Disk;
     pub(super) struct Redis;
+    pub(super) struct ProcessMemory;
     pub(super) struct Log;
 }
 
@@ -399,6 +402,27 @@ section! {
 }
 
 section! {
+    /// The memory of the whole process: what is watched, and when it is given back.
+    ProcessMemory = "memory" {
+        /// Watches memory, and acts on it: caches give entries up from the threshold on, and the
+        /// allocator gives back what lies idle.
+        enabled: bool = Computed(
+            "`true` where the build has the part",
+            |cx| cx.parts.memory.to_string(),
+        ), alias [plain("enable_memory_monitoring")];
+        /// Most bytes that the process should have resident, beside the limits of the control group
+        /// and of the machine, which count anyway.
+        limit: Option<ByteSize> = Fixed("none"), from "1MiB",
+            alias [plain("PERFORMANCE_MAX_MEMORY_USAGE"), plain("max_memory_usage")];
+        /// Share of the nearest limit from which on memory is given back.
+        cleanup_threshold: Share = Fixed("0.8"), from "0.1", to "0.99",
+            alias [plain("PERFORMANCE_MEMORY_THRESHOLD"), plain("memory_cleanup_threshold")];
+        /// Sends `X-Memory-Usage`, the percentage of the nearest limit, with every answer.
+        header: bool = Fixed("false");
+    }
+}
+
+section! {
     /// What is logged, and how.
     Log = "log" {
         /// Least severe level that is logged, with exceptions per module.
@@ -417,7 +441,7 @@ impl Disk {
 }
 
 /// Every section, in the order of the reference.
-pub(super) const SECTIONS: [Section; 8] = [
+pub(super) const SECTIONS: [Section; 9] = [
     Server::SECTION,
     ResponseCache::SECTION,
     Cache::SECTION,
@@ -425,6 +449,7 @@ pub(super) const SECTIONS: [Section; 8] = [
     Memory::SECTION,
     Disk::SECTION,
     Redis::SECTION,
+    ProcessMemory::SECTION,
     Log::SECTION,
 ];
 
