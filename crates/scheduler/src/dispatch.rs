@@ -542,6 +542,8 @@ impl Core {
         let mut caller_runs = false;
         let mut start = false;
         let mut run = None;
+        let mut first = None;
+        let mut given_up = Vec::new();
         {
             let mut state = here.state.lock();
             let room = state.room(here, options, count, &mut evicted);
@@ -584,11 +586,24 @@ impl Core {
             if held.is_empty() && !caller_runs {
                 start = state.take_slot();
             }
+            if start && lane == Lane::Io {
+                // A future needs no other thread to start, so it goes under the same lock.
+                first = state.next(Priority::Low, now, &self.timer);
+                state.active -= usize::from(first.is_none());
+                start = first.is_some() && state.take_slot();
+                given_up = std::mem::take(&mut state.given_up);
+            }
             here.queued.store(state.queue.queued(), Relaxed);
         }
         self.evict(evicted);
+        if let Some(first) = first {
+            self.start_future(first);
+        }
         if start {
             self.start_drainer(lane);
+        }
+        if !given_up.is_empty() {
+            self.give_up(lane, given_up);
         }
         for id in held {
             self.hold(id, options);
@@ -615,14 +630,13 @@ impl Core {
                 let standing = state.dependency(dependency);
                 if matches!(standing, Dependency::Open) {
                     // Under the lane's lock, so that the dependency cannot end in between.
+                    self.waits.fetch_add(1, Relaxed);
                     self.dependents.lock().entry(dependency).or_default().push(id);
                 }
                 standing
             };
             match standing {
-                Dependency::Open => {
-                    self.waits.fetch_add(1, Relaxed);
-                }
+                Dependency::Open => {}
                 Dependency::Succeeded => self.let_go(id),
                 Dependency::Failed | Dependency::Forgotten | Dependency::Unknown => {
                     self.end_id(id, TaskError::DependencyFailed(dependency));
@@ -775,7 +789,7 @@ impl Core {
     /// Sets a drainer going that has been given a slot.
     fn start_drainer(self: &Arc<Self>, lane: Lane) {
         match lane {
-            Lane::Io => self.fill_io(true),
+            Lane::Io => self.fill_io(),
             Lane::Cpu => {
                 let mut drainer = Some(Drainer::new(self, lane));
                 if let Some(pool) = &*self.pool.read()
@@ -798,30 +812,31 @@ impl Core {
         }
     }
 
-    /// Starts futures as long as there are slots; one slot may have been taken already.
-    fn fill_io(self: &Arc<Self>, mut have_slot: bool) {
+    /// Starts futures as long as there are slots, of which one has been taken already.
+    fn fill_io(self: &Arc<Self>) {
         let here = self.lane(Lane::Io);
-        loop {
+        let mut have_slot = true;
+        while have_slot {
             let (next, given_up) = {
                 let mut state = here.state.lock();
-                if !have_slot && !state.take_slot() {
-                    return;
-                }
-                have_slot = false;
                 let next = state.next(Priority::Low, Instant::now(), &self.timer);
-                if next.is_none() {
-                    state.active -= 1;
-                }
+                state.active -= usize::from(next.is_none());
+                have_slot = next.is_some() && state.take_slot();
                 here.has_room();
                 (next, std::mem::take(&mut state.given_up))
             };
             self.give_up(Lane::Io, given_up);
-            let Some(next) = next else { return };
-            if let Some(step) = next.task.start(self, next.id, next.priority) {
-                // It had ended before it began.
-                have_slot = true;
-                self.finish(next.id, step);
+            if let Some(next) = next {
+                self.start_future(next);
             }
+        }
+    }
+
+    /// Starts a future that has a slot.
+    fn start_future(self: &Arc<Self>, Start { id, priority, task }: Start) {
+        if let Some(step) = task.start(self, id, priority) {
+            // It had ended before it began.
+            self.future_ended(id, step);
         }
     }
 
@@ -981,9 +996,7 @@ impl Core {
             LaneState::started(ledger, next, now, &self.timer)
         };
         if lane == Lane::Io {
-            if let Some(step) = start.task.start(self, id, start.priority) {
-                self.future_ended(id, step);
-            }
+            self.start_future(start);
         } else {
             self.run_here(start);
         }
