@@ -181,7 +181,7 @@ fn features() -> Outcome {
 
 /// Runs the loom tests of the crates that have some.
 fn loom() -> Outcome {
-    ["resilience", "cache-tiered", "memory"].into_iter().try_for_each(loom_of)
+    ["resilience", "cache-tiered", "memory", "scheduler"].into_iter().try_for_each(loom_of)
 }
 
 /// Runs the loom tests of a crate, with a folder of their own so that the flag does not rebuild the

@@ -28,6 +28,7 @@ const fn layer(folder: &'static str, package: &'static str, may: &'static [&'sta
 const LAYERS: &[Layer] = &[
     layer("crates/memory", "memory", &[]),
     layer("crates/resilience", "resilience", &[]),
+    layer("crates/scheduler", "scheduler", &[]),
     layer("crates/cache-tiered", "cache-tiered", &["resilience"]),
     layer("crates/ultra-perf", "ultra-perf", &["cache-tiered", "memory", "resilience"]),
     layer("crates/http", "ultra-perf-http", &["ultra-perf"]),

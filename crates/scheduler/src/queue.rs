@@ -1,0 +1,528 @@
+//! The ordered queue of one lane: every task from its submission to its end, in one table.
+//!
+//! A task lies at a place of the table and is *held* (something else must happen first), *queued*, or
+//! *running*; a free place is none of these. The queued tasks of a level form a list through the
+//! table, oldest first, so that any of them can be taken out in place, and those with a deadline a
+//! sorted map. Only the lane's lock guards all this; the time comes from the caller.
+//!
+//! **Which task is next.** The highest level that has one, with the exception below. Within a level the
+//! task that is due first: a deadline is the caller's word, a task without one is due when its level's
+//! target is over, so neither kind starves the other (EDF with a bound). A level in overload serves
+//! the newest of its tasks without deadlines instead.
+//!
+//! **Ageing by a bounded share.** A level below the one that would be served is *aged* when its oldest
+//! task has waited beyond the level's target. Of sixteen starts in a row each aged level gets at least
+//! one: with `n` aged levels, one that was passed over `16 - n` times goes next, the most often passed
+//! first. That leaves it at most `n - 1` further starts to wait, in which the others have their turn.
+//! Unlike plain EDF over all levels, a backlog of old unimportant work cannot outrank fresh important
+//! work: it gets its share and no more.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::lane::Lane;
+use crate::task::{Priority, ShedReason, TaskId};
+
+#[cfg(all(test, not(loom)))]
+mod tests;
+
+/// Of this many starts each aged level gets at least one.
+pub(crate) const SHARE: u32 = 16;
+/// No place: the end of a list.
+const NIL: u32 = u32::MAX;
+/// An empty table with more places than this gives its memory back.
+const KEEP: usize = 4_096;
+
+/// What a queue holds at most, waiting tasks only.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    /// Tasks of all levels.
+    pub(crate) lane_tasks: usize,
+    /// Tasks of each level.
+    pub(crate) tasks: [usize; 4],
+    /// Declared bytes of each level.
+    pub(crate) bytes: [u64; 4],
+}
+
+/// What the order depends on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Class {
+    pub(crate) priority: Priority,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) bytes: u64,
+}
+
+/// A task that was chosen to start.
+pub(crate) struct Next<'a, T> {
+    pub(crate) id: TaskId,
+    pub(crate) priority: Priority,
+    pub(crate) waited: Duration,
+    pub(crate) task: &'a mut T,
+}
+
+/// Where a place stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Free,
+    Held,
+    /// In the list of its level.
+    Listed,
+    /// In the map of deadlines of its level.
+    Dated,
+    Running,
+}
+
+/// What the queue tells of one task.
+pub(crate) struct Seen<'a, T> {
+    pub(crate) id: TaskId,
+    pub(crate) class: Class,
+    pub(crate) standing: Standing,
+    pub(crate) since: Instant,
+    pub(crate) task: &'a T,
+}
+
+pub(crate) struct Queue<T> {
+    lane: Lane,
+    bounds: Bounds,
+    table: Vec<Place<T>>,
+    /// The first free place; the others follow through `next`.
+    free: u32,
+    used: usize,
+    waiting: usize,
+    queued: usize,
+    sequence: u64,
+    levels: [Level; 4],
+}
+
+struct Place<T> {
+    task: Option<T>,
+    class: Class,
+    standing: Standing,
+    sequence: u64,
+    /// When it was queued, or held, or started.
+    since: Instant,
+    before: u32,
+    next: u32,
+}
+
+struct Level {
+    oldest: u32,
+    newest: u32,
+    dated: BTreeMap<(Instant, u64), u32>,
+    queued: usize,
+    /// Queued and held.
+    waiting: usize,
+    bytes: u64,
+    /// How long its tasks may wait before the level is aged.
+    target: Duration,
+    /// Starts of others since its last one, while it was aged.
+    passed: u32,
+    newest_first: bool,
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn new(lane: Lane, bounds: Bounds, targets: [Duration; 4]) -> Self {
+        Self {
+            lane,
+            bounds,
+            table: Vec::new(),
+            free: NIL,
+            used: 0,
+            waiting: 0,
+            queued: 0,
+            sequence: 0,
+            levels: targets.map(|target| Level {
+                oldest: NIL,
+                newest: NIL,
+                dated: BTreeMap::new(),
+                queued: 0,
+                waiting: 0,
+                bytes: 0,
+                target,
+                passed: 0,
+                newest_first: false,
+            }),
+        }
+    }
+
+    /// Tells whether `tasks` more with `bytes` together may wait in the level, and if not, why.
+    pub(crate) fn room(
+        &self,
+        priority: Priority,
+        tasks: usize,
+        bytes: u64,
+    ) -> Result<(), ShedReason> {
+        let (lane, index) = (self.lane, priority.index());
+        let level = &self.levels[index];
+        let max = self.bounds.tasks[index];
+        if level.waiting + tasks > max {
+            return Err(ShedReason::QueueFull { lane, priority, max });
+        }
+        let max = self.bounds.bytes[index];
+        // A task that is alone may be as large as it likes: what bounds it then is the memory gate.
+        if bytes > 0 && level.bytes > 0 && level.bytes.saturating_add(bytes) > max {
+            return Err(ShedReason::QueueBytes { lane, priority, bytes, held: level.bytes, max });
+        }
+        let max = self.bounds.lane_tasks;
+        if self.waiting + tasks > max || self.used + tasks > TaskId::PLACES {
+            return Err(ShedReason::LaneFull { lane, max });
+        }
+        Ok(())
+    }
+
+    /// Takes a task in, held; [`room`](Self::room) was asked before.
+    pub(crate) fn insert(&mut self, task: T, class: Class, now: Instant) -> TaskId {
+        self.sequence += 1;
+        let place = Place {
+            task: Some(task),
+            class,
+            standing: Standing::Held,
+            sequence: self.sequence,
+            since: now,
+            before: NIL,
+            next: NIL,
+        };
+        let index = if self.free == NIL {
+            self.table.push(place);
+            (self.table.len() - 1) as u32
+        } else {
+            let index = self.free;
+            self.free = std::mem::replace(&mut self.table[index as usize], place).next;
+            index
+        };
+        self.used += 1;
+        self.count_waiting(class, true);
+        TaskId::new(self.lane, index, self.sequence)
+    }
+
+    fn count_waiting(&mut self, class: Class, more: bool) {
+        let level = &mut self.levels[class.priority.index()];
+        if more {
+            level.waiting += 1;
+            level.bytes = level.bytes.saturating_add(class.bytes);
+            self.waiting += 1;
+        } else {
+            level.waiting -= 1;
+            level.bytes = level.bytes.saturating_sub(class.bytes);
+            self.waiting -= 1;
+        }
+    }
+
+    fn find(&self, id: TaskId) -> Option<u32> {
+        let place = self.table.get(id.place() as usize)?;
+        // The table counts further than an id can tell.
+        let same = TaskId::new(self.lane, id.place(), place.sequence) == id;
+        (same && place.standing != Standing::Free).then(|| id.place())
+    }
+
+    /// Returns the task, wherever it stands.
+    pub(crate) fn get(&mut self, id: TaskId) -> Option<(&mut T, Standing)> {
+        let place = self.find(id)? as usize;
+        let place = &mut self.table[place];
+        Some((place.task.as_mut()?, place.standing))
+    }
+
+    /// Returns what the order of a task depends on.
+    pub(crate) fn class_of(&self, id: TaskId) -> Option<Class> {
+        let place = self.find(id)? as usize;
+        Some(self.table[place].class)
+    }
+
+    /// Queues a held task; `false` if it is not there or not held.
+    pub(crate) fn release(&mut self, id: TaskId, now: Instant) -> bool {
+        let Some(index) = self.find(id) else { return false };
+        let place = &mut self.table[index as usize];
+        if place.standing != Standing::Held {
+            return false;
+        }
+        place.since = now;
+        let level = &mut self.levels[place.class.priority.index()];
+        if let Some(deadline) = place.class.deadline {
+            place.standing = Standing::Dated;
+            level.dated.insert((deadline, place.sequence), index);
+        } else {
+            place.standing = Standing::Listed;
+            place.before = level.newest;
+            place.next = NIL;
+            let newest = std::mem::replace(&mut level.newest, index);
+            if newest == NIL {
+                level.oldest = index;
+            } else {
+                self.table[newest as usize].next = index;
+            }
+        }
+        level.queued += 1;
+        self.queued += 1;
+        true
+    }
+
+    /// Takes a queued task out of its list or map; it is held then.
+    fn unlink(&mut self, index: u32) {
+        let place = &mut self.table[index as usize];
+        let (before, next) = (place.before, place.next);
+        let level = &mut self.levels[place.class.priority.index()];
+        match place.standing {
+            Standing::Listed => {
+                place.before = NIL;
+                place.next = NIL;
+                place.standing = Standing::Held;
+                if before == NIL {
+                    level.oldest = next;
+                } else {
+                    self.table[before as usize].next = next;
+                }
+                if next == NIL {
+                    level.newest = before;
+                } else {
+                    self.table[next as usize].before = before;
+                }
+            }
+            Standing::Dated => {
+                let deadline = place.class.deadline.expect("only such tasks are in the map");
+                level.dated.remove(&(deadline, place.sequence));
+                place.standing = Standing::Held;
+            }
+            Standing::Free | Standing::Held | Standing::Running => return,
+        }
+        level.queued -= 1;
+        self.queued -= 1;
+        if level.queued == 0 {
+            level.passed = 0;
+        }
+    }
+
+    fn run(&mut self, index: u32, now: Instant) -> Next<'_, T> {
+        self.unlink(index);
+        let class = self.table[index as usize].class;
+        self.count_waiting(class, false);
+        let place = &mut self.table[index as usize];
+        place.standing = Standing::Running;
+        let waited = now.saturating_duration_since(place.since);
+        place.since = now;
+        Next {
+            id: TaskId::new(self.lane, index, place.sequence),
+            priority: class.priority,
+            waited,
+            task: place.task.as_mut().expect("a used place has a task"),
+        }
+    }
+
+    /// Starts the next task of the levels down to `least`.
+    ///
+    /// Ageing counts only where all levels are asked for: who serves a few levels with threads of
+    /// their own takes nothing from the others.
+    pub(crate) fn pop(&mut self, least: Priority, now: Instant) -> Option<Next<'_, T>> {
+        if self.queued == 0 {
+            return None;
+        }
+        let top = self.levels[..=least.index()].iter().position(|level| level.queued > 0)?;
+        let chosen = if least == Priority::Low { self.chosen(top, now) } else { top };
+        let index = self.first_due(chosen)?;
+        Some(self.run(index, now))
+    }
+
+    /// Returns the level that goes next, `top` or an aged one, and keeps count of who was passed.
+    fn chosen(&mut self, top: usize, now: Instant) -> usize {
+        let aged = std::array::from_fn::<bool, 4, _>(|index| {
+            let target = self.levels[index].target;
+            let oldest = if index > top { self.oldest(index) } else { None };
+            oldest.is_some_and(|oldest| now.saturating_duration_since(oldest) >= target)
+        });
+        let number = aged.iter().filter(|aged| **aged).count() as u32;
+        self.levels[top].passed = 0;
+        if number == 0 && self.levels.iter().all(|level| level.passed == 0) {
+            return top;
+        }
+        let mut chosen = top;
+        let levels = || aged.iter().enumerate().skip(top + 1);
+        for (index, aged) in levels() {
+            let passed = self.levels[index].passed;
+            // The top level has passed nobody, so it loses to any that is through.
+            if *aged && passed >= SHARE - number && passed > self.levels[chosen].passed {
+                chosen = index;
+            }
+        }
+        for (index, aged) in levels() {
+            let level = &mut self.levels[index];
+            level.passed = if *aged && index != chosen { level.passed + 1 } else { 0 };
+        }
+        chosen
+    }
+
+    /// Returns when the oldest queued task of a level was queued.
+    fn oldest(&self, level: usize) -> Option<Instant> {
+        let level = &self.levels[level];
+        if level.queued == 0 {
+            return None;
+        }
+        let listed = (level.oldest != NIL).then_some(level.oldest);
+        let dated = level.dated.first_key_value().map(|(_, &index)| index);
+        listed.into_iter().chain(dated).map(|index| self.table[index as usize].since).min()
+    }
+
+    /// Returns the task of a level that is due first.
+    fn first_due(&self, level: usize) -> Option<u32> {
+        let level = &self.levels[level];
+        let listed = if level.newest_first { level.newest } else { level.oldest };
+        let Some((&(deadline, _), &dated)) = level.dated.first_key_value() else {
+            return (listed != NIL).then_some(listed);
+        };
+        if level.oldest == NIL {
+            return Some(dated);
+        }
+        // The oldest decides even where the newest is served: turning the list round changes who of
+        // them goes, not how they share with tasks that have deadlines.
+        let due = self.table[level.oldest as usize].since.checked_add(level.target);
+        Some(if due.is_none_or(|due| deadline < due) { dated } else { listed })
+    }
+
+    /// Starts a given queued task, out of its order; `None` if it is not queued.
+    pub(crate) fn start(&mut self, id: TaskId, now: Instant) -> Option<Next<'_, T>> {
+        let index = self.find(id)?;
+        match self.table[index as usize].standing {
+            Standing::Listed | Standing::Dated => Some(self.run(index, now)),
+            Standing::Free | Standing::Held | Standing::Running => None,
+        }
+    }
+
+    /// Holds a running task again, for another attempt.
+    pub(crate) fn hold(&mut self, id: TaskId, now: Instant) -> bool {
+        let Some(index) = self.find(id) else { return false };
+        let place = &mut self.table[index as usize];
+        if place.standing != Standing::Running {
+            return false;
+        }
+        place.standing = Standing::Held;
+        place.since = now;
+        let class = place.class;
+        self.count_waiting(class, true);
+        true
+    }
+
+    /// Ends a running task and returns it with the time that it ran.
+    pub(crate) fn finish(&mut self, id: TaskId, now: Instant) -> Option<(T, Class, Duration)> {
+        let index = self.find(id)?;
+        let place = &self.table[index as usize];
+        if place.standing != Standing::Running {
+            return None;
+        }
+        let (class, ran) = (place.class, now.saturating_duration_since(place.since));
+        Some((self.vacate(index)?, class, ran))
+    }
+
+    /// Takes out a task that is queued or held, not one that runs.
+    pub(crate) fn remove(&mut self, id: TaskId) -> Option<(T, Class)> {
+        let index = self.find(id)?;
+        if self.table[index as usize].standing == Standing::Running {
+            return None;
+        }
+        self.unlink(index);
+        let class = self.table[index as usize].class;
+        self.count_waiting(class, false);
+        Some((self.vacate(index)?, class))
+    }
+
+    fn vacate(&mut self, index: u32) -> Option<T> {
+        let place = &mut self.table[index as usize];
+        place.standing = Standing::Free;
+        place.next = self.free;
+        self.free = index;
+        let task = place.task.take();
+        self.used -= 1;
+        if self.used == 0 && self.table.capacity() > KEEP {
+            self.table = Vec::new();
+            self.free = NIL;
+        }
+        task
+    }
+
+    /// Finds the newest queued task of the lowest level below `priority`.
+    pub(crate) fn evictable(&self, priority: Priority) -> Option<TaskId> {
+        let level = self.levels[priority.index() + 1..].iter().rev().find(|it| it.queued > 0)?;
+        let last = level.dated.last_key_value().map(|(_, &index)| index);
+        let index = if level.newest == NIL { last? } else { level.newest };
+        Some(TaskId::new(self.lane, index, self.table[index as usize].sequence))
+    }
+
+    /// Tasks that are queued in the levels below `priority`.
+    pub(crate) fn queued_below(&self, priority: Priority) -> usize {
+        self.levels[priority.index() + 1..].iter().map(|level| level.queued).sum()
+    }
+
+    /// How many waiting tasks are too many for `tasks` more.
+    pub(crate) fn excess(&self, tasks: usize) -> usize {
+        (self.waiting + tasks).saturating_sub(self.bounds.lane_tasks)
+    }
+
+    /// Returns the sequence number of the last task that came.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Returns the oldest queued task of the level and since when it waits.
+    pub(crate) fn oldest_of(&self, priority: Priority) -> Option<Instant> {
+        self.oldest(priority.index())
+    }
+
+    /// Returns the oldest task without a deadline of the level.
+    pub(crate) fn oldest_listed(&self, priority: Priority) -> Option<(TaskId, Instant)> {
+        let index = self.levels[priority.index()].oldest;
+        let place = self.table.get(index as usize)?;
+        Some((TaskId::new(self.lane, index, place.sequence), place.since))
+    }
+
+    /// Makes a level serve its newest task first, or its oldest again.
+    pub(crate) fn set_newest_first(&mut self, priority: Priority, newest_first: bool) {
+        self.levels[priority.index()].newest_first = newest_first;
+    }
+
+    /// Visits the tasks in the order of their places.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Seen<'_, T>> {
+        self.page(0, self.table.len())
+    }
+
+    /// Visits the tasks of `length` places from `first` on.
+    pub(crate) fn page(&self, first: usize, length: usize) -> impl Iterator<Item = Seen<'_, T>> {
+        let places = self.table.iter().enumerate().skip(first).take(length);
+        places.filter_map(|(index, place)| {
+            Some(Seen {
+                id: TaskId::new(self.lane, index as u32, place.sequence),
+                class: place.class,
+                standing: place.standing,
+                since: place.since,
+                task: place.task.as_ref()?,
+            })
+        })
+    }
+
+    /// The places of the table, free ones too.
+    pub(crate) fn places(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Tasks that are queued, of all levels.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Tasks that are queued in a level.
+    pub(crate) fn queued_in(&self, priority: Priority) -> usize {
+        self.levels[priority.index()].queued
+    }
+
+    /// Tasks that are queued or held in a level, and the bytes that they have declared.
+    pub(crate) fn waiting_in(&self, priority: Priority) -> (usize, u64) {
+        let level = &self.levels[priority.index()];
+        (level.waiting, level.bytes)
+    }
+
+    /// Tasks that are held, queued or running.
+    pub(crate) fn len(&self) -> usize {
+        self.used
+    }
+
+    /// Tasks that run.
+    pub(crate) fn running(&self) -> usize {
+        self.used - self.waiting
+    }
+}
