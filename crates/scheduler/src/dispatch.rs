@@ -41,6 +41,8 @@ use crate::watchdog::RunningTask;
 const FAILURES: usize = 10_000;
 /// A drainer on threads of others gives its thread back after so many tasks, or so long.
 const HAND_BACK: (u32, Duration) = (64, Duration::from_millis(5));
+/// How often a drainer without a task looks for one before it gives its slot back: about a microsecond.
+const LINGER: u32 = 32;
 /// How often a drainer that was stolen by a waiting worker looks for another one to run it.
 const BOUNCES: u32 = 32;
 /// How many overdue tasks of overloaded levels are taken out under one lock.
@@ -49,7 +51,7 @@ const GIVE_UP: usize = 64;
 /// What a lane can do with a task, whatever it is.
 pub(crate) trait Task: Send + Sync {
     /// Runs a closure to its end, or sets a future going and returns none.
-    fn start(self: Arc<Self>, core: &Arc<Core>, start: &Start) -> Option<Step>;
+    fn start(self: Arc<Self>, core: &Arc<Core>, id: TaskId, priority: Priority) -> Option<Step>;
 
     /// Ends the task from outside, unless it has ended.
     fn end(&self, error: TaskError) -> Option<(Was, Wake)>;
@@ -102,6 +104,27 @@ pub(crate) struct Start {
     pub(crate) id: TaskId,
     pub(crate) priority: Priority,
     pub(crate) task: Arc<dyn Task>,
+}
+
+/// What a drainer wants after its task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// Another one.
+    More,
+    /// Another one, and if there is none, to keep the slot for a moment.
+    Linger,
+    /// Nothing.
+    Stop,
+}
+
+/// What a drainer gets.
+enum Turn {
+    /// A task.
+    Start(Start),
+    /// No task, but it has its slot still.
+    Linger,
+    /// The slot has gone back.
+    Over,
 }
 
 /// What the queue keeps of a task.
@@ -203,6 +226,8 @@ struct GivenUp {
 pub(crate) struct LaneCore {
     pub(crate) lane: Lane,
     pub(crate) state: Mutex<LaneState>,
+    /// How many tasks are queued, as a hint to who lingers.
+    queued: AtomicUsize,
     pub(crate) when_full: [WhenFull; 4],
     /// Callers that wait for room, by level, and how many there are.
     room: [Notify; 4],
@@ -410,6 +435,7 @@ impl LaneCore {
         Self {
             lane,
             state: Mutex::new(LaneState::new(lane, &settings)),
+            queued: AtomicUsize::new(0),
             when_full: settings.when_full,
             room: std::array::from_fn(|_| Notify::new()),
             callers: std::array::from_fn(|_| AtomicUsize::new(0)),
@@ -516,6 +542,8 @@ impl Core {
         let mut caller_runs = false;
         let mut start = false;
         let mut run = None;
+        let mut first = None;
+        let mut given_up = Vec::new();
         {
             let mut state = here.state.lock();
             let room = state.room(here, options, count, &mut evicted);
@@ -558,10 +586,24 @@ impl Core {
             if held.is_empty() && !caller_runs {
                 start = state.take_slot();
             }
+            if start && lane == Lane::Io {
+                // A future needs no other thread to start, so it goes under the same lock.
+                first = state.next(Priority::Low, now, &self.timer);
+                state.active -= usize::from(first.is_none());
+                start = first.is_some() && state.take_slot();
+                given_up = std::mem::take(&mut state.given_up);
+            }
+            here.queued.store(state.queue.queued(), Relaxed);
         }
         self.evict(evicted);
+        if let Some(first) = first {
+            self.start_future(first);
+        }
         if start {
             self.start_drainer(lane);
+        }
+        if !given_up.is_empty() {
+            self.give_up(lane, given_up);
         }
         for id in held {
             self.hold(id, options);
@@ -588,14 +630,13 @@ impl Core {
                 let standing = state.dependency(dependency);
                 if matches!(standing, Dependency::Open) {
                     // Under the lane's lock, so that the dependency cannot end in between.
+                    self.waits.fetch_add(1, Relaxed);
                     self.dependents.lock().entry(dependency).or_default().push(id);
                 }
                 standing
             };
             match standing {
-                Dependency::Open => {
-                    self.waits.fetch_add(1, Relaxed);
-                }
+                Dependency::Open => {}
                 Dependency::Succeeded => self.let_go(id),
                 Dependency::Failed | Dependency::Forgotten | Dependency::Unknown => {
                     self.end_id(id, TaskError::DependencyFailed(dependency));
@@ -748,7 +789,7 @@ impl Core {
     /// Sets a drainer going that has been given a slot.
     fn start_drainer(self: &Arc<Self>, lane: Lane) {
         match lane {
-            Lane::Io => self.fill_io(true),
+            Lane::Io => self.fill_io(),
             Lane::Cpu => {
                 let mut drainer = Some(Drainer::new(self, lane));
                 if let Some(pool) = &*self.pool.read()
@@ -771,48 +812,41 @@ impl Core {
         }
     }
 
-    /// Starts futures as long as there are slots; one slot may have been taken already.
-    fn fill_io(self: &Arc<Self>, mut have_slot: bool) {
+    /// Starts futures as long as there are slots, of which one has been taken already.
+    fn fill_io(self: &Arc<Self>) {
         let here = self.lane(Lane::Io);
-        loop {
+        let mut have_slot = true;
+        while have_slot {
             let (next, given_up) = {
                 let mut state = here.state.lock();
-                if !have_slot && !state.take_slot() {
-                    return;
-                }
-                have_slot = false;
                 let next = state.next(Priority::Low, Instant::now(), &self.timer);
-                if next.is_none() {
-                    state.active -= 1;
-                }
+                state.active -= usize::from(next.is_none());
+                have_slot = next.is_some() && state.take_slot();
                 here.has_room();
                 (next, std::mem::take(&mut state.given_up))
             };
             self.give_up(Lane::Io, given_up);
-            let Some(next) = next else { return };
-            let task = Arc::clone(&next.task);
-            if let Some(step) = task.start(self, &next) {
-                // It had ended before it began.
-                have_slot = true;
-                self.finish(next.id, step);
+            if let Some(next) = next {
+                self.start_future(next);
             }
         }
     }
 
+    /// Starts a future that has a slot.
+    fn start_future(self: &Arc<Self>, Start { id, priority, task }: Start) {
+        if let Some(step) = task.start(self, id, priority) {
+            // It had ended before it began.
+            self.future_ended(id, step);
+        }
+    }
+
     /// Ends a task of a drainer, if there was one, and gives the next, unless the slot goes back.
-    ///
-    /// `more` says whether the drainer wants another.
-    fn turn(
-        self: &Arc<Self>,
-        lane: Lane,
-        ended: Option<(TaskId, Step)>,
-        more: bool,
-    ) -> Option<Start> {
+    fn turn(self: &Arc<Self>, lane: Lane, ended: Option<(TaskId, Step)>, then: Then) -> Turn {
         let here = self.lane(lane);
         let now = Instant::now();
         let mut wake = None;
         let mut left = None;
-        let (next, another, empty, given_up);
+        let (next, linger, another, empty, given_up);
         {
             let mut state = here.state.lock();
             match ended {
@@ -825,10 +859,12 @@ impl Core {
                 }
                 None => {}
             }
-            let may = more && state.active <= state.slots;
+            let may = then != Then::Stop && state.active <= state.slots;
             next = if may { state.next(Priority::Low, now, &self.timer) } else { None };
-            state.active -= usize::from(next.is_none());
+            linger = next.is_none() && may && then == Then::Linger && state.closed.is_none();
+            state.active -= usize::from(next.is_none() && !linger);
             another = state.take_slot();
+            here.queued.store(state.queue.queued(), Relaxed);
             given_up = std::mem::take(&mut state.given_up);
             empty = state.queue.len() == 0;
             if next.is_some() {
@@ -850,7 +886,11 @@ impl Core {
         if !given_up.is_empty() {
             self.give_up(lane, given_up);
         }
-        next
+        match next {
+            Some(start) => Turn::Start(start),
+            None if linger => Turn::Linger,
+            None => Turn::Over,
+        }
     }
 
     /// Ends an attempt of a task that holds no slot of its own.
@@ -886,9 +926,8 @@ impl Core {
     /// Ends the attempt of a future and uses its slot for the next.
     pub(crate) fn future_ended(self: &Arc<Self>, id: TaskId, step: Step) {
         let mut ended = Some((id, step));
-        while let Some(next) = self.turn(Lane::Io, ended.take(), true) {
-            let task = Arc::clone(&next.task);
-            match task.start(self, &next) {
+        while let Turn::Start(next) = self.turn(Lane::Io, ended.take(), Then::More) {
+            match next.task.start(self, next.id, next.priority) {
                 None => return,
                 Some(step) => ended = Some((next.id, step)),
             }
@@ -904,36 +943,35 @@ impl Core {
             None => (Ending::Stopped, Wake::default()),
         };
         self.close(Lane::Io, reason);
-        self.turn(Lane::Io, Some((id, Step::Ended(ending, wake))), false);
+        self.turn(Lane::Io, Some((id, Step::Ended(ending, wake))), Then::Stop);
     }
 
     /// Runs a closure on this thread, outside of the lane's slots.
-    pub(crate) fn run_here(self: &Arc<Self>, start: &Start) {
-        let step = self.run(start);
-        if let Some(step) = step {
-            self.finish(start.id, step);
+    pub(crate) fn run_here(self: &Arc<Self>, start: Start) {
+        let id = start.id;
+        if let Some(step) = self.run(start) {
+            self.finish(id, step);
         }
     }
 
-    fn run(self: &Arc<Self>, start: &Start) -> Option<Step> {
+    fn run(self: &Arc<Self>, start: Start) -> Option<Step> {
         let lane = start.id.lane();
         let _entered = Entered::new(self, lane);
-        let task = Arc::clone(&start.task);
         let before = if self.rules.cpu_time(lane) { thread_cpu_time() } else { None };
-        let step = self.run_caught(task, start);
+        let step = self.run_caught(start);
         let after = before.and_then(|before| Some(thread_cpu_time()?.saturating_sub(before)));
         CPU_TIME.set(after);
         step
     }
 
-    fn run_caught(self: &Arc<Self>, task: Arc<dyn Task>, start: &Start) -> Option<Step> {
+    fn run_caught(self: &Arc<Self>, Start { id, priority, task }: Start) -> Option<Step> {
         // Work that panics is dealt with inside; here it is the drop of a value that nobody wants.
-        catch_unwind(AssertUnwindSafe(|| task.start(self, start))).unwrap_or_else(|payload| {
-            let error = TaskError::Panicked(panic_text(payload));
-            let ended = start.task.end(error);
-            let ending = if ended.is_some() { Ending::Failed } else { Ending::Stopped };
-            Some(Step::Ended(ending, ended.map(|(_, wake)| wake).unwrap_or_default()))
-        })
+        catch_unwind(AssertUnwindSafe(|| task.start(self, id, priority))).unwrap_or_else(
+            |payload| {
+                self.end_id(id, TaskError::Panicked(panic_text(payload)));
+                Some(Step::Ended(Ending::Stopped, Wake::default()))
+            },
+        )
     }
 
     /// Starts a task at once because somebody who holds a slot waits for it.
@@ -958,12 +996,9 @@ impl Core {
             LaneState::started(ledger, next, now, &self.timer)
         };
         if lane == Lane::Io {
-            let task = Arc::clone(&start.task);
-            if let Some(step) = task.start(self, &start) {
-                self.future_ended(start.id, step);
-            }
+            self.start_future(start);
         } else {
-            self.run_here(&start);
+            self.run_here(start);
         }
         true
     }
@@ -984,7 +1019,7 @@ impl Core {
         };
         self.give_up(lane, given_up);
         if let Some(start) = start {
-            self.run_here(&start);
+            self.run_here(start);
         }
     }
 
@@ -1248,7 +1283,8 @@ impl Core {
             };
             self.give_up(Lane::Cpu, given_up);
             if let Some(start) = start {
-                ended = self.run(&start).map(|step| (start.id, step));
+                let id = start.id;
+                ended = self.run(start).map(|step| (id, step));
             }
         }
     }
@@ -1336,8 +1372,31 @@ impl Drainer {
         }
         self.started = true;
         let mut ended = None;
-        while let Some(start) = self.turn(ended.take(), true) {
-            ended = self.core.run(&start).map(|step| (start.id, step));
+        let mut then = Then::Linger;
+        loop {
+            match self.turn(ended.take(), then) {
+                Turn::Start(start) => {
+                    let id = start.id;
+                    ended = self.core.run(start).map(|step| (id, step));
+                    then = Then::Linger;
+                }
+                Turn::Linger => {
+                    self.linger();
+                    then = Then::More;
+                }
+                Turn::Over => return,
+            }
+        }
+    }
+
+    /// Gives a submitter a moment to bring the next task, which spares both of them a wake-up.
+    fn linger(&self) {
+        let queued = &self.core.lane(self.lane).queued;
+        for _ in 0..LINGER {
+            if queued.load(Relaxed) > 0 {
+                return;
+            }
+            std::hint::spin_loop();
         }
     }
 
@@ -1349,17 +1408,19 @@ impl Drainer {
         let mut ended = None;
         for count in 0.. {
             let more = count < tasks && (count == 0 || began.elapsed() < time);
-            let Some(start) = self.turn(ended.take(), more) else { return };
-            ended = self.core.run(&start).map(|step| (start.id, step));
+            let then = if more { Then::More } else { Then::Stop };
+            let Turn::Start(start) = self.turn(ended.take(), then) else { return };
+            let id = start.id;
+            ended = self.core.run(start).map(|step| (id, step));
         }
     }
 
-    fn turn(&mut self, ended: Option<(TaskId, Step)>, more: bool) -> Option<Start> {
+    fn turn(&mut self, ended: Option<(TaskId, Step)>, then: Then) -> Turn {
         // Whatever happens in here, the slot is accounted for.
         self.slot = false;
-        let next = self.core.turn(self.lane, ended, more);
-        self.slot = next.is_some();
-        next
+        let turn = self.core.turn(self.lane, ended, then);
+        self.slot = !matches!(turn, Turn::Over);
+        turn
     }
 }
 

@@ -129,7 +129,7 @@ impl<W: Work> Submission<W> {
         match (submitted, place) {
             (Ok(run), Some((id, row))) => {
                 if let Some(start) = run {
-                    core.run_here(&start);
+                    core.run_here(start);
                 }
                 Ok((task, id, row, scheduler))
             }
@@ -230,7 +230,7 @@ impl<W: Work> Submission<Vec<W>> {
         match core.submit(lane, name, &options, dynamic, |taken| places.push(taken)) {
             Ok(run) => {
                 if let Some(start) = run {
-                    core.run_here(&start);
+                    core.run_here(start);
                 }
                 let both = tasks.into_iter().zip(places);
                 let handle = |(task, taken): (Arc<W::Task>, crate::dispatch::Taken)| {

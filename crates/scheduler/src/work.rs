@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cell::{Cell, Wake, Was};
-use crate::dispatch::{Core, Ending, Entered, Start, Step, Task, panic_text};
+use crate::dispatch::{Core, Ending, Entered, Step, Task, panic_text};
 use crate::handle::Join;
 use crate::lane::Lane;
 use crate::retry::{AfterFailure, Backoff, Retry, RetryIf};
@@ -299,12 +299,12 @@ fn came_out<W, T>(cell: &Cell<W, T>, attempt: Result<Attempt<W, T>, Box<dyn Any 
 }
 
 impl<C: Call> Task for CallTask<C> {
-    fn start(self: Arc<Self>, core: &Arc<Core>, start: &Start) -> Option<Step> {
+    fn start(self: Arc<Self>, core: &Arc<Core>, id: TaskId, priority: Priority) -> Option<Step> {
         let Some(work) = self.0.begin() else {
             return Some(Step::Ended(Ending::Stopped, Wake::default()));
         };
         let stop = self.0.stop_flag();
-        let context = TaskContext { core, id: start.id, priority: start.priority, stop };
+        let context = TaskContext { core, id, priority, stop };
         let attempt = catch_unwind(AssertUnwindSafe(|| work.call(&context)));
         Some(came_out(&self.0, attempt))
     }
@@ -315,11 +315,10 @@ impl<C: Call> Task for CallTask<C> {
 }
 
 impl<B: Begin> Task for FutureTask<B> {
-    fn start(self: Arc<Self>, core: &Arc<Core>, start: &Start) -> Option<Step> {
+    fn start(self: Arc<Self>, core: &Arc<Core>, id: TaskId, priority: Priority) -> Option<Step> {
         let Some(work) = self.0.begin() else {
             return Some(Step::Ended(Ending::Stopped, Wake::default()));
         };
-        let (id, priority) = (start.id, start.priority);
         let Some(runtime) = core.runtime(priority) else {
             let reason = ShedReason::NoRuntime { lane: Lane::Io };
             let error = TaskError::Shed { reason, retry_after: None };
