@@ -69,7 +69,7 @@ fn add(suite: &mut Suite, rounds: u16, entrant: &Entrant, readings: &[Reading], 
     let name = entrant.name;
     let (p50, p99) = match name {
         "ours, ordered" | "ours, ordered, lane io" => (Some(450.0), Some(1_150.0)),
-        "ours, 1 reserved thread, workers nice 19" => (Some(30.0), Some(600.0)),
+        "ours, reserved, nice 19" => (Some(30.0), Some(600.0)),
         _ => (None, None),
     };
     for (what, target, pick) in [
