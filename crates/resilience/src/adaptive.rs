@@ -7,8 +7,8 @@
 //!   long-term mean. As long as it is within `tolerance` of that, the limit grows by `queue`; beyond,
 //!   it shrinks by the ratio, at most to a half, smoothed. The long-term mean forgets faster when it is
 //!   twice the latency of now, so it comes down again after an overload.
-//! - *AIMD* (Chiu and Jain, 1989; the rule of TCP Reno) adds one while calls are answered within a
-//!   latency limit, and takes a tenth when they are not.
+//! - *AIMD* (additive increase, multiplicative decrease; Chiu and Jain, 1989) adds one while calls are
+//!   answered within a latency limit, and takes a tenth when they are not.
 //!
 //! Calls are summed up in rounds of at least a time and a number of calls; each round moves the limit
 //! once. Netflix's Gradient2 ignores refusals; here a round with an overload or a time-out takes a tenth

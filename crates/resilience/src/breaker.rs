@@ -186,7 +186,7 @@ impl CircuitBreaker {
     ///
     /// # Cost
     ///
-    /// About 50 loads. The numbers are read one after the other while calls go on.
+    /// About 70 loads. The numbers are read one after the other while calls go on.
     pub fn stats(&self) -> CircuitBreakerStats {
         self.stats_at(Instant::now())
     }
@@ -256,7 +256,7 @@ impl Shared {
         let nanos = self.nanos(now);
         let probing = match &self.member {
             // In an incident, the group's breakers take turns at probing.
-            Some(member) if self.machine.state(nanos) == State::HalfOpen => {
+            Some(member) if self.machine.probes(nanos) => {
                 let timeout = Duration::from_nanos(self.machine.probe_timeout());
                 match member.try_probe(now, timeout) {
                     Ok(probing) => probing,

@@ -1,9 +1,9 @@
 //! The budget that retries and hedges share, so that extra calls cannot make an overload worse.
 //!
 //! A window of ten seconds counts calls and the extra calls made for them. An extra call is given
-//! while there have been fewer of them than a share of the calls, plus a floor per second that lets a
-//! quiet client retry at all: 20 % and 3 per second unless told, the numbers of the retry budgets of
-//! Finagle and of the Kubernetes Gateway API (GEP-3388).
+//! while there have been fewer of them than a share of the calls (20 % unless told), plus a floor per
+//! second (3 unless told) that lets a quiet client retry at all. Finagle's `RetryBudget` and the retry
+//! budgets of the Kubernetes Gateway API (GEP-3388) have the same form.
 //!
 //! Counting a call is lock-free. Giving an extra one is rare and takes a short lock, so that threads
 //! that ask at once are not all given the last one.
@@ -290,7 +290,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 300 }, ..ProptestConfig::default() })]
 
         /// Against two lists of slots: a tenth of the window each.
         #[test]

@@ -452,6 +452,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 256 }))]
+
         #[test]
         fn a_latency_lies_just_below_the_bound_of_its_bucket(latency in 1_u64 << 10..1 << 40) {
             let bound = upper_bound(bucket(latency));

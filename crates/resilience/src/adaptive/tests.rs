@@ -48,6 +48,7 @@ fn against_a_server(limit: &AdaptiveLimit, slots: usize, seconds: u64, start: In
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many calls")]
 fn aimd_settles_where_the_latency_reaches_its_limit() {
     // 10 workers of 10 ms: with n calls in flight the latency is about n ms, so 20 ms are 20 calls.
     let start = Instant::now();
@@ -59,6 +60,7 @@ fn aimd_settles_where_the_latency_reaches_its_limit() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many calls")]
 fn gradient2_does_not_grow_without_bound_and_keeps_the_server_busy() {
     let start = Instant::now();
     let limit = limit(|b| b.limits(1, 1_000).initial(5), start);
@@ -68,6 +70,7 @@ fn gradient2_does_not_grow_without_bound_and_keeps_the_server_busy() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many calls")]
 fn gradient2_gives_way_when_the_server_loses_workers() {
     let start = Instant::now();
     let limit = limit(|b| b.limits(1, 1_000).initial(20), start);
@@ -132,6 +135,7 @@ fn a_limit_that_is_not_used_does_not_grow() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "many calls")]
 fn no_more_calls_are_in_flight_than_the_limit_allows() {
     let now = Instant::now();
     let limit = limit(|b| b.limits(7, 7).initial(7), now);
@@ -173,7 +177,7 @@ fn settings_that_cannot_be_used_are_problems() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 200 }, ..ProptestConfig::default() })]
 
     /// Rounds of equal calls, against the formulas as the papers write them.
     #[test]

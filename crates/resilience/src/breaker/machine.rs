@@ -261,6 +261,15 @@ impl Machine {
         ceiling(&self.settings, 0) / 4
     }
 
+    /// Whether a call that is admitted at `now` would be a probe.
+    pub(crate) fn probes(&self, now: u64) -> bool {
+        match self.load().phase() {
+            Phase::Open { until } => until != Word::FORCED && now >= until << TICK_BITS,
+            Phase::HalfOpen { .. } => true,
+            Phase::Closed { .. } | Phase::Ramp { .. } => false,
+        }
+    }
+
     /// How long a probe may take before it is taken for lost.
     pub(crate) fn probe_timeout(&self) -> u64 {
         self.settings.probe_timeout

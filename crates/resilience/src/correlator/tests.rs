@@ -49,6 +49,7 @@ impl Rig {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "12,000 steps")]
 fn an_incident_is_grouped_with_its_first_mover_within_ten_seconds() {
     for seed in 0..20 {
         // The storage breaks; the two that use it follow; two others on the host fail as usual.
@@ -80,6 +81,7 @@ fn an_incident_is_grouped_with_its_first_mover_within_ten_seconds() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "86,400 steps")]
 fn a_day_of_independent_failures_gives_at_most_one_false_group() {
     // Twelve members on one host, each with its own rate of failing seconds, in runs of one to four.
     let tags: [&[&str]; 12] = [&["host"]; 12];
@@ -151,6 +153,7 @@ fn a_member_that_always_fails_is_in_no_group() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "7,200 steps")]
 fn a_steady_rate_of_errors_is_no_bad_second() {
     let mut rig = Rig::new(&[&["a"], &["a"]]);
     // Ten errors a second are what is usual for both, one after the other; thirty are not.
@@ -241,6 +244,28 @@ fn the_breakers_of_a_group_probe_in_turns() {
     drop(lost);
     drop(probe);
     assert!(breakers[1].try_acquire_at(much_later).is_ok());
+}
+
+#[test]
+fn calls_of_a_ramp_take_no_turns() {
+    let mut rig = Rig::new(&[&["a"], &["a"]]);
+    let second = Duration::from_secs(1);
+    let breaker = CircuitBreaker::builder("test")
+        .consecutive_failures(1)
+        .open_time(second, second)
+        .ramp(100 * second)
+        .member(rig.members[0].clone())
+        .build_at(rig.start)
+        .expect("valid");
+    break_both(&mut rig, 20);
+    let now = rig.start + Duration::from_secs(rig.second);
+    breaker.try_acquire_at(now).expect("closed").complete_at(Outcome::Failure, now);
+    let later = now + 2 * second;
+    breaker.try_acquire_at(later).expect("a probe").complete_at(Outcome::Success, later);
+    // In the stage of 50 %, every other call passes, while the first are still in flight.
+    let stage = later + 90 * second;
+    let passed: Vec<_> = (0..10).filter_map(|_| breaker.try_acquire_at(stage).ok()).collect();
+    assert_eq!(passed.len(), 5);
 }
 
 #[test]
