@@ -4,17 +4,25 @@
 //! caller takes anyway. The peer is `Instant::now()`: it is the floor that every breaker with a time
 //! window stands on, and it moves with the machine as the breaker does.
 //!
+//! With the feature `peers` the same loads run on other breakers: `recloser` (ring buffer of the last
+//! calls), `failsafe` (moving average, behind a lock) and `tower-resilience` (a tower service; its default
+//! window by count, and one by time). Beside the costs stands what they are for: how many failing calls
+//! it takes to open after 10,000 that succeeded.
+//!
 //! A case in two threads runs the same number of calls in each of them and counts CPU time, so a shared
 //! cache line that travels shows as a larger number, and waiting for a core does not.
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "peers")]
+mod peers;
 
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resilience::{CircuitBreaker, Outcome};
-use ultra_perf_bench::{Clock, Suite};
+use resilience::{AdaptiveLimit, CircuitBreaker, Outcome, RetryBudget, State};
+use ultra_perf_bench::{Clock, Stopwatch, Suite};
 
 /// Calls per round: a few milliseconds.
 const CALLS: u64 = 200_000;
@@ -60,7 +68,66 @@ fn main() -> ExitCode {
         read_time,
     );
 
+    let timed = CircuitBreaker::builder("bench").slow_call(Duration::from_secs(1));
+    let timed = timed.build().expect("a valid configuration");
+    suite.time("closed call where slow calls count", Clock::Cpu, CALLS).compare(
+        "Instant::now() twice",
+        || calls(&timed),
+        || (0..2).for_each(|_| read_time()),
+    );
+
+    suite.reported("closed call, share of a call of 1 ms", "%").at_most(1.0).measure(|| {
+        let stopwatch = Stopwatch::start(Clock::Cpu);
+        calls(&closed);
+        stopwatch.nanos_per(CALLS) / 1e6 * 100.0
+    });
+
+    let limit = AdaptiveLimit::builder("bench").build().expect("a valid configuration");
+    suite.time("adaptive limit, one call", Clock::Cpu, CALLS).compare(
+        "Instant::now() twice",
+        || {
+            for _ in 0..CALLS {
+                let permit = black_box(&limit).try_acquire().expect("one in flight");
+                permit.complete(Outcome::Success);
+            }
+        },
+        || (0..2).for_each(|_| read_time()),
+    );
+
+    let budget = RetryBudget::builder("bench").build().expect("a valid configuration");
+    suite.time("retry budget, one call counted", Clock::Cpu, CALLS).compare(
+        "Instant::now()",
+        || (0..CALLS).for_each(|_| black_box(&budget).call_at(Instant::now())),
+        read_time,
+    );
+
+    let case = "failing calls until open, after 10,000 at 100/s";
+    suite.reported(case, "calls").at_most(500.0).observed(f64::from(calls_until_open()));
+    #[cfg(feature = "peers")]
+    peers::rows(&mut suite, &closed);
+    #[cfg(not(feature = "peers"))]
+    suite
+        .reported("closed call beside", "ns")
+        .skip("recloser and others", "built without peers: cargo xtask bench resilience --peers");
+
     suite.finish()
+}
+
+/// How many failing calls 10 ms apart it takes to open, after 10,000 that succeeded 10 ms apart; by
+/// rate alone, with a window of 10 s.
+fn calls_until_open() -> u32 {
+    let mut now = Instant::now();
+    let builder = CircuitBreaker::builder("bench").consecutive_failures(0).seed(1);
+    let breaker = builder.build_at(now).expect("a valid configuration");
+    let mut call = |outcome| {
+        now += Duration::from_millis(10);
+        breaker.try_acquire_at(now).expect("closed").complete_at(outcome, now);
+        breaker.state_at(now) == State::Open
+    };
+    for _ in 0..10_000 {
+        call(Outcome::Success);
+    }
+    (1..=100_000).find(|_| call(Outcome::Failure)).unwrap_or(u32::MAX)
 }
 
 /// A breaker that opens at the first failure and for longer than any run.

@@ -1,11 +1,10 @@
 //! The circuit breaker: the handle, the permit of one call, and what they tell.
 //!
 //! The handle turns the clock into nanoseconds since the breaker was built and leaves every
-//! decision to the state machine in `machine`; `window` counts, `builder` checks the settings.
+//! decision to the state machine in `machine`; `builder` checks the settings.
 
 mod builder;
 mod machine;
-mod window;
 
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -16,8 +15,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use self::builder::{BuildError, CircuitBreakerBuilder, Problem};
+pub use self::builder::CircuitBreakerBuilder;
 use self::machine::{Machine, Ticket};
+use crate::correlator::{Member, Probing};
+use crate::nanos::nanos;
 
 /// Stops calls to a dependency that fails, and lets probes find out when it is back.
 ///
@@ -28,13 +29,14 @@ use self::machine::{Machine, Ticket};
 /// [`consecutive_failures`](CircuitBreakerBuilder::consecutive_failures), or the
 /// [`failure_rate`](CircuitBreakerBuilder::failure_rate) or
 /// [`slow_call_rate`](CircuitBreakerBuilder::slow_call_rate) of at least
-/// [`minimum_calls`](CircuitBreakerBuilder::minimum_calls) in the window. A call that ends after
-/// the state has changed since it began is too late to change it again.
+/// [`minimum_calls`](CircuitBreakerBuilder::minimum_calls) in the window. Calls that are in flight
+/// past the slow limit count as slow before they end, so it also opens when a dependency hangs. A
+/// call that ends after the state has changed since it began is too late to change it again.
 ///
 /// # Cost
 ///
 /// A call through a closed breaker reads the clock once and does one uncontended compare-exchange;
-/// it reads the clock twice where slow calls count. A refused call reads the clock once. Nothing
+/// where slow calls count it reads the clock twice and does three of them. A refused call reads the clock once. Nothing
 /// locks, and nothing is allocated.
 #[derive(Clone)]
 pub struct CircuitBreaker {
@@ -45,6 +47,7 @@ struct Shared {
     name: String,
     epoch: Instant,
     machine: Machine,
+    member: Option<Member>,
 }
 
 impl CircuitBreaker {
@@ -78,8 +81,9 @@ impl CircuitBreaker {
     }
 
     fn acquire(&self, now: Option<Instant>) -> Result<Permit, Open> {
-        let ticket = self.shared.admit(now)?;
-        Ok(Permit(Guard { shared: Arc::clone(&self.shared), ticket: Some(ticket) }))
+        let (ticket, probing) = self.shared.admit(now)?;
+        let shared = Arc::clone(&self.shared);
+        Ok(Permit(Guard { shared, ticket: Some(ticket), _probing: probing }))
     }
 
     /// Makes a call through the breaker: `Ok` is a success, `Err` a failure.
@@ -92,7 +96,7 @@ impl CircuitBreaker {
     ///
     /// # Cancel safety
     ///
-    /// A call that is dropped, or panics, counts neither way; a probe gives its place back.
+    /// A call that is dropped, or panics, ends as [`Outcome::Cancelled`].
     ///
     /// # Examples
     ///
@@ -110,11 +114,7 @@ impl CircuitBreaker {
         F: FnOnce() -> Fut,
         Fut: Future<Output = Result<T, E>>,
     {
-        self.call_judged(make, |result| match result {
-            Ok(_) => Outcome::Success,
-            Err(_) => Outcome::Failure,
-        })
-        .await
+        self.call_judged(make, Outcome::of_result).await
     }
 
     /// Makes a call through the breaker; `judge` says what its result means.
@@ -136,10 +136,40 @@ impl CircuitBreaker {
         J: FnOnce(&Result<T, E>) -> Outcome,
     {
         let shared = &*self.shared;
-        let mut guard = Guard { shared, ticket: Some(shared.admit(None)?) };
+        let (ticket, probing) = shared.admit(None)?;
+        let mut guard = Guard { shared, ticket: Some(ticket), _probing: probing };
         let result = make().await;
         guard.complete(judge(&result), None);
         result.map_err(CallError::Failed)
+    }
+
+    /// Makes a call through the breaker, and a value of its own if there is none.
+    ///
+    /// `fallback` gets the reason and may look at it: a stale value for an open breaker, a default
+    /// for a failed call.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`call`](Self::call).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let breaker = resilience::CircuitBreaker::builder("prices").build()?;
+    /// let price = breaker.call_or_else(|| async { "n/a".parse::<u32>() }, |_error| 0).await;
+    /// assert_eq!(price, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn call_or_else<T, E, F, Fut, G>(&self, make: F, fallback: G) -> T
+    where
+        F: FnOnce() -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        G: FnOnce(CallError<E>) -> T,
+    {
+        self.call(make).await.unwrap_or_else(fallback)
     }
 
     /// Returns the state at this moment.
@@ -156,7 +186,7 @@ impl CircuitBreaker {
     ///
     /// # Cost
     ///
-    /// About 35 loads. The numbers are read one after the other while calls go on.
+    /// About 70 loads. The numbers are read one after the other while calls go on.
     pub fn stats(&self) -> CircuitBreakerStats {
         self.stats_at(Instant::now())
     }
@@ -168,9 +198,39 @@ impl CircuitBreaker {
 
     /// Closes the breaker and forgets its window, its retry hints and how often it has opened.
     ///
-    /// Calls in flight count neither way when they complete. The totals in the stats stay.
+    /// Calls in flight count neither way when they complete. The totals in the stats stay. Ends
+    /// [`force_open`](Self::force_open) and [`force_closed`](Self::force_closed).
     pub fn reset(&self) {
-        self.shared.machine.reset();
+        self.reset_at(Instant::now());
+    }
+
+    /// Resets the breaker at `now`.
+    pub fn reset_at(&self, now: Instant) {
+        self.shared.machine.reset(self.shared.nanos(now));
+    }
+
+    /// Opens the breaker until [`reset`](Self::reset) or [`force_closed`](Self::force_closed): no
+    /// call passes and nothing probes.
+    ///
+    /// Refusals hint at the maximum of [`open_time`](CircuitBreakerBuilder::open_time).
+    pub fn force_open(&self) {
+        self.force_open_at(Instant::now());
+    }
+
+    /// Opens the breaker at `now` until it is told otherwise.
+    pub fn force_open_at(&self, now: Instant) {
+        self.shared.machine.force(true, self.shared.nanos(now));
+    }
+
+    /// Keeps the breaker closed until [`reset`](Self::reset) or [`force_open`](Self::force_open):
+    /// calls are counted, but do not open it.
+    pub fn force_closed(&self) {
+        self.force_closed_at(Instant::now());
+    }
+
+    /// Closes the breaker at `now` until it is told otherwise.
+    pub fn force_closed_at(&self, now: Instant) {
+        self.shared.machine.force(false, self.shared.nanos(now));
     }
 }
 
@@ -185,20 +245,42 @@ impl fmt::Debug for CircuitBreaker {
 
 impl Shared {
     fn nanos(&self, now: Instant) -> u64 {
-        machine::nanos(now.saturating_duration_since(self.epoch))
+        nanos(now.saturating_duration_since(self.epoch))
     }
 
-    fn admit(&self, now: Option<Instant>) -> Result<Ticket, Open> {
-        match self.machine.acquire_untimed() {
-            Some(ticket) => Ok(ticket),
-            None => self.machine.acquire(self.nanos(now.unwrap_or_else(Instant::now))),
+    fn admit(&self, now: Option<Instant>) -> Result<(Ticket, Option<Probing>), Open> {
+        if let Some(ticket) = self.machine.acquire_untimed() {
+            return Ok((ticket, None));
+        }
+        let now = now.unwrap_or_else(Instant::now);
+        let nanos = self.nanos(now);
+        let probing = match &self.member {
+            // In an incident, the group's breakers take turns at probing.
+            Some(member) if self.machine.probes(nanos) => {
+                let timeout = Duration::from_nanos(self.machine.probe_timeout());
+                match member.try_probe(now, timeout) {
+                    Ok(probing) => probing,
+                    Err(_) => return Err(self.machine.refuse()),
+                }
+            }
+            _ => None,
+        };
+        self.machine.acquire(nanos).map(|ticket| (ticket, probing))
+    }
+
+    /// Takes the outcome of a call, and tells a failure to the group of the dependency.
+    fn complete(&self, ticket: Ticket, outcome: Outcome, now: Instant) {
+        self.machine.complete(ticket, outcome, self.nanos(now));
+        if let (Some(member), Outcome::Failure | Outcome::Overload { .. }) = (&self.member, outcome)
+        {
+            member.failed_at(now);
         }
     }
 }
 
 /// The leave to make one call, which takes the call's outcome.
 ///
-/// Dropped without one, the call was cancelled: it counts neither way, and a probe gives its place
+/// Dropped without one, the call was [cancelled](Outcome::Cancelled), and a probe gives its place
 /// back. A permit that is kept for ever in a half-open breaker is taken for lost after the
 /// [`probe_timeout`](CircuitBreakerBuilder::probe_timeout).
 #[must_use = "a permit that is dropped counts as a cancelled call"]
@@ -226,28 +308,29 @@ impl fmt::Debug for Permit {
 struct Guard<S: Deref<Target = Shared>> {
     shared: S,
     ticket: Option<Ticket>,
+    _probing: Option<Probing>,
 }
 
 impl<S: Deref<Target = Shared>> Guard<S> {
     fn complete(&mut self, outcome: Outcome, now: Option<Instant>) {
         if let Some(ticket) = self.ticket.take() {
-            let now = self.shared.nanos(now.unwrap_or_else(Instant::now));
-            self.shared.machine.complete(ticket, outcome, now);
+            self.shared.complete(ticket, outcome, now.unwrap_or_else(Instant::now));
         }
     }
 }
 
 impl<S: Deref<Target = Shared>> Drop for Guard<S> {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
+        let Some(ticket) = self.ticket.take() else { return };
+        if self.shared.machine.times_calls() {
+            self.shared.complete(ticket, Outcome::Cancelled, Instant::now());
+        } else {
             self.shared.machine.release(ticket);
         }
     }
 }
 
 /// How a call ended, as far as the dependency's health goes.
-///
-/// A cancelled call has no outcome: its permit is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The dependency did what it was asked.
@@ -264,6 +347,96 @@ pub enum Outcome {
     },
     /// Says nothing about the dependency (the caller's own mistake): counts neither way.
     Ignored,
+    /// The caller gave up before the end, as when a permit is dropped.
+    ///
+    /// Counts neither way, unless the call was past the slow limit by then: that it was slow is
+    /// known, so it counts as a slow call that neither succeeded nor failed.
+    Cancelled,
+}
+
+impl Outcome {
+    /// Takes `Ok` for a success and `Err` for a failure.
+    pub fn of_result<T, E>(result: &Result<T, E>) -> Self {
+        if result.is_ok() { Self::Success } else { Self::Failure }
+    }
+
+    /// Says what the status code of an HTTP response means; `retry_after` is its hint, if any.
+    ///
+    /// 429 and 503 are overload (RFC 6585, section 4; RFC 9110, section 15.6.4). 408 and the other
+    /// codes from 500 on are failures, but for 501 and 505, which say that the request asks for what
+    /// the server does not do; like the other codes from 400 on, they are ignored. Everything else
+    /// is a success.
+    pub fn of_status(status: u16, retry_after: Option<Duration>) -> Self {
+        match status {
+            429 | 503 => Self::Overload { retry_after },
+            501 | 505 => Self::Ignored,
+            408 | 500.. => Self::Failure,
+            400.. => Self::Ignored,
+            _ => Self::Success,
+        }
+    }
+
+    /// Whether the dependency did not do what it was asked.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Failure | Self::Overload { .. })
+    }
+}
+
+/// A change of a breaker's state, as the listener gets it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct StateChange<'a> {
+    /// The breaker's name.
+    pub breaker: &'a str,
+    /// The state before.
+    pub from: State,
+    /// The state after.
+    pub to: State,
+    /// What led to it.
+    pub reason: Reason,
+    /// When it happened, by the clock of the caller that caused it.
+    pub at: Instant,
+}
+
+/// Why a breaker has changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// So many failures came in a row.
+    ConsecutiveFailures {
+        /// The failures in the row.
+        failures: u32,
+    },
+    /// The share of failed calls in the window reached its limit.
+    FailureRate {
+        /// Calls that failed.
+        failures: u64,
+        /// All calls that count.
+        calls: u64,
+    },
+    /// The share of slow calls in the window reached its limit.
+    SlowCallRate {
+        /// Calls that were or are too slow.
+        slow: u64,
+        /// Those of them that were still in flight.
+        overdue: u64,
+        /// All calls that count.
+        calls: u64,
+    },
+    /// The open time was over and somebody called: the first probe.
+    OpenTimeOver,
+    /// A probe failed or was slow.
+    ProbeFailed,
+    /// No probe came back within the probe timeout.
+    ProbesLost,
+    /// All probes succeeded.
+    ProbesSucceeded,
+    /// All probes succeeded, and so did enough calls of the ramp until its end.
+    RampOver,
+    /// Somebody forced the state.
+    Forced,
+    /// Somebody reset the breaker.
+    Reset,
 }
 
 /// What a breaker does with the next call.
@@ -273,7 +446,8 @@ pub enum State {
     Closed,
     /// Calls are turned away until the open time is over.
     Open,
-    /// A few calls pass as probes; the others are turned away.
+    /// A few calls pass, as probes or as the growing share of a
+    /// [`ramp`](CircuitBreakerBuilder::ramp); the others are turned away.
     HalfOpen,
 }
 
@@ -305,12 +479,20 @@ pub enum CallError<E> {
 pub struct CircuitBreakerStats {
     /// The state.
     pub state: State,
-    /// Calls in the window that succeeded or failed, since the breaker last closed.
+    /// Calls in the window that succeeded, failed, or were cancelled after the slow-call limit, since
+    /// the breaker last closed.
     pub calls: u64,
     /// Those of them that failed.
     pub failures: u64,
     /// Those of them that took longer than the slow-call limit, whether they failed or not.
     pub slow: u64,
+    /// Calls in flight that are past the slow-call limit; not among `calls` yet.
+    pub overdue: u64,
+    /// The share of calls that pass, in percent: 100 when closed, the stage's share in a ramp, 0
+    /// otherwise (probes are counted, not shared out).
+    pub admitted_percent: u8,
+    /// Whether somebody has forced the state.
+    pub forced: bool,
     /// Failures in a row since the last success.
     pub consecutive_failures: u32,
     /// Probes in flight.

@@ -4,8 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::machine::{Machine, Settings, nanos};
-use super::{CircuitBreaker, Shared};
+use super::machine::{Listener, Machine, Settings};
+use super::{CircuitBreaker, Shared, StateChange};
+use crate::build_error::{BuildError, Problem, Problems};
+use crate::correlator::Member;
+use crate::nanos::nanos;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const WINDOW_MIN: Duration = Duration::from_millis(10);
@@ -13,8 +16,12 @@ const WINDOW_MAX: Duration = Duration::from_hours(1);
 const TIME_MAX: Duration = Duration::from_hours(24);
 const PROBES_MAX: u32 = 0xffff;
 
+type OnChange = Arc<dyn Fn(&StateChange<'_>) + Send + Sync>;
+
 /// Collects the settings of a [`CircuitBreaker`]; every one has a default.
-#[derive(Clone, Debug)]
+///
+/// A clone is a template for more breakers of the same kind.
+#[derive(Clone)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct CircuitBreakerBuilder {
     name: String,
@@ -29,7 +36,10 @@ pub struct CircuitBreakerBuilder {
     stable_time: Duration,
     half_open_probes: u32,
     probe_timeout: Duration,
+    ramp: Duration,
     seed: Option<u64>,
+    on_change: Option<OnChange>,
+    member: Option<Member>,
 }
 
 impl CircuitBreakerBuilder {
@@ -47,7 +57,10 @@ impl CircuitBreakerBuilder {
             stable_time: Duration::from_secs(60),
             half_open_probes: 1,
             probe_timeout: Duration::from_secs(60),
+            ramp: Duration::ZERO,
             seed: None,
+            on_change: None,
+            member: None,
         }
     }
 
@@ -79,7 +92,9 @@ impl CircuitBreakerBuilder {
 
     /// Counts calls that take longer than `limit` as slow; off unless told.
     ///
-    /// A probe that succeeds but is slow opens the breaker again.
+    /// A call that is in flight past the limit counts as slow before it ends, from at most a tenth of
+    /// the longer of window and limit after it is overdue, and for one window. A probe that succeeds
+    /// but is slow opens the breaker again.
     pub fn slow_call(mut self, limit: Duration) -> Self {
         self.slow_call = Some(limit);
         self
@@ -125,9 +140,38 @@ impl CircuitBreakerBuilder {
         self
     }
 
+    /// Sets how long calls come back little by little after the probes succeeded: up to 1 hour; off
+    /// (zero) unless told.
+    ///
+    /// Each fifth of it lets another share of the calls pass: 1, 5, 10, 25 and 50 %. Failures and
+    /// slow calls count as in a closed breaker and open it again.
+    pub fn ramp(mut self, time: Duration) -> Self {
+        self.ramp = time;
+        self
+    }
+
     /// Sets the seed of the open times' jitter; drawn at random unless told.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
+        self
+    }
+
+    /// Sets who is told of every change of the state.
+    ///
+    /// It runs in the call that caused the change, so it must not block; a panic in it is that
+    /// call's. Two changes by two threads may be told in either order.
+    pub fn on_change(
+        mut self,
+        listener: impl Fn(&StateChange<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_change = Some(Arc::new(listener));
+        self
+    }
+
+    /// Tells failures to a [`Correlator`](crate::Correlator) and probes in turns while it sees the
+    /// member in an incident.
+    pub fn member(mut self, member: Member) -> Self {
+        self.member = Some(member);
         self
     }
 
@@ -148,10 +192,26 @@ impl CircuitBreakerBuilder {
     ///
     /// As [`build`](Self::build).
     pub fn build_at(self, now: Instant) -> Result<CircuitBreaker, BuildError> {
-        let problems = self.problems();
-        if !problems.is_empty() {
-            return Err(BuildError::Invalid { name: self.name, problems });
-        }
+        BuildError::unless_none("circuit breaker", &self.name, self.problems())?;
+        let seed = self.seed.unwrap_or_else(|| fastrand::u64(..));
+        Ok(self.make(now, seed))
+    }
+
+    /// Makes a breaker of this template, whose settings have been checked, under another name.
+    ///
+    /// Breakers of one template and seed do not draw the same open times.
+    pub(crate) fn make_named(&self, name: String, now: Instant) -> CircuitBreaker {
+        let seed = match self.seed {
+            // FNV-1a: a seed for the name that is the same in every run.
+            Some(seed) => name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            }),
+            None => fastrand::u64(..),
+        };
+        Self { name, ..self.clone() }.make(now, seed)
+    }
+
+    fn make(self, now: Instant, seed: u64) -> CircuitBreaker {
         let settings = Settings {
             window: nanos(self.window),
             minimum_calls: self.minimum_calls,
@@ -164,18 +224,25 @@ impl CircuitBreakerBuilder {
             stable: nanos(self.stable_time),
             probes: self.half_open_probes,
             probe_timeout: nanos(self.probe_timeout),
-            seed: self.seed.unwrap_or_else(|| fastrand::u64(..)),
+            ramp: nanos(self.ramp),
+            seed,
         };
-        let shared = Shared { name: self.name, epoch: now, machine: Machine::new(settings) };
-        Ok(CircuitBreaker { shared: Arc::new(shared) })
+        let listener = self.on_change.map(|listener| -> Listener {
+            let name = self.name.clone();
+            Box::new(move |from, to, reason, nanos| {
+                let at = now + Duration::from_nanos(nanos);
+                listener(&StateChange { breaker: &name, from, to, reason, at });
+            })
+        });
+        let machine = Machine::new(settings, listener);
+        let shared = Shared { name: self.name, epoch: now, machine, member: self.member };
+        CircuitBreaker { shared: Arc::new(shared) }
     }
 
-    fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut check = |holds: bool, setting, value: &dyn fmt::Debug, expected| {
-            if !holds {
-                problems.push(Problem { setting, value: format!("{value:?}"), expected });
-            }
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Problems::default();
+        let mut check = |holds, setting, value: &dyn fmt::Debug, expected| {
+            problems.check(holds, setting, value, expected);
         };
         let time = |time: Duration| (MILLISECOND..=TIME_MAX).contains(&time);
         let rate = |rate: f64| rate > 0.0 && rate <= 1.0;
@@ -239,51 +306,13 @@ impl CircuitBreakerBuilder {
             &self.probe_timeout,
             "must be at least 1 ms",
         );
-        problems
+        check(self.ramp <= WINDOW_MAX, "ramp", &self.ramp, "must be at most 1 hour");
+        problems.found
     }
 }
 
-/// Why a breaker could not be built.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// Some settings cannot be used; all of them are listed.
-    #[error(
-        "invalid circuit breaker {name:?}, {} problem{}:{}",
-        problems.len(),
-        if problems.len() == 1 { "" } else { "s" },
-        Lines(problems)
-    )]
-    Invalid {
-        /// The breaker's name.
-        name: String,
-        /// The problems, in the order of the settings.
-        problems: Vec<Problem>,
-    },
-}
-
-/// A setting that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Problem {
-    /// The name of the setting: the builder's method, and its argument if it has several.
-    pub setting: &'static str,
-    /// The value seen.
-    pub value: String,
-    /// What would be right.
-    pub expected: &'static str,
-}
-
-impl fmt::Display for Problem {
+impl fmt::Debug for CircuitBreakerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}: {}", self.setting, self.value, self.expected)
-    }
-}
-
-struct Lines<'a>(&'a [Problem]);
-
-impl fmt::Display for Lines<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+        f.debug_struct("CircuitBreakerBuilder").field("name", &self.name).finish_non_exhaustive()
     }
 }

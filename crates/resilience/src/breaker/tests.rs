@@ -2,10 +2,12 @@
 
 mod model;
 
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::BuildError;
 
 /// Deadlines are rounded up to a tick of 2^20 ns.
 const TICK: Duration = Duration::from_nanos(1 << 20);
@@ -37,6 +39,12 @@ impl Rig {
 
     fn permit(&self) -> Permit {
         self.acquire().expect("the breaker admits calls at this point")
+    }
+
+    /// Asks until a call passes, in a stage of the ramp that lets calls pass after `skip` refusals.
+    fn permit_of_stage(&mut self, skip: u32) -> Permit {
+        self.pass(ms(200) * skip);
+        (0..100).find_map(|_| self.acquire().ok()).expect("some calls pass")
     }
 
     fn end(&self, permit: Permit, outcome: Outcome) {
@@ -406,13 +414,261 @@ fn a_reset_closes_it_and_forgets() {
         rig.calls(1, Outcome::Overload { retry_after: Some(ms(60_000)) });
         rig.wait_until_half_open();
         let probe = rig.permit();
-        rig.breaker.reset();
+        rig.breaker.reset_at(rig.now);
         rig.end(probe, Outcome::Failure);
         let stats = rig.stats();
         assert_eq!((stats.state, stats.calls, stats.consecutive_failures), (State::Closed, 0, 0));
     }
     rig.calls(2, Outcome::Failure);
     assert!(rig.stats().retry_after <= ms(1_000) + TICK, "the level was forgotten, too");
+}
+
+#[test]
+fn calls_that_hang_open_it_before_they_end() {
+    // A step is 100 ms: ten calls that began at 0 are overdue from 150 ms on, seen at 200 ms.
+    let mut rig = Rig::new(|b| b.window(ms(1_000)).slow_call(ms(50)).minimum_calls(10));
+    let hanging: Vec<_> = (0..10).map(|_| rig.permit()).collect();
+    rig.pass(ms(149));
+    assert_eq!((rig.stats().overdue, rig.state()), (0, State::Closed));
+    rig.pass(ms(1));
+    assert_eq!((rig.stats().overdue, rig.stats().calls, rig.state()), (10, 0, State::Closed));
+    rig.pass(ms(50));
+    assert!(rig.acquire().is_err(), "the first call of the step sees that everything hangs");
+    assert_eq!((rig.state(), rig.stats().overdue), (State::Open, 0));
+    for permit in hanging {
+        rig.end(permit, Outcome::Success);
+    }
+    assert_eq!((rig.state(), rig.stats().late), (State::Open, 10));
+}
+
+#[test]
+fn few_calls_that_hang_among_many_do_not_open_it() {
+    let mut rig = Rig::new(|b| b.window(ms(1_000)).slow_call(ms(50)).slow_call_rate(0.5));
+    let hanging: Vec<_> = (0..9).map(|_| rig.permit()).collect();
+    rig.calls(10, Outcome::Success);
+    for _ in 0..5 {
+        rig.pass(ms(100));
+        rig.calls(1, Outcome::Ignored);
+    }
+    assert_eq!((rig.state(), rig.stats().overdue), (State::Closed, 9));
+    rig.pass(ms(200));
+    let tenth = rig.permit();
+    rig.pass(ms(200));
+    assert!(rig.acquire().is_err(), "ten of twenty");
+    drop((hanging, tenth));
+}
+
+#[test]
+fn a_call_that_hangs_counts_for_one_window() {
+    let mut rig = Rig::new(|b| b.window(ms(1_000)).slow_call(ms(50)));
+    let _hangs = rig.permit();
+    rig.pass(ms(1_199));
+    assert_eq!(rig.stats().overdue, 1);
+    rig.pass(ms(1));
+    assert_eq!(rig.stats().overdue, 0);
+}
+
+#[test]
+fn a_limit_beyond_the_window_works_too() {
+    let mut rig = Rig::new(|b| b.window(ms(100)).slow_call(ms(1_000)).minimum_calls(1));
+    let _hangs = rig.permit();
+    rig.pass(ms(1_000));
+    rig.calls(1, Outcome::Ignored);
+    assert_eq!(rig.state(), State::Closed);
+    rig.pass(ms(200));
+    assert!(rig.acquire().is_err());
+}
+
+#[test]
+fn a_cancelled_call_counts_only_where_it_was_slow_already() {
+    let mut rig = Rig::new(|b| {
+        b.slow_call(ms(20)).minimum_calls(2).failure_rate(1.0).consecutive_failures(2)
+    });
+    rig.calls(1, Outcome::Failure);
+    rig.calls(1, Outcome::Cancelled);
+    assert_eq!((rig.stats().calls, rig.stats().slow), (1, 0));
+    let slow = rig.permit();
+    rig.pass(ms(21));
+    rig.end(slow, Outcome::Cancelled);
+    let stats = rig.stats();
+    assert_eq!((stats.calls, stats.failures, stats.slow, stats.consecutive_failures), (2, 1, 1, 1));
+    rig.calls(1, Outcome::Failure);
+    assert_eq!(rig.state(), State::Open, "it did not break the row of failures");
+}
+
+#[test]
+fn slow_calls_that_are_cancelled_open_it() {
+    let mut rig = Rig::new(|b| b.slow_call(ms(20)).minimum_calls(3));
+    for expected in [State::Closed, State::Closed, State::Open] {
+        let permit = rig.permit();
+        rig.pass(ms(21));
+        rig.end(permit, Outcome::Cancelled);
+        assert_eq!(rig.state(), expected);
+    }
+    rig.wait_until_half_open();
+    let probe = rig.permit();
+    rig.pass(ms(21));
+    rig.end(probe, Outcome::Cancelled);
+    assert_eq!((rig.state(), rig.stats().opened), (State::Open, 2));
+}
+
+/// Opens, probes and enters the ramp of one second.
+fn ramp(settings: impl FnOnce(CircuitBreakerBuilder) -> CircuitBreakerBuilder) -> Rig {
+    let mut rig = Rig::new(|b| settings(b.consecutive_failures(1).ramp(ms(1_000))));
+    rig.calls(1, Outcome::Failure);
+    rig.wait_until_half_open();
+    // The ramp begins at a tick.
+    let into_tick = rig.now.duration_since(rig.breaker.shared.epoch).as_nanos() % TICK.as_nanos();
+    rig.pass(TICK - Duration::from_nanos(into_tick as u64));
+    rig.calls(1, Outcome::Success);
+    rig
+}
+
+#[test]
+fn a_ramp_lets_a_growing_share_of_the_calls_pass() {
+    let mut rig = ramp(|b| b);
+    for share in [1, 5, 10, 25, 50] {
+        assert_eq!((rig.state(), rig.stats().admitted_percent), (State::HalfOpen, share));
+        drop(rig.acquire().expect("the first call of a stage passes"));
+        let passed = 1 + (1..1_000).filter(|_| rig.acquire().is_ok()).count();
+        assert_eq!(passed, usize::from(share) * 10);
+        let refused = (0..100).find_map(|_| rig.acquire().err()).expect("some are refused");
+        assert_eq!(refused.retry_after, ms(200));
+        rig.pass(ms(200));
+    }
+    rig.calls(1_000, Outcome::Success);
+    assert_eq!((rig.state(), rig.stats().admitted_percent), (State::Closed, 100));
+}
+
+#[test]
+fn a_failure_in_the_ramp_opens_it_for_longer() {
+    let rig = ramp(|b| b.open_time(ms(1_000), ms(60_000)));
+    rig.calls(1, Outcome::Failure);
+    assert_eq!((rig.state(), rig.stats().opened), (State::Open, 2));
+    assert!(rig.stats().retry_after >= ms(500));
+}
+
+#[test]
+fn what_the_ramp_has_counted_stays_counted() {
+    let mut rig = ramp(|b| b.minimum_calls(100));
+    let (early, late) = (rig.permit(), rig.permit_of_stage(2));
+    rig.end(early, Outcome::Success);
+    rig.pass(ms(1_000));
+    rig.calls(1, Outcome::Success);
+    rig.end(late, Outcome::Success);
+    assert_eq!((rig.state(), rig.stats().calls, rig.stats().late), (State::Closed, 3, 0));
+}
+
+#[test]
+fn forced_open_nothing_passes_and_nothing_probes() {
+    let mut rig = Rig::new(|b| b.open_time(ms(1_000), ms(5_000)));
+    rig.breaker.force_open_at(rig.now);
+    for _ in 0..3 {
+        assert_eq!(rig.acquire().unwrap_err().retry_after, ms(5_000));
+        assert!((rig.state(), rig.stats().forced) == (State::Open, true));
+        rig.pass(Duration::from_hours(24 * 365));
+    }
+    rig.breaker.reset_at(rig.now);
+    rig.calls(1, Outcome::Success);
+    assert!(!rig.stats().forced);
+}
+
+#[test]
+fn forced_closed_it_counts_and_does_not_open() {
+    let mut rig = Rig::new(|b| b.slow_call(ms(1)).minimum_calls(1));
+    rig.breaker.force_open_at(rig.now);
+    rig.breaker.force_closed_at(rig.now);
+    let _hangs = rig.permit();
+    rig.pass(ms(5_000));
+    rig.calls(100, Outcome::Failure);
+    assert_eq!((rig.state(), rig.stats().forced), (State::Closed, true));
+    assert_eq!((rig.stats().failures, rig.stats().overdue), (100, 1));
+    rig.breaker.reset_at(rig.now);
+    rig.calls(1, Outcome::Failure);
+    assert_eq!(rig.state(), State::Open);
+}
+
+#[test]
+fn every_change_of_state_is_told_with_its_reason() {
+    use State::{Closed, HalfOpen, Open};
+
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let listener = Arc::clone(&told);
+    let mut rig = Rig::new(|b| {
+        b.consecutive_failures(2).minimum_calls(4).probe_timeout(ms(1_000)).ramp(ms(100)).on_change(
+            move |change| {
+                let mut told = listener.lock().expect("no test panics here");
+                told.push((change.breaker.to_owned(), change.from, change.to, change.reason));
+            },
+        )
+    });
+    let expect = |changes: &[(State, State, Reason)]| {
+        let told = std::mem::take(&mut *told.lock().expect("no test panics here"));
+        let changes: Vec<_> =
+            changes.iter().map(|(from, to, why)| ("test".to_owned(), *from, *to, *why)).collect();
+        assert_eq!(told, changes);
+    };
+
+    rig.calls(2, Outcome::Failure);
+    expect(&[(Closed, Open, Reason::ConsecutiveFailures { failures: 2 })]);
+    rig.wait_until_half_open();
+    rig.calls(1, Outcome::Failure);
+    expect(&[(Open, HalfOpen, Reason::OpenTimeOver), (HalfOpen, Open, Reason::ProbeFailed)]);
+    rig.wait_until_half_open();
+    let lost = rig.permit();
+    rig.pass(ms(1_000));
+    assert!(rig.acquire().is_err());
+    drop(lost);
+    expect(&[(Open, HalfOpen, Reason::OpenTimeOver), (HalfOpen, Open, Reason::ProbesLost)]);
+    rig.wait_until_half_open();
+    rig.calls(1, Outcome::Success);
+    rig.pass(ms(102));
+    rig.calls(1, Outcome::Success);
+    expect(&[(Open, HalfOpen, Reason::OpenTimeOver), (HalfOpen, Closed, Reason::RampOver)]);
+    rig.calls(1, Outcome::Failure);
+    rig.calls(1, Outcome::Success);
+    rig.calls(1, Outcome::Failure);
+    expect(&[(Closed, Open, Reason::FailureRate { failures: 2, calls: 4 })]);
+    rig.breaker.force_closed_at(rig.now);
+    rig.breaker.force_open_at(rig.now);
+    rig.breaker.reset_at(rig.now);
+    expect(&[
+        (Open, Closed, Reason::Forced),
+        (Closed, Open, Reason::Forced),
+        (Open, Closed, Reason::Reset),
+    ]);
+}
+
+#[test]
+fn a_slow_rate_is_told_with_what_is_overdue() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let listener = Arc::clone(&told);
+    let mut rig = Rig::new(|b| {
+        b.window(ms(1_000)).slow_call(ms(50)).slow_call_rate(0.5).minimum_calls(4).on_change(
+            move |change| listener.lock().expect("no test panics here").push(change.reason),
+        )
+    });
+    rig.calls(2, Outcome::Success);
+    let _hanging = [rig.permit(), rig.permit()];
+    rig.pass(ms(200));
+    assert!(rig.acquire().is_err());
+    let expected = Reason::SlowCallRate { slow: 2, overdue: 2, calls: 4 };
+    assert_eq!(*told.lock().expect("no test panics here"), [expected]);
+}
+
+#[test]
+fn status_codes_have_a_meaning() {
+    let hint = Some(ms(5));
+    for (codes, expected) in [
+        (&[200, 204, 301, 304, 399][..], Outcome::Success),
+        (&[400, 401, 404, 409, 418, 422, 499, 501, 505], Outcome::Ignored),
+        (&[408, 500, 502, 504, 507, 520, 599], Outcome::Failure),
+        (&[429, 503], Outcome::Overload { retry_after: hint }),
+    ] {
+        for code in codes {
+            assert_eq!(Outcome::of_status(*code, hint), expected, "{code}");
+        }
+    }
 }
 
 #[test]
@@ -460,7 +716,7 @@ fn check_problems(
     let found = match settings(CircuitBreaker::builder("redis")).build() {
         Ok(_) => Vec::new(),
         Err(BuildError::Invalid { problems, .. }) => {
-            problems.iter().map(ToString::to_string).collect()
+            problems.iter().map(ToString::to_string).collect::<Vec<_>>()
         }
     };
     assert_eq!(found, expected);
@@ -496,6 +752,7 @@ fn every_setting_that_cannot_be_used_is_a_problem() {
         &["half_open_probes = 65536: must be from 1 to 65535"],
     );
     check_problems(|b| b.probe_timeout(ms(0)), &["probe_timeout = 0ns: must be at least 1 ms"]);
+    check_problems(|b| b.ramp(ms(3_600_001)), &["ramp = 3600.001s: must be at most 1 hour"]);
 }
 
 #[test]

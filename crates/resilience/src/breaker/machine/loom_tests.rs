@@ -12,8 +12,12 @@ const OPEN_TIME: u64 = 4 * TICK;
 
 /// A breaker that opens after `row` failures in a row, with `probes`, and slots of one tick.
 fn machine(row: u32, probes: u32) -> Arc<Machine> {
-    Arc::new(Machine::new(Settings {
-        window: super::super::window::BUCKETS * TICK,
+    Arc::new(Machine::new(settings(row, probes), None))
+}
+
+fn settings(row: u32, probes: u32) -> Settings {
+    Settings {
+        window: crate::window::BUCKETS * TICK,
         minimum_calls: 100,
         failure_rate: 1.0,
         consecutive_failures: row,
@@ -24,8 +28,9 @@ fn machine(row: u32, probes: u32) -> Arc<Machine> {
         stable: 1_000 * TICK,
         probes,
         probe_timeout: 1_000 * TICK,
+        ramp: 0,
         seed: 1,
-    }))
+    }
 }
 
 fn admit(machine: &Machine, now: u64) -> Ticket {
@@ -201,7 +206,7 @@ fn loom_a_failure_of_before_a_reset_counts_nothing_after_it() {
         let machine = machine(1, 1);
         let ticket = admit(&machine, 0);
         let other = Arc::clone(&machine);
-        race(move || other.complete(ticket, Outcome::Failure, 0), || machine.reset());
+        race(move || other.complete(ticket, Outcome::Failure, 0), || machine.reset(0));
         let stats = machine.stats(0);
         assert_eq!(stats.state, State::Closed);
         assert_eq!((stats.calls, stats.consecutive_failures), (0, 0));
@@ -218,11 +223,44 @@ fn loom_a_success_of_before_a_reset_clears_nothing_after_it() {
         race(
             move || other.complete(success, Outcome::Success, 0),
             || {
-                machine.reset();
+                machine.reset(0);
                 machine.complete(admit(&machine, 0), Outcome::Failure, 0);
             },
         );
         let stats = machine.stats(0);
         assert_eq!((stats.calls, stats.failures, stats.consecutive_failures), (1, 1, 1));
+    });
+}
+
+#[test]
+fn loom_a_call_that_ends_is_not_overdue() {
+    loom::model(|| {
+        let slow = Settings { slow_call: Some(TICK), ..settings(0, 1) };
+        let machine = Arc::new(Machine::new(slow, None));
+        let (first, second) = (admit(&machine, 0), admit(&machine, 0));
+        let other = Arc::clone(&machine);
+        race(
+            move || other.complete(first, Outcome::Success, 0),
+            || {
+                machine.release(second);
+                admit(&machine, TICK)
+            },
+        );
+        // Of the three calls one is still in flight, since the slot after the first.
+        assert_eq!(machine.stats(2 * TICK).overdue, 0);
+        assert_eq!(machine.stats(3 * TICK).overdue, 1);
+    });
+}
+
+#[test]
+fn loom_whoever_turns_the_ring_opens_a_hanging_breaker_once() {
+    loom::model(|| {
+        let slow = Settings { slow_call: Some(TICK), minimum_calls: 1, ..settings(0, 1) };
+        let machine = Arc::new(Machine::new(slow, None));
+        let _hangs = admit(&machine, 0);
+        let other = Arc::clone(&machine);
+        race(move || other.acquire(2 * TICK).is_ok(), || machine.acquire(2 * TICK).is_ok());
+        let stats = machine.stats(2 * TICK);
+        assert_eq!((stats.state, stats.opened), (State::Open, 1));
     });
 }

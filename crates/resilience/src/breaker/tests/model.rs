@@ -20,6 +20,7 @@ struct Settings {
     stable: u64,
     probes: u32,
     probe_timeout: u64,
+    ramp: u64,
     seed: u64,
 }
 
@@ -30,10 +31,13 @@ enum Step {
     /// Ends the permit at this place in the list, with a clock that is so much behind.
     End {
         place: usize,
-        outcome: Option<Outcome>,
+        outcome: Outcome,
         behind: u64,
     },
     Reset,
+    Force {
+        open: bool,
+    },
 }
 
 const MILLI: u64 = 1_000_000;
@@ -49,7 +53,9 @@ fn settings() -> impl Strategy<Value = Settings> {
         MILLI..5_000 * MILLI,
         MILLI..2_000 * MILLI,
     );
-    (counts, rates, times, any::<u64>()).prop_map(|(counts, rates, times, seed)| Settings {
+    let ramp = prop_oneof![Just(0), MILLI..3_000 * MILLI];
+    let random = (ramp, any::<u64>());
+    (counts, rates, times, random).prop_map(|(counts, rates, times, (ramp, seed))| Settings {
         window: times.0,
         minimum_calls: counts.0,
         failure_rate: rates.0,
@@ -61,6 +67,7 @@ fn settings() -> impl Strategy<Value = Settings> {
         stable: times.4,
         probes: counts.2,
         probe_timeout: times.5,
+        ramp,
         seed,
     })
 }
@@ -76,11 +83,11 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let retry_after = proptest::option::of((0..5_000 * MILLI).prop_map(Duration::from_nanos));
     let outcome = prop_oneof![
-        6 => Just(Some(Outcome::Success)),
-        6 => Just(Some(Outcome::Failure)),
-        1 => retry_after.prop_map(|retry_after| Some(Outcome::Overload { retry_after })),
-        1 => Just(Some(Outcome::Ignored)),
-        1 => Just(None),
+        6 => Just(Outcome::Success),
+        6 => Just(Outcome::Failure),
+        1 => retry_after.prop_map(|retry_after| Outcome::Overload { retry_after }),
+        1 => Just(Outcome::Ignored),
+        1 => Just(Outcome::Cancelled),
     ];
     let behind = prop_oneof![6 => Just(0), 1 => 0..3_000 * MILLI];
     prop_oneof![
@@ -88,7 +95,11 @@ fn step() -> impl Strategy<Value = Step> {
         8 => Just(Step::Acquire),
         8 => (any::<usize>(), outcome, behind)
             .prop_map(|(place, outcome, behind)| Step::End { place, outcome, behind }),
-        1 => prop_oneof![9 => Just(Step::Pass(0)), 1 => Just(Step::Reset)],
+        1 => prop_oneof![
+            18 => Just(Step::Pass(0)),
+            2 => Just(Step::Reset),
+            1 => any::<bool>().prop_map(|open| Step::Force { open }),
+        ],
     ]
 }
 
@@ -97,12 +108,20 @@ enum Phase {
     Closed { since: u64 },
     Open { until: u64 },
     HalfOpen { in_flight: u32, succeeded: u32 },
+    Ramp { since: u64, stage: u64, asked: u64 },
+    Forced { open: bool },
 }
 
 struct Call {
     slot: u64,
     failed: bool,
     slow: bool,
+}
+
+/// A call that has begun in a closed breaker and not ended.
+struct Begun {
+    started: u64,
+    slot: u64,
 }
 
 struct Held {
@@ -119,6 +138,8 @@ struct Model {
     level: u32,
     calls: Vec<Call>,
     newest: u64,
+    begun: Vec<Begun>,
+    newest_begun: u64,
     row: u32,
     probes_until: u64,
     retry_not_before: u64,
@@ -141,7 +162,58 @@ impl Model {
         self.phase = phase;
         self.generation += 1;
         self.calls.clear();
+        self.begun.clear();
         self.row = 0;
+    }
+
+    /// The step of the calls in flight.
+    fn step(&self) -> u64 {
+        self.settings.window.max(self.settings.slow_call.unwrap_or(0)).div_ceil(10)
+    }
+
+    fn overdue(&self, now: u64) -> u64 {
+        let Some(limit) = self.settings.slow_call else { return 0 };
+        let step = self.step();
+        let newest = self.newest_begun.max(now / step);
+        let counts = |begun: &&Begun| {
+            (begun.slot + 1) * step + limit <= now
+                && begun.slot + limit.div_ceil(step) + 10 >= newest
+        };
+        self.begun.iter().filter(counts).count() as u64
+    }
+
+    /// Begins a call, unless so many hang that this opens the breaker.
+    fn begin(&mut self, now: u64, breaker: &CircuitBreaker, epoch: Instant) -> bool {
+        if self.settings.slow_call.is_some() {
+            let slot = now / self.step();
+            if slot > self.newest_begun {
+                self.newest_begun = slot;
+                let overdue = self.overdue(now);
+                if overdue > 0
+                    && self.by_rate(now) == Some(true)
+                    && self.phase != (Phase::Forced { open: false })
+                {
+                    self.open(now, breaker, epoch);
+                    return false;
+                }
+            }
+            self.begun.push(Begun { started: now, slot: self.newest_begun });
+        }
+        true
+    }
+
+    /// Whether a rate is over its limit, and whether it is that of slow calls alone.
+    fn by_rate(&self, now: u64) -> Option<bool> {
+        let overdue = self.overdue(now);
+        let calls = self.counted(now, |_| true);
+        let least = u64::from(self.settings.minimum_calls);
+        let over =
+            |part: u64, calls: u64, rate: f64| calls >= least && part as f64 / calls as f64 >= rate;
+        if over(self.counted(now, |c| c.failed), calls, self.settings.failure_rate) {
+            return Some(false);
+        }
+        let slow = self.counted(now, |c| c.slow) + overdue;
+        over(slow, calls + overdue, self.settings.slow_call_rate).then_some(true)
     }
 
     /// Opens; the drawn time is checked against its bounds and then taken from the breaker.
@@ -180,62 +252,97 @@ impl Model {
             }
             self.open(now, breaker, epoch);
         }
+        if let Phase::Ramp { since, stage, asked } = self.phase {
+            let fifth = self.settings.ramp / 5;
+            let at = now.saturating_sub(since) / fifth;
+            match [1, 5, 10, 25, 50].get(at as usize) {
+                None => self.phase = Phase::Closed { since: now / TICK_NANOS * TICK_NANOS },
+                Some(share) => {
+                    let asked = if stage == at { asked } else { 0 };
+                    self.phase = Phase::Ramp { since, stage: at, asked: asked + 1 };
+                    if asked * share % 100 >= *share {
+                        self.rejected += 1;
+                        return Err((since + (at + 1) * fifth).max(now + 1) - now);
+                    }
+                }
+            }
+        }
+        if matches!(
+            self.phase,
+            Phase::Closed { .. } | Phase::Ramp { .. } | Phase::Forced { open: false }
+        ) && self.begin(now, breaker, epoch)
+        {
+            return Ok(());
+        }
         match self.phase {
             Phase::Open { until } => {
                 self.rejected += 1;
                 Err(until - now)
             }
-            _ => Ok(()),
+            Phase::Forced { open: true } => {
+                self.rejected += 1;
+                Err(self.settings.open_max)
+            }
+            phase => panic!("{phase:?} neither admits nor refuses"),
         }
     }
 
     fn end(
         &mut self,
         (generation, started): (u64, u64),
-        outcome: Option<Outcome>,
+        outcome: Outcome,
         now: u64,
         breaker: &CircuitBreaker,
         epoch: Instant,
     ) {
         let current = generation == self.generation;
+        if current && let Some(place) = self.begun.iter().position(|it| it.started == started) {
+            self.begun.swap_remove(place);
+        }
+        let slow = self.settings.slow_call.is_some_and(|l| now.saturating_sub(started) > l);
         let failed = match outcome {
-            None | Some(Outcome::Ignored) => {
+            Outcome::Cancelled if slow => false,
+            Outcome::Ignored | Outcome::Cancelled => {
                 if let (true, Phase::HalfOpen { in_flight, .. }) = (current, &mut self.phase) {
                     *in_flight -= 1;
                 }
                 return;
             }
-            Some(Outcome::Success) => false,
-            Some(Outcome::Failure | Outcome::Overload { .. }) => true,
+            Outcome::Success => false,
+            Outcome::Failure | Outcome::Overload { .. } => true,
         };
+        let good = outcome == Outcome::Success && !slow;
         if !current {
             self.late += 1;
             return;
         }
-        if let Some(Outcome::Overload { retry_after: Some(time) }) = outcome {
+        if let Outcome::Overload { retry_after: Some(time) } = outcome {
             self.retry_not_before = self.retry_not_before.max(now + time.as_nanos() as u64);
         }
-        let slow = self.settings.slow_call.is_some_and(|l| now.saturating_sub(started) > l);
         match self.phase {
-            Phase::Closed { .. } => {
+            Phase::Closed { .. } | Phase::Ramp { .. } | Phase::Forced { .. } => {
                 self.newest = self.slot(now);
                 self.calls.push(Call { slot: self.newest, failed, slow });
-                self.row = if failed { self.row + 1 } else { 0 };
+                match outcome {
+                    Outcome::Success => self.row = 0,
+                    Outcome::Cancelled => {}
+                    _ => self.row += 1,
+                }
                 let k = self.settings.consecutive_failures;
-                let calls = self.counted(now, |_| true);
-                let share = |part: u64| part as f64 / calls as f64;
                 let by_row = failed && k > 0 && self.row >= k;
-                let by_rate = (failed || slow)
-                    && calls >= u64::from(self.settings.minimum_calls)
-                    && (share(self.counted(now, |c| c.failed)) >= self.settings.failure_rate
-                        || share(self.counted(now, |c| c.slow)) >= self.settings.slow_call_rate);
-                if by_row || by_rate {
+                let by_rate = (failed || slow) && self.by_rate(now).is_some();
+                if (by_row || by_rate) && !matches!(self.phase, Phase::Forced { .. }) {
                     self.open(now, breaker, epoch);
                 }
             }
-            Phase::HalfOpen { .. } if failed || slow => self.open(now, breaker, epoch),
+            Phase::HalfOpen { .. } if !good => self.open(now, breaker, epoch),
             Phase::HalfOpen { succeeded, .. } if succeeded + 1 == self.settings.probes => {
-                self.enter(Phase::Closed { since: now / TICK_NANOS * TICK_NANOS });
+                let since = now / TICK_NANOS * TICK_NANOS;
+                self.enter(if self.settings.ramp > 0 {
+                    Phase::Ramp { since, stage: 0, asked: 0 }
+                } else {
+                    Phase::Closed { since }
+                });
             }
             Phase::HalfOpen { in_flight, succeeded } => {
                 self.phase = Phase::HalfOpen { in_flight: in_flight - 1, succeeded: succeeded + 1 };
@@ -250,12 +357,26 @@ impl Model {
             Phase::Open { until } if now < until => (State::Open, 0, until - now),
             Phase::Open { .. } => (State::HalfOpen, 0, 0),
             Phase::HalfOpen { in_flight, .. } => (State::HalfOpen, in_flight, 0),
+            Phase::Ramp { .. } => (State::HalfOpen, 0, 0),
+            Phase::Forced { open: true } => (State::Open, 0, self.settings.open_max),
+            Phase::Forced { open: false } => (State::Closed, 0, 0),
+        };
+        let admitted_percent = match self.phase {
+            Phase::Closed { .. } | Phase::Forced { open: false } => 100,
+            Phase::Ramp { since, .. } => {
+                let at = now.saturating_sub(since) / (self.settings.ramp / 5);
+                [1, 5, 10, 25, 50].get(at as usize).copied().unwrap_or(100)
+            }
+            _ => 0,
         };
         CircuitBreakerStats {
             state,
             calls: self.counted(now, |_| true),
             failures: self.counted(now, |call| call.failed),
             slow: self.counted(now, |call| call.slow),
+            overdue: self.overdue(now),
+            admitted_percent,
+            forced: matches!(self.phase, Phase::Forced { .. }),
             consecutive_failures: self.row,
             probes_in_flight,
             retry_after: Duration::from_nanos(retry_after),
@@ -279,6 +400,7 @@ fn run(settings: Settings, steps: Vec<Step>) {
         .stable_time(time(settings.stable))
         .half_open_probes(settings.probes)
         .probe_timeout(time(settings.probe_timeout))
+        .ramp(time(settings.ramp))
         .seed(settings.seed);
     if let Some(limit) = settings.slow_call {
         builder = builder.slow_call(time(limit));
@@ -291,6 +413,8 @@ fn run(settings: Settings, steps: Vec<Step>) {
         level: 0,
         calls: Vec::new(),
         newest: 0,
+        begun: Vec::new(),
+        newest_begun: 0,
         row: 0,
         probes_until: 0,
         retry_not_before: 0,
@@ -322,17 +446,23 @@ fn run(settings: Settings, steps: Vec<Step>) {
                 }
                 let Held { permit, generation, started } = held.swap_remove(place % held.len());
                 let at = now.saturating_sub(behind);
-                match outcome {
-                    Some(outcome) => permit.complete_at(outcome, epoch + time(at)),
-                    None => drop(permit),
-                }
+                permit.complete_at(outcome, epoch + time(at));
                 model.end((generation, started), outcome, at, &breaker, epoch);
             }
             Step::Reset => {
-                breaker.reset();
+                breaker.reset_at(epoch + time(now));
                 model.enter(Phase::Closed { since: 0 });
                 model.level = 0;
                 model.retry_not_before = 0;
+            }
+            Step::Force { open } => {
+                if open {
+                    breaker.force_open_at(epoch + time(now));
+                } else {
+                    breaker.force_closed_at(epoch + time(now));
+                }
+                model.enter(Phase::Forced { open });
+                model.level = 0;
             }
         }
         assert_eq!(breaker.stats_at(epoch + time(now)), model.stats(now), "after {step:?}");

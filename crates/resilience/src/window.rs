@@ -16,31 +16,45 @@
 //! A tag holds the low 24 bits of the slot and the low 8 bits of the generation. An old count could
 //! only pass for a new one if its bucket were left alone for an exact multiple of 5 x 2^24 slots
 //! (84 million: 2.6 years with a window of 10 s) within generations that agree in those bits.
+//!
+//! [`InFlight`] is a ring of the same kind over the times at which calls *began*: a counter goes up
+//! when a call begins in its slot and down when that call ends, so what is left in an old slot are
+//! the calls that are overdue, without a list of calls.
 
 use crossbeam_utils::CachePadded;
 
 use crate::sync::{AcqRel, Acquire, AtomicU64, Relaxed};
 
 /// Buckets in the ring; under loom two, so that a turn of the ring is near.
-pub(super) const BUCKETS: u64 = if cfg!(loom) { 2 } else { 10 };
+pub(crate) const BUCKETS: u64 = if cfg!(loom) { 2 } else { 10 };
 
 /// The calls of one generation that lie in the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
-    pub(super) succeeded: u64,
-    pub(super) failed: u64,
-    /// Calls that took too long, whether they succeeded or failed.
-    pub(super) slow: u64,
+pub(crate) struct Totals {
+    pub(crate) succeeded: u64,
+    pub(crate) failed: u64,
+    /// Calls that were given up by their caller after they had taken too long.
+    pub(crate) abandoned: u64,
+    /// Calls that took too long, however they ended.
+    pub(crate) slow: u64,
+}
+
+/// How a counted call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Succeeded,
+    Failed,
+    Abandoned,
 }
 
 impl Totals {
-    pub(super) fn calls(&self) -> u64 {
-        self.succeeded + self.failed
+    pub(crate) fn calls(&self) -> u64 {
+        self.succeeded + self.failed + self.abandoned
     }
 }
 
 /// A ring of buckets over the last tenths of the window.
-pub(super) struct Window {
+pub(crate) struct Window {
     bucket_nanos: u64,
     newest: CachePadded<AtomicU64>,
     ring: CachePadded<[Bucket; BUCKETS as usize]>,
@@ -50,12 +64,13 @@ pub(super) struct Window {
 struct Bucket {
     succeeded: TaggedCounter,
     failed: TaggedCounter,
+    abandoned: TaggedCounter,
     slow: TaggedCounter,
 }
 
 impl Window {
     /// Makes an empty window of `window_nanos`, which is at least [`BUCKETS`].
-    pub(super) fn new(window_nanos: u64) -> Self {
+    pub(crate) fn new(window_nanos: u64) -> Self {
         Self {
             bucket_nanos: (window_nanos / BUCKETS).max(1),
             newest: CachePadded::new(AtomicU64::new(0)),
@@ -66,16 +81,18 @@ impl Window {
     /// Counts one call, unless its generation is over: then it counts nothing and says `false`.
     ///
     /// `is_current` tells whether the breaker is still in `generation`.
-    pub(super) fn record(
+    pub(crate) fn record(
         &self,
         generation: u32,
-        failed: bool,
+        ended: Ended,
         slow: bool,
         now: u64,
         is_current: impl Fn() -> bool,
     ) -> bool {
-        let outcome = self.add(generation, now, &is_current, |bucket| {
-            if failed { &bucket.failed } else { &bucket.succeeded }
+        let outcome = self.add(generation, now, &is_current, |bucket| match ended {
+            Ended::Succeeded => &bucket.succeeded,
+            Ended::Failed => &bucket.failed,
+            Ended::Abandoned => &bucket.abandoned,
         });
         if slow && outcome {
             self.add(generation, now, &is_current, |bucket| &bucket.slow);
@@ -121,7 +138,7 @@ impl Window {
     }
 
     /// Sums the calls of `generation` that lie in the window at `now`.
-    pub(super) fn totals(&self, generation: u32, now: u64) -> Totals {
+    pub(crate) fn totals(&self, generation: u32, now: u64) -> Totals {
         // Relaxed: a thread always sees its own additions and those before them in the same
         // counter; additions elsewhere may be seen a moment late.
         let newest = self.newest.load(Relaxed).max(now / self.bucket_nanos);
@@ -131,9 +148,75 @@ impl Window {
             let tag = tag(generation, slot);
             totals.succeeded += u64::from(bucket.succeeded.count(tag));
             totals.failed += u64::from(bucket.failed.count(tag));
+            totals.abandoned += u64::from(bucket.abandoned.count(tag));
             totals.slow += u64::from(bucket.slow.count(tag));
         }
         totals
+    }
+}
+
+/// Slots of [`InFlight`]: a limit and a window of at most [`BUCKETS`] steps each, and the edges.
+const BEGUN: u64 = 2 * BUCKETS + 2;
+
+/// Calls that are in flight, counted by when they began.
+///
+/// A step is a tenth of the window or of the limit, whichever is longer. A call is overdue when its
+/// whole step is, so at most a step late, and stays so for one window.
+pub(crate) struct InFlight {
+    limit: u64,
+    step: u64,
+    /// The limit in steps, rounded up.
+    reach: u64,
+    newest: CachePadded<AtomicU64>,
+    ring: [TaggedCounter; BEGUN as usize],
+}
+
+impl InFlight {
+    pub(crate) fn new(window_nanos: u64, limit_nanos: u64) -> Self {
+        let step = window_nanos.max(limit_nanos).div_ceil(BUCKETS).max(1);
+        Self {
+            limit: limit_nanos,
+            step,
+            reach: limit_nanos.div_ceil(step),
+            newest: CachePadded::new(AtomicU64::new(0)),
+            ring: std::array::from_fn(|_| TaggedCounter::default()),
+        }
+    }
+
+    /// Returns the slot of `now`, and whether this is the first look at it.
+    pub(crate) fn turn_to(&self, now: u64) -> (u64, bool) {
+        // Relaxed: as in `Window::turn_to`.
+        let newest = self.newest.load(Relaxed);
+        if now < (newest + 1).saturating_mul(self.step) {
+            return (newest, false);
+        }
+        let slot = now / self.step;
+        let before = self.newest.fetch_max(slot, Relaxed);
+        (slot.max(before), before < slot)
+    }
+
+    /// Counts a call that begins in `slot`, unless the slot or its generation is over.
+    pub(crate) fn begin(&self, generation: u32, slot: u64, is_current: impl Fn() -> bool) -> bool {
+        let counter = &self.ring[(slot % BEGUN) as usize];
+        let may_take = || self.newest.load(Relaxed) < slot + BEGUN && is_current();
+        counter.add(tag(generation, slot), may_take).is_some()
+    }
+
+    /// Counts the end of a call that began in `slot`.
+    pub(crate) fn end(&self, generation: u32, slot: u64) {
+        self.ring[(slot % BEGUN) as usize].take(tag(generation, slot));
+    }
+
+    /// Counts the calls of `generation` that are past the limit at `now` and still in flight.
+    pub(crate) fn overdue(&self, generation: u32, now: u64) -> u64 {
+        let newest = self.newest.load(Relaxed).max(now / self.step);
+        let oldest = newest.saturating_sub(self.reach + BUCKETS);
+        (oldest..=newest)
+            .take_while(|slot| {
+                (slot + 1).saturating_mul(self.step).saturating_add(self.limit) <= now
+            })
+            .map(|slot| u64::from(self.ring[(slot % BEGUN) as usize].count(tag(generation, slot))))
+            .sum()
     }
 }
 
@@ -145,13 +228,13 @@ fn tag(generation: u32, slot: u64) -> u32 {
 ///
 /// The tag is the high half of one word, the count the low half.
 #[derive(Default)]
-pub(super) struct TaggedCounter(AtomicU64);
+pub(crate) struct TaggedCounter(AtomicU64);
 
 impl TaggedCounter {
     /// Adds one under `tag` and returns the count, or nothing if the counter is not `tag`'s to take.
     ///
     /// A counter with another tag is taken over, starting at one, if `may_take` says so.
-    pub(super) fn add(&self, tag: u32, may_take: impl Fn() -> bool) -> Option<u32> {
+    pub(crate) fn add(&self, tag: u32, may_take: impl Fn() -> bool) -> Option<u32> {
         // Acquire, here and when the exchange fails: pairs with the Release of the exchange that
         // put a tag there. Its thread had seen the generation and the newest slot of that tag, so
         // `may_take`, which reads both, cannot miss them and answers `false` if ours is the older.
@@ -174,8 +257,21 @@ impl TaggedCounter {
         }
     }
 
+    /// Takes one from the count of `tag`, if there is one.
+    pub(crate) fn take(&self, tag: u32) {
+        let mut seen = self.0.load(Acquire);
+        while tag_of(seen) == tag && count_of(seen) > 0 {
+            // AcqRel: as in `clear`.
+            let less = pack(tag, count_of(seen) - 1);
+            match self.0.compare_exchange_weak(seen, less, AcqRel, Acquire) {
+                Ok(_) => return,
+                Err(other) => seen = other,
+            }
+        }
+    }
+
     /// Sets the count of `tag` to zero.
-    pub(super) fn clear(&self, tag: u32) {
+    pub(crate) fn clear(&self, tag: u32) {
         let mut seen = self.0.load(Acquire);
         while tag_of(seen) == tag && count_of(seen) > 0 {
             // AcqRel: keeps the chain of Releases that `add` reads from unbroken. Checked by
@@ -188,7 +284,7 @@ impl TaggedCounter {
     }
 
     /// Returns the count of `tag`.
-    pub(super) fn count(&self, tag: u32) -> u32 {
+    pub(crate) fn count(&self, tag: u32) -> u32 {
         let seen = self.0.load(Relaxed);
         if tag_of(seen) == tag { count_of(seen) } else { 0 }
     }
