@@ -42,7 +42,7 @@ enum Job {
     Features,
     /// Documentation, with warnings denied
     Doc,
-    /// The breaker and the memory tier's table under every interleaving of their threads
+    /// The breaker, the leases and the memory tier's table under every interleaving of their threads
     Loom,
     /// Licences, advisories and sources of the dependencies
     Deny,
@@ -178,7 +178,7 @@ fn features() -> Outcome {
 
 /// Runs the loom tests of the crates that have some.
 fn loom() -> Outcome {
-    ["resilience", "cache-tiered"].into_iter().try_for_each(loom_of)
+    ["resilience", "loadbalancer", "cache-tiered"].into_iter().try_for_each(loom_of)
 }
 
 /// Runs the loom tests of a crate, with a folder of their own so that the flag does not rebuild the

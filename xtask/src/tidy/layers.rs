@@ -27,6 +27,7 @@ const fn layer(folder: &'static str, package: &'static str, may: &'static [&'sta
 /// The table, from the bottom up. A new edge is a change of the design: the page first, then this.
 const LAYERS: &[Layer] = &[
     layer("crates/resilience", "resilience", &[]),
+    layer("crates/loadbalancer", "loadbalancer", &["resilience"]),
     layer("crates/cache-tiered", "cache-tiered", &["resilience"]),
     layer("crates/ultra-perf", "ultra-perf", &["cache-tiered", "resilience"]),
     layer("crates/http", "ultra-perf-http", &["ultra-perf"]),
