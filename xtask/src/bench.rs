@@ -230,6 +230,7 @@ mod tests {
         let known = known().expect("a workspace");
         let full: Vec<_> = known.iter().filter(|suite| suite.has_full).map(|s| &s.name).collect();
         assert_eq!(full, ["hit-ratio", "memory", "scheduler"]);
+        assert_eq!(full, ["hit-ratio", "loadbalancer"]);
     }
 
     #[test]

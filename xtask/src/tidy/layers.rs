@@ -29,6 +29,7 @@ const LAYERS: &[Layer] = &[
     layer("crates/memory", "memory", &[]),
     layer("crates/resilience", "resilience", &[]),
     layer("crates/scheduler", "scheduler", &[]),
+    layer("crates/loadbalancer", "loadbalancer", &["resilience"]),
     layer("crates/cache-tiered", "cache-tiered", &["resilience"]),
     layer("crates/ultra-perf", "ultra-perf", &["cache-tiered", "memory", "resilience"]),
     layer("crates/http", "ultra-perf-http", &["ultra-perf"]),

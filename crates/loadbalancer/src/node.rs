@@ -1,0 +1,215 @@
+//! One backend as the picks see it: a count of leases, a limit, a weight and a latency.
+//!
+//! The count carries two flags. WAITING says that somebody queues for a place, WATCHED that somebody
+//! wants to know when the last lease is back. Both sit in the word that every release changes anyway,
+//! so the release that finds no flag owes nobody anything, and there is no instant in which a waiter
+//! has seen no room and a releaser no waiter: whoever changes the word second sees what the first
+//! did. Flags are set and cleared under the lock of the queue and of the set, respectively.
+//!
+//! A node outlives its place in the set: leases hold it, and a backend that comes back under the same
+//! name gets its node back. What the leases touch stands first and together with the reference count
+//! of the `Arc`, so that taking a lease moves one or two cache lines, not three.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::CachePadded;
+
+use crate::balancer::Core;
+use crate::latency::{Latency, Median, Nanos};
+use crate::sync::{AcqRel, Acquire, AtomicU32, AtomicU64, Relaxed};
+
+const WAITING: u32 = 1 << 31;
+const WATCHED: u32 = 1 << 30;
+/// Leases that a backend without a limit can have.
+pub(crate) const UNLIMITED: u32 = WATCHED - 1;
+const COUNT: u32 = UNLIMITED;
+
+/// The state of one backend that leases and picks share.
+#[repr(C)]
+pub(crate) struct Node {
+    count: AtomicU32,
+    limit: AtomicU32,
+    failures_in_row: AtomicU32,
+    /// One through the weight in effect, as the bits of an `f32`; infinite for weight zero.
+    per_weight: AtomicU32,
+    pub(crate) latency: Latency,
+    answered: AtomicU64,
+    failed: AtomicU64,
+    leases: AtomicU64,
+    pub(crate) id: Arc<str>,
+    pub(crate) epoch: Instant,
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) core: Weak<Core>,
+}
+
+/// What all nodes of a balancer write to, apart from what they read.
+pub(crate) struct Fleet {
+    /// Leases of the policies that bound the load of a node by the mean of all.
+    pub(crate) bounded_leases: CachePadded<AtomicU64>,
+    pub(crate) median: CachePadded<Median>,
+    /// What a failure's latency is taken for, in nanoseconds.
+    pub(crate) failure_penalty: f64,
+}
+
+impl Fleet {
+    pub(crate) fn new(failure_penalty: Duration) -> Self {
+        Self {
+            failure_penalty: failure_penalty.as_nanos() as f64,
+            bounded_leases: CachePadded::new(AtomicU64::new(0)),
+            median: CachePadded::new(Median::unknown()),
+        }
+    }
+}
+
+/// What a release found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Released {
+    /// Somebody waits for a place.
+    pub(crate) awaited: bool,
+    /// It was the last lease of a node that is watched.
+    pub(crate) last_of_watched: bool,
+}
+
+impl Node {
+    pub(crate) fn new(id: Arc<str>, epoch: Instant, fleet: Arc<Fleet>, core: Weak<Core>) -> Self {
+        Self {
+            count: AtomicU32::new(0),
+            limit: AtomicU32::new(UNLIMITED),
+            failures_in_row: AtomicU32::new(0),
+            per_weight: AtomicU32::new(1.0_f32.to_bits()),
+            latency: Latency::unknown(),
+            answered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            leases: AtomicU64::new(0),
+            id,
+            epoch,
+            fleet,
+            core,
+        }
+    }
+
+    pub(crate) fn nanos(&self, now: Instant) -> Nanos {
+        nanos_since(self.epoch, now)
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.count.load(Relaxed) & COUNT
+    }
+
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit.load(Relaxed)
+    }
+
+    pub(crate) fn set_limit(&self, limit: u32) {
+        self.limit.store(limit.min(UNLIMITED), Relaxed);
+    }
+
+    pub(crate) fn per_weight(&self) -> f64 {
+        f64::from(f32::from_bits(self.per_weight.load(Relaxed)))
+    }
+
+    pub(crate) fn set_weight(&self, weight: f64) {
+        self.per_weight.store(((1.0 / weight) as f32).to_bits(), Relaxed);
+    }
+
+    /// The leases out if there is room for one more.
+    pub(crate) fn room(&self) -> Option<u32> {
+        let count = self.in_flight();
+        (count < self.limit()).then_some(count)
+    }
+
+    /// Takes a place if there is one.
+    pub(crate) fn try_enter(&self) -> bool {
+        let limit = self.limit();
+        let enter = |count: u32| (count & COUNT < limit).then(|| count + 1);
+        // Acquire: a place that was given back is seen with what its lease recorded. Pairs with the
+        // AcqRel in `leave`; checked by `loom_a_place_is_given_once`.
+        let entered = self.count.fetch_update(AcqRel, Acquire, enter).is_ok();
+        if entered {
+            // On a line that this thread has just made its own.
+            self.leases.fetch_add(1, Relaxed);
+        }
+        entered
+    }
+
+    /// Gives a place back.
+    pub(crate) fn leave(&self) -> Released {
+        // AcqRel: as in `try_enter`; a waiter that set its flag before this has queued before this.
+        // Checked by `loom_no_waiter_is_forgotten`.
+        let before = self.count.fetch_sub(1, AcqRel);
+        debug_assert!(before & COUNT > 0, "a place was given back twice");
+        Released {
+            awaited: before & WAITING != 0,
+            last_of_watched: before & (COUNT | WATCHED) == (1 | WATCHED),
+        }
+    }
+
+    /// Makes every later release say that somebody waits.
+    pub(crate) fn await_places(&self) {
+        if self.count.load(Relaxed) & WAITING == 0 {
+            self.count.fetch_or(WAITING, AcqRel);
+        }
+    }
+
+    /// Ends what [`await_places`](Self::await_places) began.
+    pub(crate) fn stop_awaiting(&self) {
+        if self.count.load(Relaxed) & WAITING != 0 {
+            self.count.fetch_and(!WAITING, AcqRel);
+        }
+    }
+
+    /// Makes the release of the last lease say so; returns the leases out.
+    pub(crate) fn watch(&self) -> u32 {
+        self.count.fetch_or(WATCHED, AcqRel) & COUNT
+    }
+
+    /// Ends what [`watch`](Self::watch) began.
+    pub(crate) fn stop_watching(&self) {
+        self.count.fetch_and(!WATCHED, AcqRel);
+    }
+
+    /// Counts a good answer.
+    pub(crate) fn succeeded(&self) {
+        self.answered.fetch_add(1, Relaxed);
+        if self.failures_in_row.load(Relaxed) != 0 {
+            self.failures_in_row.store(0, Relaxed);
+        }
+    }
+
+    /// Counts a failure and returns how many there were in a row.
+    pub(crate) fn failed(&self) -> u32 {
+        self.answered.fetch_add(1, Relaxed);
+        self.failed.fetch_add(1, Relaxed);
+        self.failures_in_row.fetch_add(1, Relaxed).saturating_add(1)
+    }
+
+    /// Forgets the failures in a row.
+    pub(crate) fn forgive(&self) {
+        self.failures_in_row.store(0, Relaxed);
+    }
+
+    /// Answers and failures so far; an answer is a call that succeeded or failed.
+    pub(crate) fn answers(&self) -> (u64, u64) {
+        (self.answered.load(Relaxed), self.failed.load(Relaxed))
+    }
+
+    pub(crate) fn leases(&self) -> u64 {
+        self.leases.load(Relaxed)
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.id)
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The time since the balancer was built; a time before that counts as that.
+pub(crate) fn nanos_since(epoch: Instant, now: Instant) -> Nanos {
+    u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX)
+}
