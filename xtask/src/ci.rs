@@ -42,8 +42,7 @@ enum Job {
     Features,
     /// Documentation, with warnings denied
     Doc,
-    /// The breaker, the memory tier's table and the pools under every interleaving of their threads
-    /// The breaker, the leases and the memory tier's table under every interleaving of their threads
+    /// What threads hand over without a lock, under every interleaving of them
     Loom,
     /// Licences, advisories and sources of the dependencies
     Deny,
@@ -182,8 +181,8 @@ fn features() -> Outcome {
 
 /// Runs the loom tests of the crates that have some.
 fn loom() -> Outcome {
-    ["resilience", "cache-tiered", "memory", "scheduler"].into_iter().try_for_each(loom_of)
-    ["resilience", "loadbalancer", "cache-tiered"].into_iter().try_for_each(loom_of)
+    let with_models = ["resilience", "loadbalancer", "cache-tiered", "memory", "scheduler"];
+    with_models.into_iter().try_for_each(loom_of)
 }
 
 /// Runs the loom tests of a crate, with a folder of their own so that the flag does not rebuild the

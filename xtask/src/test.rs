@@ -9,7 +9,10 @@ use crate::{Outcome, repo};
 /// Optional features that the tests and the lints include; everything but the peers of the benches.
 pub(crate) const FEATURES: &str = "--features \
      cache-tiered/sled,cache-tiered/lz4,cache-tiered/encryption,cache-tiered/wincode,\
-     cache-tiered/messagepack,cache-tiered/redis-rs";
+     cache-tiered/messagepack,cache-tiered/redis-rs,\
+     memory/glibc,memory/jemalloc-profile,memory/serde,\
+     resilience/http,resilience/rate-limit,resilience/tower,\
+     loadbalancer/checks,loadbalancer/discovery,loadbalancer/tower,scheduler/tower";
 
 /// Installs the Debian package without letting it start or keep a server: the tests start their own.
 ///
