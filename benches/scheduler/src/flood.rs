@@ -137,8 +137,11 @@ fn measure(entrant: &Entrant, seed: u64) -> Reading {
     let low_done = flood.low_done.load(Ordering::Relaxed) - low_before;
     let measured = start.elapsed();
     flood.ends.store(true, Ordering::Relaxed);
-    // What was submitted last may wait for the whole backlog.
-    thread::sleep(Duration::from_millis(40));
+    // What was submitted last may wait for the whole backlog, and a runtime must not be dropped by a task
+    // of its own.
+    while Arc::strong_count(&flood) > 1 || Arc::strong_count(&waits) > 1 {
+        thread::sleep(Duration::from_millis(1));
+    }
     engine.stop();
     let mut waits = std::mem::take(&mut *waits.lock().expect("nobody panics"));
     waits.sort_by(f64::total_cmp);

@@ -164,7 +164,9 @@ fn capacity(entrant: &Entrant) -> f64 {
     thread::sleep(Duration::from_millis(700));
     let counted = done.load(Ordering::Relaxed) - before;
     let rate = counted as f64 / start.elapsed().as_secs_f64();
-    thread::sleep(Duration::from_millis(200));
+    while Arc::strong_count(&engine) > 1 {
+        thread::sleep(Duration::from_millis(1));
+    }
     engine.stop();
     rate
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use rayon::ThreadPool;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -43,6 +43,8 @@ const FAILURES: usize = 10_000;
 const HAND_BACK: (u32, Duration) = (64, Duration::from_millis(5));
 /// How often a drainer without a task looks for one before it gives its slot back: about a microsecond.
 const LINGER: u32 = 32;
+/// How often to look at a taken lock before waiting for it.
+const SPINS: u32 = 64;
 /// How often a drainer that was stolen by a waiting worker looks for another one to run it.
 const BOUNCES: u32 = 32;
 /// How many overdue tasks of overloaded levels are taken out under one lock.
@@ -450,6 +452,20 @@ impl LaneCore {
         }
     }
 
+    /// Locks the lane, on the way of every task.
+    ///
+    /// The lock is held for some hundred nanoseconds, so spinning that long beats giving the processor
+    /// away, which is what `parking_lot` does after a few rounds.
+    fn lock(&self) -> MutexGuard<'_, LaneState> {
+        for _ in 0..SPINS {
+            if let Some(state) = self.state.try_lock() {
+                return state;
+            }
+            std::hint::spin_loop();
+        }
+        self.state.lock()
+    }
+
     /// Tells callers that wait for room that there may be some.
     fn has_room(&self) {
         for (callers, room) in self.callers.iter().zip(&self.room) {
@@ -545,7 +561,7 @@ impl Core {
         let mut first = None;
         let mut given_up = Vec::new();
         {
-            let mut state = here.state.lock();
+            let mut state = here.lock();
             let room = state.room(here, options, count, &mut evicted);
             match room {
                 Ok(()) => {}
@@ -848,7 +864,7 @@ impl Core {
         let mut left = None;
         let (next, linger, another, empty, given_up);
         {
-            let mut state = here.state.lock();
+            let mut state = here.lock();
             match ended {
                 Some((id, Step::Ended(ending, to_wake))) => {
                     wake = Some(to_wake);

@@ -52,6 +52,8 @@
 mod admission;
 mod cell;
 mod dispatch;
+#[cfg(feature = "durable-redis")]
+mod durable;
 mod group;
 mod handle;
 mod lane;
@@ -73,6 +75,8 @@ mod watchdog;
 mod work;
 
 pub use admission::{CoDel, CoDelSettings, Order, WhenFull};
+#[cfg(feature = "durable-redis")]
+pub use durable::{DurableError, DurableQueue, DurableSettings, Job};
 pub use group::TaskGroup;
 pub use handle::TaskHandle;
 pub use lane::Lane;

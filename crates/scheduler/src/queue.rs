@@ -459,6 +459,11 @@ impl<T> Queue<T> {
         self.sequence
     }
 
+    /// Returns how long tasks of a level may wait before it is aged.
+    pub(crate) fn target_of(&self, priority: Priority) -> Duration {
+        self.levels[priority.index()].target
+    }
+
     /// Returns the oldest queued task of the level and since when it waits.
     pub(crate) fn oldest_of(&self, priority: Priority) -> Option<Instant> {
         self.oldest(priority.index())

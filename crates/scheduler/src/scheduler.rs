@@ -24,12 +24,15 @@ use crate::rules::{Listener, RuleSettings, Rules, SchedulerEvent, TICK};
 use crate::stats::{LaneStats, LevelStats, SchedulerStats};
 use crate::submission::Submission;
 use crate::task::{Priority, ShedReason, TaskError, TaskId, TaskState};
+use crate::watchdog::{LaneFigures, health};
 use crate::work::{Closure, Once, RetriedClosure, RetriedFuture, TaskContext};
 
 /// How long the end of a scheduler waits for its own threads.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How many places of a lane's table are looked at under one lock.
 const PAGE: usize = 4_096;
+/// A lane in which tasks wait and none has started for so long is stalled.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
 
 /// Orders tasks ahead of tokio and rayon.
 ///
@@ -300,6 +303,8 @@ impl Scheduler {
     }
 
     fn lane_stats(&self, lane: Lane, now: Instant) -> LaneStats {
+        // First, because the watchdog looks at lanes under its own lock.
+        let holding = self.core().rules.watchdog.lock().holding(lane);
         let state = self.core().lane(lane).state.lock();
         let levels = Priority::ALL.map(|priority| {
             let (counts, wait, run) = state.ledger.level(priority);
@@ -317,10 +322,23 @@ impl Scheduler {
                 run,
             }
         });
+        let running = state.queue.running();
+        let of_level = |level: &LevelStats| {
+            let figures = LaneFigures {
+                queued: level.queued,
+                running,
+                slots: state.slots,
+                holding,
+                oldest: level.oldest,
+                last_start: now.saturating_duration_since(state.rules.last_start),
+            };
+            health(figures, state.queue.target_of(level.priority), STALLED_AFTER)
+        };
         LaneStats {
             lane,
             slots: state.slots,
-            running: state.queue.running(),
+            running,
+            health: levels.iter().map(of_level).max().unwrap_or_default(),
             levels,
             types: state.ledger.rows().to_vec(),
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::lane::Lane;
 use crate::task::Priority;
+use crate::watchdog::LaneHealth;
 
 /// Buckets of a histogram: four to each power of two, from 128 ns to about 137 s.
 const BUCKETS: usize = 120;
@@ -212,6 +213,8 @@ pub struct LaneStats {
     pub slots: usize,
     /// Tasks that run at this moment.
     pub running: usize,
+    /// How the lane is.
+    pub health: LaneHealth,
     /// The levels, from `Critical` to `Low`.
     pub levels: [LevelStats; 4],
     /// Each type at each level of which there was a task, in the order in which they came.

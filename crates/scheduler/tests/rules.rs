@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use scheduler::{
-    CoDelSettings, Lane, LimitReason, Priority, Scheduler, SchedulerBuilder, SchedulerEvent,
-    ShedReason, TaskError,
+    CoDelSettings, Lane, LaneHealth, LimitReason, Priority, Scheduler, SchedulerBuilder,
+    SchedulerEvent, ShedReason, TaskError,
 };
 
 /// How long anything may take on a busy machine.
@@ -231,8 +231,13 @@ fn the_watchdog_names_a_task_that_holds_its_worker_once() {
     let SchedulerEvent::HeldTooLong(held) = next(&events) else { panic!("another event") };
     assert_eq!((held.task_type, held.lane, held.limit), ("occupy", Lane::Cpu, ms(20)));
     assert!(held.held > ms(20));
+    let health = || scheduler.stats().lane(Lane::Cpu).health;
+    assert_eq!(health(), LaneHealth::Healthy, "nothing waits");
+    let waits = scheduler.cpu("waits", |_| ()).submit().expect("there is room");
+    assert_eq!(health(), LaneHealth::Stalled, "every worker is held too long");
     assert!(events.recv_timeout(ms(250)).is_err(), "it is named once");
     drop(release);
+    assert_eq!(waits.wait(), Ok(()));
 }
 
 #[test]
