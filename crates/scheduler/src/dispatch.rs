@@ -49,6 +49,8 @@ const SPINS: u32 = 64;
 const BOUNCES: u32 = 32;
 /// How many overdue tasks of overloaded levels are taken out under one lock.
 const GIVE_UP: usize = 64;
+/// How many places of a lane's table the watchdog looks at under one lock.
+const PAGE: usize = 4_096;
 
 /// What a lane can do with a task, whatever it is.
 pub(crate) trait Task: Send + Sync {
@@ -1235,20 +1237,24 @@ impl Core {
         }
     }
 
-    /// The tasks of a lane that run.
+    /// The tasks of a lane that run; looks at some places of the table at a time.
     fn running(&self, lane: Lane) -> Vec<RunningTask> {
-        let state = self.lane(lane).state.lock();
-        if state.queue.running() == 0 {
-            return Vec::new();
+        let mut tasks = Vec::new();
+        for first in (0..).step_by(PAGE) {
+            let state = self.lane(lane).state.lock();
+            if tasks.len() >= state.queue.running() || first >= state.queue.places() {
+                break;
+            }
+            let page = state.queue.page(first, PAGE);
+            let running = page.filter(|seen| seen.standing == Standing::Running);
+            tasks.extend(running.map(|seen| RunningTask {
+                id: seen.id,
+                task_type: state.ledger.name(seen.task.row),
+                lane,
+                since: seen.since,
+            }));
         }
-        let running = state.queue.iter().filter(|seen| seen.standing == Standing::Running);
-        let tasks = running.map(|seen| RunningTask {
-            id: seen.id,
-            task_type: state.ledger.name(seen.task.row),
-            lane,
-            since: seen.since,
-        });
-        tasks.collect()
+        tasks
     }
 
     /// Sets the limit of a lane by hand, or lets it be what it was.
@@ -1273,21 +1279,27 @@ impl Core {
     pub(crate) fn serve_important(self: &Arc<Self>) {
         let here = self.lane(Lane::Cpu);
         let mut ended: Option<(TaskId, Step)> = None;
+        let mut busy = false;
         loop {
             if let Some((id, step)) = ended.take() {
                 self.finish(id, step);
+            }
+            if std::mem::take(&mut busy) {
+                here.state.lock().rules.busy -= 1;
             }
             let (start, given_up) = {
                 let mut state = here.state.lock();
                 let least = state.rules.least;
                 let start = loop {
                     if let Some(start) = state.next(least, Instant::now(), &self.timer) {
+                        state.rules.busy += 1;
                         break Some(start);
                     }
                     if !state.given_up.is_empty() {
                         break None;
                     }
-                    if state.closed.is_some() && state.queue.len() == 0 {
+                    // Nothing waits any more, and nothing will come.
+                    if state.closed.is_some() && state.queue.len() == state.queue.running() {
                         return;
                     }
                     state.rules.idle += 1;
@@ -1299,15 +1311,19 @@ impl Core {
             };
             self.give_up(Lane::Cpu, given_up);
             if let Some(start) = start {
+                busy = true;
                 let id = start.id;
                 ended = self.run(start).map(|step| (id, step));
             }
         }
     }
 
-    /// Wakes the threads that are kept, so that they see that the lane is closed.
-    pub(crate) fn wake_important(&self) {
-        self.lane(Lane::Cpu).important.notify_all();
+    /// Wakes the threads that are kept, so that they see that the lane is closed, and says whether
+    /// one of them runs a task.
+    pub(crate) fn wake_important(&self) -> bool {
+        let here = self.lane(Lane::Cpu);
+        here.important.notify_all();
+        here.state.lock().rules.busy > 0
     }
 
     /// Lets go of the rayon pool, whose threads end when their work does.

@@ -93,6 +93,8 @@ pub(crate) struct LaneRules {
     pub(crate) moves: bool,
     /// Threads that wait for tasks of the upper levels, and the lowest that they take.
     pub(crate) idle: usize,
+    /// How many of them run a task.
+    pub(crate) busy: usize,
     pub(crate) least: Priority,
     /// When a task was last started.
     pub(crate) last_start: Instant,
@@ -113,6 +115,7 @@ impl LaneRules {
             moves: limit.moves(),
             limit,
             idle: 0,
+            busy: 0,
             least,
             last_start: now,
         }

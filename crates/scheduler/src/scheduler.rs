@@ -442,13 +442,16 @@ impl Owner {
             self.core.end_running(lane, &TaskError::Cancelled);
         }
         self.core.drop_pool();
-        self.core.wake_important();
         let end = Instant::now() + PATIENCE;
         for thread in self.reserved.lock().drain(..) {
-            // The last clone may be dropped in a task of that very thread, or while a task there runs on.
+            // The last clone may be dropped in a task of that very thread.
             let own = thread.thread().id() == std::thread::current().id();
-            while !own && !thread.is_finished() && Instant::now() < end {
-                self.core.wake_important();
+            // One that runs a task ends after it, on its own: the drop waits for no task.
+            while !own
+                && !thread.is_finished()
+                && !self.core.wake_important()
+                && Instant::now() < end
+            {
                 std::thread::sleep(Duration::from_micros(100));
             }
             if thread.is_finished() {
