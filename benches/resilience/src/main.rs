@@ -16,8 +16,11 @@
 #[cfg(feature = "peers")]
 mod peers;
 
+use std::future::ready;
 use std::hint::black_box;
+use std::pin::pin;
 use std::process::ExitCode;
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +37,12 @@ fn main() -> ExitCode {
     suite.time("closed call, complete(Success)", Clock::Cpu, CALLS).at_most(1.7).compare(
         "Instant::now()",
         || calls(&closed),
+        read_time,
+    );
+
+    suite.time("closed call, call(|| future)", Clock::Cpu, CALLS).at_most(1.7).compare(
+        "Instant::now()",
+        || futures(&closed),
         read_time,
     );
 
@@ -140,6 +149,15 @@ fn breaker() -> CircuitBreaker {
 fn calls(breaker: &CircuitBreaker) {
     for _ in 0..CALLS {
         black_box(breaker).try_acquire().expect("closed").complete(Outcome::Success);
+    }
+}
+
+/// Calls whose future is there at once, polled in place.
+fn futures(breaker: &CircuitBreaker) {
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..CALLS {
+        let call = pin!(black_box(breaker).call(|| ready(Ok::<_, ()>(()))));
+        assert!(matches!(call.poll(&mut context), Poll::Ready(Ok(()))));
     }
 }
 

@@ -67,6 +67,7 @@ impl CircuitBreaker {
     ///
     /// [`Open`] while calls are turned away: the breaker is open, or half-open with all its probes
     /// in flight.
+    #[inline]
     pub fn try_acquire(&self) -> Result<Permit, Open> {
         self.acquire(None)
     }
@@ -76,10 +77,12 @@ impl CircuitBreaker {
     /// # Errors
     ///
     /// As [`try_acquire`](Self::try_acquire).
+    #[inline]
     pub fn try_acquire_at(&self, now: Instant) -> Result<Permit, Open> {
         self.acquire(Some(now))
     }
 
+    #[inline]
     fn acquire(&self, now: Option<Instant>) -> Result<Permit, Open> {
         let (ticket, probing) = self.shared.admit(now)?;
         let shared = Arc::clone(&self.shared);
@@ -244,14 +247,20 @@ impl fmt::Debug for CircuitBreaker {
 }
 
 impl Shared {
+    #[inline]
     fn nanos(&self, now: Instant) -> u64 {
         nanos(now.saturating_duration_since(self.epoch))
     }
 
-    fn admit(&self, now: Option<Instant>) -> Result<(Ticket, Option<Probing>), Open> {
-        if let Some(ticket) = self.machine.acquire_untimed() {
-            return Ok((ticket, None));
+    #[inline]
+    fn admit(&self, now: Option<Instant>) -> Result<(Ticket, Turn), Open> {
+        match self.machine.acquire_untimed() {
+            Some(ticket) => Ok((ticket, None)),
+            None => self.admit_timed(now),
         }
+    }
+
+    fn admit_timed(&self, now: Option<Instant>) -> Result<(Ticket, Turn), Open> {
         let now = now.unwrap_or_else(Instant::now);
         let nanos = self.nanos(now);
         let probing = match &self.member {
@@ -259,7 +268,7 @@ impl Shared {
             Some(member) if self.machine.probes(nanos) => {
                 let timeout = Duration::from_nanos(self.machine.probe_timeout());
                 match member.try_probe(now, timeout) {
-                    Ok(probing) => probing,
+                    Ok(probing) => probing.map(Box::new),
                     Err(_) => return Err(self.machine.refuse()),
                 }
             }
@@ -269,9 +278,11 @@ impl Shared {
     }
 
     /// Takes the outcome of a call, and tells a failure to the group of the dependency.
+    #[inline]
     fn complete(&self, ticket: Ticket, outcome: Outcome, now: Instant) {
         self.machine.complete(ticket, outcome, self.nanos(now));
-        if let (Some(member), Outcome::Failure | Outcome::Overload { .. }) = (&self.member, outcome)
+        if outcome.is_failure()
+            && let Some(member) = &self.member
         {
             member.failed_at(now);
         }
@@ -288,11 +299,13 @@ pub struct Permit(Guard<Arc<Shared>>);
 
 impl Permit {
     /// Reports how the call ended.
+    #[inline]
     pub fn complete(mut self, outcome: Outcome) {
         self.0.complete(outcome, None);
     }
 
     /// Reports how the call ended at `now`.
+    #[inline]
     pub fn complete_at(mut self, outcome: Outcome, now: Instant) {
         self.0.complete(outcome, Some(now));
     }
@@ -304,14 +317,18 @@ impl fmt::Debug for Permit {
     }
 }
 
+/// The turn at probing of a probe in an incident; in a box, since it is rare and a permit is moved.
+type Turn = Option<Box<Probing>>;
+
 /// Gives a ticket back exactly once: with an outcome, or by drop.
 struct Guard<S: Deref<Target = Shared>> {
     shared: S,
     ticket: Option<Ticket>,
-    _probing: Option<Probing>,
+    _probing: Turn,
 }
 
 impl<S: Deref<Target = Shared>> Guard<S> {
+    #[inline]
     fn complete(&mut self, outcome: Outcome, now: Option<Instant>) {
         if let Some(ticket) = self.ticket.take() {
             self.shared.complete(ticket, outcome, now.unwrap_or_else(Instant::now));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 /// A duration in nanoseconds; what does not fit is the longest.
+#[inline]
 pub(crate) fn nanos(duration: Duration) -> u64 {
     duration
         .as_secs()

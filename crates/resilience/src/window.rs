@@ -81,6 +81,7 @@ impl Window {
     /// Counts one call, unless its generation is over: then it counts nothing and says `false`.
     ///
     /// `is_current` tells whether the breaker is still in `generation`.
+    #[inline]
     pub(crate) fn record(
         &self,
         generation: u32,
@@ -100,6 +101,7 @@ impl Window {
         outcome
     }
 
+    #[inline]
     fn add(
         &self,
         generation: u32,
@@ -123,6 +125,7 @@ impl Window {
     }
 
     /// Raises the newest slot to that of `now` and returns the newest.
+    #[inline]
     fn turn_to(&self, now: u64) -> u64 {
         // Relaxed: whoever puts a slot's tag into a counter has seen `newest` at that slot before,
         // and the Release and Acquire on the counter (see `TaggedCounter::add`) hand this on, so
@@ -155,8 +158,9 @@ impl Window {
     }
 }
 
-/// Slots of [`InFlight`]: a limit and a window of at most [`BUCKETS`] steps each, and the edges.
-const BEGUN: u64 = 2 * BUCKETS + 2;
+/// Slots of [`InFlight`]: a limit and a window of at most [`BUCKETS`] steps each, and the edges. A power
+/// of two, so that the low half of a slot's number finds its place.
+const BEGUN: u64 = (2 * BUCKETS + 2).next_power_of_two();
 
 /// Calls that are in flight, counted by when they began.
 ///
@@ -202,8 +206,9 @@ impl InFlight {
         counter.add(tag(generation, slot), may_take).is_some()
     }
 
-    /// Counts the end of a call that began in `slot`.
-    pub(crate) fn end(&self, generation: u32, slot: u64) {
+    /// Counts the end of a call that began in the slot whose number ends in `slot`.
+    pub(crate) fn end(&self, generation: u32, slot: u32) {
+        let slot = u64::from(slot);
         self.ring[(slot % BEGUN) as usize].take(tag(generation, slot));
     }
 
@@ -234,6 +239,7 @@ impl TaggedCounter {
     /// Adds one under `tag` and returns the count, or nothing if the counter is not `tag`'s to take.
     ///
     /// A counter with another tag is taken over, starting at one, if `may_take` says so.
+    #[inline]
     pub(crate) fn add(&self, tag: u32, may_take: impl Fn() -> bool) -> Option<u32> {
         // Acquire, here and when the exchange fails: pairs with the Release of the exchange that
         // put a tag there. Its thread had seen the generation and the newest slot of that tag, so
@@ -271,6 +277,7 @@ impl TaggedCounter {
     }
 
     /// Sets the count of `tag` to zero.
+    #[inline]
     pub(crate) fn clear(&self, tag: u32) {
         let mut seen = self.0.load(Acquire);
         while tag_of(seen) == tag && count_of(seen) > 0 {

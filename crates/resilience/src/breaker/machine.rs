@@ -95,9 +95,12 @@ pub(crate) struct Ticket {
     generation: u32,
     /// When the call began; only set where slow calls count.
     started: u64,
-    /// Where the call counts among those in flight, if it does.
-    slot: Option<u64>,
+    /// The low half of the slot in which the call counts among those in flight, or `NO_SLOT`; of four
+    /// billion slots one counts no ends.
+    slot: u32,
 }
+
+const NO_SLOT: u32 = u32::MAX;
 
 /// The breaker without its name and its clock.
 pub(crate) struct Machine {
@@ -143,12 +146,13 @@ impl Machine {
     }
 
     /// Admits a call without asking for the time, where that can be done.
+    #[inline]
     pub(crate) fn acquire_untimed(&self) -> Option<Ticket> {
         let word = self.load();
         (word.is_closed() && self.settings.slow_call.is_none()).then(|| Ticket {
             generation: word.generation(),
             started: 0,
-            slot: None,
+            slot: NO_SLOT,
         })
     }
 
@@ -199,7 +203,11 @@ impl Machine {
                 if word.generation() != admitted.generation() {
                     self.tell(State::Open, State::HalfOpen, Reason::OpenTimeOver, now);
                 }
-                return Ok(Ticket { generation: admitted.generation(), started: now, slot: None });
+                return Ok(Ticket {
+                    generation: admitted.generation(),
+                    started: now,
+                    slot: NO_SLOT,
+                });
             }
         }
     }
@@ -207,7 +215,7 @@ impl Machine {
     /// Counts a call that begins in a closed breaker, or nothing if that is no longer what it is.
     fn begin(&self, word: Word, now: u64) -> Option<Ticket> {
         let generation = word.generation();
-        let mut slot = None;
+        let mut slot = NO_SLOT;
         if let Some(in_flight) = &self.in_flight {
             let (newest, turned) = in_flight.turn_to(now);
             if turned && self.hangs(word, in_flight, now) {
@@ -216,7 +224,7 @@ impl Machine {
             if !in_flight.begin(generation, newest, || self.load().generation() == generation) {
                 return None;
             }
-            slot = Some(newest);
+            slot = newest as u32;
         }
         Some(Ticket { generation, started: now, slot })
     }
@@ -287,6 +295,7 @@ impl Machine {
     }
 
     /// Takes the outcome of an admitted call.
+    #[inline]
     pub(crate) fn complete(&self, ticket: Ticket, outcome: Outcome, now: u64) {
         self.end(ticket);
         let slow =
@@ -327,8 +336,10 @@ impl Machine {
     }
 
     fn end(&self, ticket: Ticket) {
-        if let (Some(in_flight), Some(slot)) = (&self.in_flight, ticket.slot) {
-            in_flight.end(ticket.generation, slot);
+        if ticket.slot != NO_SLOT
+            && let Some(in_flight) = &self.in_flight
+        {
+            in_flight.end(ticket.generation, ticket.slot);
         }
     }
 
@@ -347,6 +358,7 @@ impl Machine {
     }
 
     /// Counts a call of the closed state and opens the breaker if that was one too many.
+    #[inline]
     fn count(&self, word: Word, ended: Ended, slow: bool, now: u64) {
         let generation = word.generation();
         let is_current = || self.load().generation() == generation;
