@@ -449,7 +449,7 @@ impl Core {
         if let Some(preferred) = pick.preferred()
             && let Some(node) = snapshot.ready.get(preferred)
             && !pick.avoids(&node.id)
-            && node.try_enter()
+            && node.try_enter(at.map_or(0, |(now, _)| now))
         {
             if snapshot.bounded {
                 self.fleet.bounded_leases.fetch_add(1, Relaxed);

@@ -6,6 +6,9 @@
 //! backend nobody asked for a while is taken for an ordinary one, where the original takes it for
 //! the fastest of all and floods it until its first answer.
 //!
+//! A backend that has leases and does not answer is taken to be at least as slow as it has been silent,
+//! so one that hangs loses its traffic before the first call to it has timed out.
+//!
 //! Value and stamp are two words that are read and written without any order between them. A reader
 //! may see one old and one new, and two writers may lose one of two samples; both cost one sample.
 
@@ -64,6 +67,16 @@ impl Latency {
         }
         let age = now.saturating_sub(self.stamp.load(Relaxed));
         usual + (value - usual) * averaging.kept(age)
+    }
+
+    /// How long a backend has not answered that has had leases since `busy_since`, in nanoseconds.
+    ///
+    /// A lease that is out tells by its age that calls take at least so long, before it is back.
+    pub(crate) fn silence(&self, busy_since: Nanos, now: Nanos) -> f64 {
+        match busy_since {
+            0 => 0.0,
+            since => now.saturating_sub(since.max(self.stamp.load(Relaxed))) as f64,
+        }
     }
 
     /// Takes a sample.
@@ -171,6 +184,17 @@ mod tests {
         assert_eq!(latency.estimate(3 * SECOND, averaging(), 1.0 * MS), 30.0 * MS);
         latency.record(5.0 * MS, 3 * SECOND, averaging(), 1.0 * MS);
         assert_eq!(latency.last(), Some(30.0 * MS), "a fast sample without time changes nothing");
+    }
+
+    #[test]
+    fn silence_counts_from_the_first_lease_or_the_last_answer() {
+        let latency = Latency::unknown();
+        assert_eq!(latency.silence(0, 9 * SECOND), 0.0, "nobody has read the clock");
+        assert_eq!(latency.silence(2 * SECOND, 9 * SECOND), 7e9);
+        latency.record(MS, 5 * SECOND, averaging(), MS);
+        assert_eq!(latency.silence(2 * SECOND, 9 * SECOND), 4e9);
+        assert_eq!(latency.silence(8 * SECOND, 9 * SECOND), 1e9);
+        assert_eq!(latency.silence(8 * SECOND, 3 * SECOND), 0.0, "a clock that went back");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(crate) struct Node {
     /// One through the weight in effect, as the bits of an `f32`; infinite for weight zero.
     per_weight: AtomicU32,
     pub(crate) latency: Latency,
+    /// When it last took a lease while it had none, if the policy reads the clock.
+    busy_since: AtomicU64,
     answered: AtomicU64,
     failed: AtomicU64,
     leases: AtomicU64,
@@ -80,6 +82,7 @@ impl Node {
             failures_in_row: AtomicU32::new(0),
             per_weight: AtomicU32::new(1.0_f32.to_bits()),
             latency: Latency::unknown(),
+            busy_since: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             leases: AtomicU64::new(0),
@@ -120,18 +123,26 @@ impl Node {
         (count < self.limit()).then_some(count)
     }
 
-    /// Takes a place if there is one.
-    pub(crate) fn try_enter(&self) -> bool {
+    /// Since when it has had leases without a pause; zero if nobody has read the clock.
+    pub(crate) fn busy_since(&self) -> Nanos {
+        self.busy_since.load(Relaxed)
+    }
+
+    /// Takes a place if there is one; `now` is zero for policies that read no clock.
+    pub(crate) fn try_enter(&self, now: Nanos) -> bool {
         let limit = self.limit();
         let enter = |count: u32| (count & COUNT < limit).then(|| count + 1);
         // Acquire: a place that was given back is seen with what its lease recorded. Pairs with the
         // AcqRel in `leave`; checked by `loom_a_place_is_given_once`.
-        let entered = self.count.fetch_update(AcqRel, Acquire, enter).is_ok();
-        if entered {
+        let before = self.count.fetch_update(AcqRel, Acquire, enter);
+        if let Ok(before) = before {
             // On a line that this thread has just made its own.
             self.leases.fetch_add(1, Relaxed);
+            if before & COUNT == 0 {
+                self.busy_since.store(now, Relaxed);
+            }
         }
-        entered
+        before.is_ok()
     }
 
     /// Gives a place back.

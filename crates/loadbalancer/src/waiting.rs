@@ -104,7 +104,7 @@ mod tests {
 
     fn served(waiters: &Waiters<char>, nodes: &Arc<[Arc<Node>]>) -> String {
         let mut order = String::new();
-        let find = |_: &char| nodes[0].try_enter().then_some(());
+        let find = |_: &char| nodes[0].try_enter(0).then_some(());
         waiters.serve(|| Arc::clone(nodes), find, |waiter, ()| order.push(waiter));
         order
     }

@@ -15,8 +15,8 @@ const PROBES_PER_CALL: usize = 3;
 const PROBE_TIME_NS: u64 = 500_000;
 const PROBE_AGE_MAX_NS: u64 = 1_000_000_000;
 /// How often a probe can be used: each use makes it less true.
-const USES_MAX: u32 = 3;
-const HOT_QUANTILE: f64 = 0.8;
+const USES_MAX: u32 = 2;
+const HOT_QUANTILE: f64 = 0.75;
 /// Loads from which the quantile is taken.
 const LOADS: usize = 128;
 

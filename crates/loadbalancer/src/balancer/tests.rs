@@ -533,6 +533,22 @@ fn a_cancelled_call_makes_a_hanging_backend_look_slow() {
 }
 
 #[test]
+fn a_hanging_backend_loses_its_traffic_before_anything_has_timed_out() {
+    let start = Instant::now() + SECOND;
+    let balancer = builder("hangs works").policy(Policy::default()).build_at(start).expect("valid");
+    let mut hanging = Vec::new();
+    for step in 1..=1_000_u32 {
+        let now = start + step * SECOND / 100;
+        let lease = take(&balancer, now);
+        match &**lease.backend() {
+            "hangs" => hanging.push(lease),
+            _ => lease.complete_at(Outcome::Success, now + SECOND / 100),
+        }
+    }
+    assert!((1..10).contains(&hanging.len()), "{} calls hang", hanging.len());
+}
+
+#[test]
 fn clocks_that_jump_end_ejections_and_break_nothing() {
     let start = Instant::now();
     let balancer = builder("a b").policy(Policy::default()).build_at(start).expect("a valid set");

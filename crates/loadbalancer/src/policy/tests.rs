@@ -122,12 +122,14 @@ fn few_choices_are_all_different_and_each_as_likely() {
         let mut random = fastrand::Rng::with_seed(9);
         let mut seen = vec![0; all.len()];
         for _ in 0..23_000 {
+            let pick = &Pick::new();
+            let how = How { pick, now: 0, draw: random.u64(..), usual: 1.0 };
             let looked = std::cell::RefCell::new(Vec::new());
             let cost = |node: &Node| {
                 looked.borrow_mut().push(node.id.parse::<usize>().expect("an index"));
                 Some(1.0)
             };
-            least(&all, choices, random.u64(..), &cost).expect("there is room").leave();
+            least(&all, choices, &how, &cost).expect("there is room").leave();
             let mut looked = looked.into_inner();
             looked.iter().for_each(|index| seen[*index] += 1);
             looked.sort_unstable();
@@ -147,9 +149,9 @@ fn peak_ewma_takes_the_fast_one_until_its_queue_costs_more() {
     let level = level(ALL[0], &[1.0, 1.0], 100);
     let averaging = Averaging::new(Duration::from_secs(1));
     level.nodes()[0].latency.record(10e6, 0, averaging, 10e6);
-    level.nodes()[1].latency.record(35e6, 0, averaging, 10e6);
-    // 10 x (leases + 1) against 35: the fourth goes to the slow one.
-    assert_eq!(picks(&level, 5, &Pick::new()), [0, 0, 0, 1, 0]);
+    level.nodes()[1].latency.record(29e6, 0, averaging, 10e6);
+    // 10 x (leases + 2) against 58: the fifth goes to the slow one.
+    assert_eq!(picks(&level, 6, &Pick::new()), [0, 0, 0, 0, 1, 0]);
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn gate(limit: u32) -> (Arc<[Arc<Node>]>, Arc<Waiters<()>>) {
 /// Serves the queue and returns how many got a place.
 fn serve(nodes: &Arc<[Arc<Node>]>, waiters: &Waiters<()>) -> u32 {
     let mut served = 0;
-    let find = |(): &()| nodes[0].try_enter().then_some(());
+    let find = |(): &()| nodes[0].try_enter(0).then_some(());
     waiters.serve(|| Arc::clone(nodes), find, |(), ()| served += 1);
     served
 }
@@ -31,8 +31,8 @@ fn loom_a_place_is_given_once() {
     loom::model(|| {
         let (nodes, _) = gate(1);
         let other = Arc::clone(&nodes);
-        let thread = thread::spawn(move || other[0].try_enter());
-        let mine = nodes[0].try_enter();
+        let thread = thread::spawn(move || other[0].try_enter(0));
+        let mine = nodes[0].try_enter(0);
         let theirs = thread.join().expect("no panic");
         assert!(mine != theirs, "exactly one has the place");
         assert_eq!(nodes[0].in_flight(), 1);
@@ -44,7 +44,7 @@ fn loom_a_place_is_given_once() {
 fn loom_no_waiter_is_forgotten() {
     loom::model(|| {
         let (nodes, waiters) = gate(1);
-        assert!(nodes[0].try_enter());
+        assert!(nodes[0].try_enter(0));
         let (their_nodes, their_waiters) = (Arc::clone(&nodes), Arc::clone(&waiters));
         let thread = thread::spawn(move || match their_nodes[0].leave().awaited {
             true => serve(&their_nodes, &their_waiters),
@@ -81,7 +81,7 @@ fn loom_two_waiters_and_one_place_leave_one_waiter() {
 fn loom_the_last_lease_of_a_watched_node_says_so_once() {
     loom::model(|| {
         let (nodes, _) = gate(2);
-        assert!(nodes[0].try_enter() && nodes[0].try_enter());
+        assert!(nodes[0].try_enter(0) && nodes[0].try_enter(0));
         let other = Arc::clone(&nodes);
         let thread = thread::spawn(move || other[0].leave().last_of_watched);
         let out = nodes[0].watch();
