@@ -33,7 +33,8 @@ fn page(provenance: &str, seeds: u64, results: &[Results]) -> String {
          counts with the time it has taken by then. Every policy has one set of parameters for all\n\
          cases. `{PREQUAL_LIKE}` is no code of ours but a reference: probes of load and latency after the\n\
          paper, as far as that is known from its abstract and what was written about it.\n\n\
-         It is a model: one topology, no failures, no network. Numbers in milliseconds, each the mean of\n\
+         It is a model: one topology, no failures, no network, and some of these seeds are those on which\n\
+         the parameters of peak EWMA were chosen. Numbers in milliseconds, each the mean of\n\
          {seeds} seeds.\n\n\
          ```text\n{}\n```\n\n\
          ![latencies under each policy](spread/spread.svg)\n\n",
