@@ -10,6 +10,8 @@
 //! The lock order is: one lane, then the dependencies or the timer. No two lanes are locked together,
 //! and nothing foreign - work, results, wakers, drops - runs under any lock.
 
+mod drainer;
+
 use std::cell::Cell as ThreadCell;
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,6 +24,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use rayon::ThreadPool;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+
+use drainer::Drainer;
 
 use crate::admission::{CoDelSettings, WhenFull};
 use crate::cell::{Wake, Was};
@@ -39,14 +43,8 @@ use crate::watchdog::RunningTask;
 
 /// Failed tasks whose ids a lane remembers, for tasks that are yet to depend on them.
 const FAILURES: usize = 10_000;
-/// A drainer on threads of others gives its thread back after so many tasks, or so long.
-const HAND_BACK: (u32, Duration) = (64, Duration::from_millis(5));
-/// How often a drainer without a task looks for one before it gives its slot back: about a microsecond.
-const LINGER: u32 = 32;
 /// How often to look at a taken lock before waiting for it.
 const SPINS: u32 = 64;
-/// How often a drainer that was stolen by a waiting worker looks for another one to run it.
-const BOUNCES: u32 = 32;
 /// How many overdue tasks of overloaded levels are taken out under one lock.
 const GIVE_UP: usize = 64;
 /// How many places of a lane's table the watchdog looks at under one lock.
@@ -1367,105 +1365,6 @@ impl LaneState {
             }
             WhenFull::CallerRuns => Err((reason, here.lane != Lane::Io)),
             _ => Err((reason, false)),
-        }
-    }
-}
-
-/// A slot of a lane of closures, and who fills it.
-struct Drainer {
-    core: Arc<Core>,
-    lane: Lane,
-    /// Whether it has the slot still.
-    slot: bool,
-    started: bool,
-}
-
-impl Drainer {
-    fn new(core: &Arc<Core>, lane: Lane) -> Self {
-        Self { core: Arc::clone(core), lane, slot: true, started: false }
-    }
-
-    /// Runs tasks on a worker of the rayon pool until none is left.
-    ///
-    /// A worker that waits in `join` or a parallel iterator takes whatever job it finds. A drainer that
-    /// finds itself on top of a task this way would run other tasks above it, which deadlocks if
-    /// they want a lock that it holds (rayon#592). So it goes back to the pool, for a worker that is idle;
-    /// if none takes it, it gives its slot back, and the worker below starts it again when its task
-    /// has ended.
-    fn run_on_pool(mut self, bounces: u32) {
-        if CURRENT.get().is_some() {
-            if bounces < BOUNCES {
-                std::thread::yield_now();
-                rayon::spawn(move || self.run_on_pool(bounces + 1));
-            } else {
-                self.started = true;
-            }
-            return;
-        }
-        self.started = true;
-        let mut ended = None;
-        let mut then = Then::Linger;
-        loop {
-            match self.turn(ended.take(), then) {
-                Turn::Start(start) => {
-                    let id = start.id;
-                    ended = self.core.run(start).map(|step| (id, step));
-                    then = Then::Linger;
-                }
-                Turn::Linger => {
-                    self.linger();
-                    then = Then::More;
-                }
-                Turn::Over => return,
-            }
-        }
-    }
-
-    /// Gives a submitter a moment to bring the next task, which spares both of them a wake-up.
-    fn linger(&self) {
-        let queued = &self.core.lane(self.lane).queued;
-        for _ in 0..LINGER {
-            if queued.load(Relaxed) > 0 {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-    }
-
-    /// Runs tasks on a thread of somebody else's, which it gives back now and then.
-    fn run(mut self) {
-        self.started = true;
-        let (tasks, time) = HAND_BACK;
-        let began = Instant::now();
-        let mut ended = None;
-        for count in 0.. {
-            let more = count < tasks && (count == 0 || began.elapsed() < time);
-            let then = if more { Then::More } else { Then::Stop };
-            let Turn::Start(start) = self.turn(ended.take(), then) else { return };
-            let id = start.id;
-            ended = self.core.run(start).map(|step| (id, step));
-        }
-    }
-
-    fn turn(&mut self, ended: Option<(TaskId, Step)>, then: Then) -> Turn {
-        // Whatever happens in here, the slot is accounted for.
-        self.slot = false;
-        let turn = self.core.turn(self.lane, ended, then);
-        self.slot = !matches!(turn, Turn::Over);
-        turn
-    }
-}
-
-impl Drop for Drainer {
-    fn drop(&mut self) {
-        if !self.slot {
-            return;
-        }
-        let here = self.core.lane(self.lane);
-        here.state.lock().active -= 1;
-        if !self.started {
-            // It was dropped and not run, so nothing else will be run here either.
-            self.core.close(self.lane, ShedReason::NoRuntime { lane: self.lane });
         }
     }
 }
