@@ -56,10 +56,12 @@
 
 mod clock;
 mod median;
+mod page;
 mod row;
 mod suite;
 
 pub use clock::{Clock, Stopwatch};
 pub use median::{interval, median};
+pub use page::{PageOptions, begin_picture, escape};
 pub use row::{ParseTargetError, Row, Target, table};
 pub use suite::{Case, MAX_ROUNDS, MIN_ROUNDS, Options, Reported, Suite, Timed};

@@ -41,12 +41,8 @@ struct Options {
     /// Take every request of each trace, and draw lines over eight sizes.
     #[arg(long)]
     full: bool,
-    /// Write the page and its pictures into this folder.
-    #[arg(long, value_name = "FOLDER")]
-    docs: Option<PathBuf>,
-    /// What the page says about the command, the machine and the day.
-    #[arg(long, value_name = "TEXT", default_value = "not told")]
-    provenance: String,
+    #[command(flatten)]
+    page: ultra_perf_bench::PageOptions,
     /// Only traces whose name contains NAME.
     #[arg(long, value_name = "NAME")]
     trace: Option<String>,
@@ -83,7 +79,7 @@ fn run(options: Options) -> io::Result<ExitCode> {
     if let Some(page) = &options.prediction {
         let folder = options.traces.clone().unwrap_or_else(traces::folder);
         let named = |name: &str| options.trace.as_ref().is_none_or(|part| name.contains(part));
-        prediction::write(page, &folder, named, &options.provenance)?;
+        prediction::write(page, &folder, named, &options.page.provenance)?;
         return Ok(ExitCode::SUCCESS);
     }
     if options.promotion {
@@ -132,8 +128,8 @@ fn run(options: Options) -> io::Result<ExitCode> {
             println!("{}\n{}", run.name, page::table(run, &entrants));
         }
     }
-    if let Some(docs) = &options.docs {
-        page::write(docs, &options.provenance, &runs, &entrants, &answers)?;
+    if let Some(docs) = &options.page.docs {
+        page::write(docs, &options.page.provenance, &runs, &entrants, &answers)?;
     }
     let mut suite = Suite::with_options("hit-ratio", options.suite);
     rows(&mut suite, &runs, &entrants, &answers);

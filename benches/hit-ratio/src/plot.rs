@@ -6,6 +6,8 @@
 
 use std::fmt::Write as _;
 
+use ultra_perf_bench::{begin_picture, escape};
+
 /// A line of a picture.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
@@ -50,22 +52,8 @@ pub(crate) fn svg(title: &str, shares: &[(u64, String)], lines: &[Line]) -> Stri
     let hits = lines.iter().flat_map(|line| line.points.iter().map(|(_, hits)| *hits));
     let up = Up::new(hits);
 
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         width=\"{WIDTH}\" height=\"{HEIGHT}\" role=\"img\" \
-         font-family=\"system-ui, 'DejaVu Sans', sans-serif\" font-size=\"12\">\n\
-         <title>{title}: hit ratio against size</title>\n\
-         <style>\
-         .ground{{fill:#fff}}.text{{fill:#222}}.faint{{fill:#666}}.grid{{stroke:#ddd}}\
-         .axis{{stroke:#666}}\
-         @media (prefers-color-scheme:dark){{\
-         .ground{{fill:#16181c}}.text{{fill:#e4e4e4}}.faint{{fill:#a8a8a8}}.grid{{stroke:#33363b}}\
-         .axis{{stroke:#a8a8a8}}}}\
-         </style>\n\
-         <rect class=\"ground\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n\
-         <text class=\"text\" x=\"{LEFT}\" y=\"24\" font-size=\"15\">{title}</text>\n",
-        title = escape(title),
-    );
+    let named = format!("{title}: hit ratio against size");
+    let mut out = begin_picture((WIDTH, HEIGHT), &named, LEFT, title);
     axes(&mut out, shares, &across, &up);
     // The broad ones first, so that they cover none of the others.
     let mut order: Vec<&Line> = lines.iter().collect();
@@ -225,10 +213,6 @@ pub(crate) fn grouped(number: u64) -> String {
         out.push(digit);
     }
     out
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

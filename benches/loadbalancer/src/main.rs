@@ -10,7 +10,6 @@ mod peers;
 mod picks;
 mod spread;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,12 +28,8 @@ struct Options {
     /// Simulate 20 seeds instead of 3.
     #[arg(long)]
     full: bool,
-    /// Write the page of the spread and its picture into this folder.
-    #[arg(long, value_name = "FOLDER")]
-    docs: Option<PathBuf>,
-    /// What the page says about the command, the machine and the day.
-    #[arg(long, value_name = "TEXT", default_value = "not told")]
-    provenance: String,
+    #[command(flatten)]
+    page: ultra_perf_bench::PageOptions,
     /// Simulate this many seeds.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000))]
     seeds: Option<u64>,
@@ -60,8 +55,8 @@ fn main() -> ExitCode {
             println!("{}", spread::table(&results));
         }
         rows(&mut suite, seeds, &results);
-        if let Some(folder) = &options.docs
-            && let Err(error) = spread::write(folder, &options.provenance, seeds, &results)
+        if let Some(folder) = &options.page.docs
+            && let Err(error) = spread::write(folder, &options.page.provenance, seeds, &results)
         {
             eprintln!("loadbalancer: cannot write {}: {error}", folder.display());
             return ExitCode::FAILURE;

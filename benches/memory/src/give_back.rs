@@ -191,11 +191,7 @@ fn observe(allocator: &str, how: &str) -> io::Result<Seen> {
 }
 
 /// Adds a row for each allocator, and draws the picture into `docs` if that is given.
-pub(crate) fn rows(
-    suite: &mut Suite,
-    docs: Option<&Path>,
-    provenance: Option<&str>,
-) -> io::Result<()> {
+pub(crate) fn rows(suite: &mut Suite, docs: Option<&Path>, provenance: &str) -> io::Result<()> {
     if allocators::name() != "malloc" {
         return Ok(());
     }
@@ -228,10 +224,7 @@ pub(crate) fn rows(
     let folder = docs.join("memory");
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("give-back.svg"), picture(&all))?;
-    fs::write(
-        folder.join("give-back.txt"),
-        provenance.unwrap_or_default().to_owned() + &table(&all),
-    )
+    fs::write(folder.join("give-back.txt"), provenance.to_owned() + &table(&all))
 }
 
 /// Resident memory against time, the last free at zero.

@@ -18,7 +18,6 @@ mod pools;
 mod pressure;
 mod tracking;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -32,12 +31,8 @@ struct Options {
     /// Accepted for `cargo xtask bench --full`, which says where the docs are.
     #[arg(long)]
     full: bool,
-    /// Write the picture of the give-back into this folder.
-    #[arg(long, value_name = "FOLDER")]
-    docs: Option<PathBuf>,
-    /// What a page says about the command, the machine and the day.
-    #[arg(long, value_name = "TEXT")]
-    provenance: Option<String>,
+    #[command(flatten)]
+    page: ultra_perf_bench::PageOptions,
 }
 
 fn main() -> ExitCode {
@@ -45,10 +40,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let options = Options::parse();
-    let docs = options.docs.filter(|_| options.full);
+    let docs = options.page.docs.filter(|_| options.full);
     let mut suite = Suite::with_options("memory", options.suite);
     let evidence = pressure::rows(&mut suite)
-        .and_then(|()| give_back::rows(&mut suite, docs.as_deref(), options.provenance.as_deref()));
+        .and_then(|()| give_back::rows(&mut suite, docs.as_deref(), &options.page.provenance));
     if let Err(error) = evidence {
         eprintln!("memory: {error}");
         return ExitCode::FAILURE;

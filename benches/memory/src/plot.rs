@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use ultra_perf_bench::begin_picture;
+
 /// One curve.
 pub(crate) struct Curve {
     pub(crate) name: String,
@@ -30,21 +32,7 @@ pub(crate) fn svg(title: &str, curves: &[Curve]) -> String {
     let most = (most.fold(1.0, f64::max) / 200.0).ceil() * 200.0;
     let across = |at: f64| LEFT + (at - from) / (to - from) * (RIGHT - LEFT);
     let up = |mib: f64| BOTTOM - mib / most * (BOTTOM - TOP);
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         width=\"{WIDTH}\" height=\"{HEIGHT}\" role=\"img\" \
-         font-family=\"system-ui, 'DejaVu Sans', sans-serif\" font-size=\"12\">\n\
-         <title>{title}</title>\n\
-         <style>\
-         .ground{{fill:#fff}}.text{{fill:#222}}.faint{{fill:#666}}.grid{{stroke:#ddd}}\
-         .axis{{stroke:#666}}\
-         @media (prefers-color-scheme:dark){{\
-         .ground{{fill:#16181c}}.text{{fill:#e4e4e4}}.faint{{fill:#a8a8a8}}.grid{{stroke:#33363b}}\
-         .axis{{stroke:#a8a8a8}}}}\
-         </style>\n\
-         <rect class=\"ground\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n\
-         <text class=\"text\" x=\"{LEFT}\" y=\"24\" font-size=\"15\">{title}</text>\n"
-    );
+    let mut out = begin_picture((WIDTH, HEIGHT), title, LEFT, title);
     for step in 0..=(most / 200.0) as u32 {
         let mib = f64::from(step) * 200.0;
         let y = up(mib);

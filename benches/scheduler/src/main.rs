@@ -13,7 +13,6 @@ mod plot;
 mod work;
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -31,12 +30,8 @@ struct Options {
     /// Overload for half a minute.
     #[arg(long)]
     full: bool,
-    /// Write the picture of the overload into this folder.
-    #[arg(long, value_name = "FOLDER")]
-    docs: Option<PathBuf>,
-    /// What the picture says about the command, the machine and the day.
-    #[arg(long, value_name = "TEXT", default_value = "not told")]
-    provenance: String,
+    #[command(flatten)]
+    page: ultra_perf_bench::PageOptions,
 }
 
 fn main() -> ExitCode {
@@ -47,9 +42,9 @@ fn main() -> ExitCode {
     overhead::rows(&mut suite);
     let phases = if options.full { Phases::FULL } else { Phases::SHORT };
     let runs = overload::rows(&mut suite, phases);
-    if let Some(docs) = &options.docs {
+    if let Some(docs) = &options.page.docs {
         let folder = docs.join("scheduler");
-        let picture = plot::svg(&runs, &options.provenance);
+        let picture = plot::svg(&runs, &options.page.provenance);
         let written = fs::create_dir_all(&folder)
             .and_then(|()| fs::write(folder.join("overload.svg"), picture));
         if let Err(error) = written {

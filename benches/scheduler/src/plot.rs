@@ -6,6 +6,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use ultra_perf_bench::{begin_picture, escape};
+
 use crate::overload::Run;
 
 const WIDTH: f64 = 820.0;
@@ -59,31 +61,20 @@ pub(crate) fn svg(runs: &[Run], provenance: &str) -> String {
         ..line(0, format!("shed, {}", first.name), &|a, b| first.shed_per_second(a, b))
     });
 
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
-         width=\"{WIDTH}\" height=\"{HEIGHT}\" role=\"img\" \
-         font-family=\"system-ui, 'DejaVu Sans', sans-serif\" font-size=\"12\">\n\
-         <title>An overload of three times the capacity</title>\n\
-         <desc>{}</desc>\n\
-         <style>\
-         .ground{{fill:#fff}}.text{{fill:#222}}.faint{{fill:#666}}.grid{{stroke:#ddd}}\
-         .axis{{stroke:#666}}.band{{fill:#888;fill-opacity:.12}}\
-         @media (prefers-color-scheme:dark){{\
-         .ground{{fill:#16181c}}.text{{fill:#e4e4e4}}.faint{{fill:#a8a8a8}}.grid{{stroke:#33363b}}\
-         .axis{{stroke:#a8a8a8}}}}\
-         </style>\n\
-         <rect class=\"ground\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n\
-         <text class=\"text\" x=\"{LEFT}\" y=\"24\" font-size=\"15\">Three times the capacity is offered \
-         in the shaded time</text>\n",
-        escape(provenance.trim()),
+    let mut out = begin_picture(
+        (WIDTH, HEIGHT),
+        "An overload of three times the capacity",
+        LEFT,
+        "Three times the capacity is offered in the shaded time",
     );
+    _ = writeln!(out, "<desc>{}</desc>", escape(provenance.trim()));
     let across = |seconds: f64| LEFT + seconds / total.as_secs_f64() * (RIGHT - LEFT);
     let begin = first.phases.alone.as_secs_f64();
     let end = begin + first.phases.overload.as_secs_f64();
     for (top, bottom) in [UPPER, LOWER] {
         _ = writeln!(
             out,
-            "<rect class=\"band\" x=\"{:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"{:.1}\"/>",
+            "<rect fill=\"#888\" fill-opacity=\".12\" x=\"{:.1}\" y=\"{top}\" width=\"{:.1}\" height=\"{:.1}\"/>",
             across(begin),
             across(end) - across(begin),
             bottom - top,
@@ -228,10 +219,6 @@ fn ticks(most: f64) -> Vec<f64> {
         [0.1, 0.2, 0.5, 1.0].map(|part| part * power).into_iter().find(|step| most / step <= 8.0);
     let step = step.unwrap_or(2.0 * power);
     (0..=(most / step) as u32).map(|i| f64::from(i) * step).collect()
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

@@ -15,6 +15,11 @@ pub(crate) const WORKERS: usize = 2;
 /// as one that is not.
 pub(crate) fn compute(time: Duration) {
     let rounds = (time.as_nanos() as f64 * rounds_per_nano()) as u64;
+    turn(rounds);
+}
+
+/// Some rounds of arithmetic that the compiler cannot leave out (xorshift64, Marsaglia 2003).
+fn turn(rounds: u64) {
     let mut state = black_box(0x9e37_79b9_7f4a_7c15_u64);
     for _ in 0..rounds {
         state ^= state << 13;
@@ -31,13 +36,7 @@ fn rounds_per_nano() -> f64 {
         let trial = |_| {
             let rounds = 100_000_u64;
             let start = Instant::now();
-            let mut state = black_box(0x9e37_79b9_7f4a_7c15_u64);
-            for _ in 0..rounds {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-            }
-            black_box(state);
+            turn(rounds);
             rounds as f64 / start.elapsed().as_nanos().max(1) as f64
         };
         (0..200).map(trial).fold(0.0, f64::max)

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use ultra_perf_bench::begin_picture;
+
 use super::{CASES, Case, DEFAULT, PREQUAL_LIKE, Spread};
 
 /// The spreads of one case, by the names of the entrants.
@@ -97,21 +99,10 @@ const DECADES: (f64, f64) = (0.6, 5.0);
 fn picture(results: &[Results]) -> String {
     let rows: usize = results.iter().map(|(_, rows)| rows.len()).sum();
     let height = TOP + rows as f64 * ROW + results.len() as f64 * GAP + 26.0;
-    let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\" role=\"img\" \
-         font-family=\"system-ui, 'DejaVu Sans', sans-serif\" font-size=\"12\">\n\
-         <title>Latencies under each policy</title>\n\
-         <style>\
-         .ground{{fill:#fff}}.text{{fill:#222}}.faint{{fill:#666}}.grid{{stroke:#ddd}}\
-         @media (prefers-color-scheme:dark){{\
-         .ground{{fill:#16181c}}.text{{fill:#e4e4e4}}.faint{{fill:#a8a8a8}}.grid{{stroke:#33363b}}}}\
-         </style>\n\
-         <rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n\
-         <text class=\"text\" x=\"16\" y=\"24\" font-size=\"15\">Latencies under each policy</text>\n\
-         <text class=\"faint\" x=\"16\" y=\"42\">median (disc), p99 (square) and p99.9 (diamond), in \
-         milliseconds, logarithmic; shorter is better</text>\n"
-    );
+    let title = "Latencies under each policy";
+    let mut out = begin_picture((WIDTH, height), title, 16.0, title);
+    out += "<text class=\"faint\" x=\"16\" y=\"42\">median (disc), p99 (square) and p99.9 (diamond), in \
+            milliseconds, logarithmic; shorter is better</text>\n";
     let mut y = TOP;
     for (case, rows) in results {
         let (top, bottom) = (y + 26.0, y + 26.0 + rows.len() as f64 * ROW);
