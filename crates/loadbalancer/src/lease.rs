@@ -84,8 +84,12 @@ impl Lease {
                 self.record(read, |latency, penalty| latency.max(penalty).max(hint));
                 node.failed()
             }
-            Some(_) => 0,
+            Some(_) => {
+                node.unanswered();
+                0
+            }
             None => {
+                node.unanswered();
                 if let Some((started, averaging)) = self.timed {
                     let now = node.nanos(read());
                     let least = now.saturating_sub(started) as f64;
