@@ -34,8 +34,10 @@ pub(crate) struct Node {
     failures_in_row: AtomicU32,
     /// One through the weight in effect, as the bits of an `f32`; infinite for weight zero.
     per_weight: AtomicU32,
+    /// Leases that have told how the call went and keep their places, as for a body that goes on.
+    answered_open: AtomicU32,
     pub(crate) latency: Latency,
-    /// When it last took a lease while it had none, if the policy reads the clock.
+    /// When it last took a lease while it owed no answer, if the policy reads the clock.
     busy_since: AtomicU64,
     answered: AtomicU64,
     failed: AtomicU64,
@@ -81,6 +83,7 @@ impl Node {
             limit: AtomicU32::new(UNLIMITED),
             failures_in_row: AtomicU32::new(0),
             per_weight: AtomicU32::new(1.0_f32.to_bits()),
+            answered_open: AtomicU32::new(0),
             latency: Latency::unknown(),
             busy_since: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -123,7 +126,7 @@ impl Node {
         (count < self.limit()).then_some(count)
     }
 
-    /// Since when it has had leases without a pause; zero if nobody has read the clock.
+    /// Since when it has owed answers without a pause; zero if nobody has read the clock.
     pub(crate) fn busy_since(&self) -> Nanos {
         self.busy_since.load(Relaxed)
     }
@@ -138,7 +141,7 @@ impl Node {
         if let Ok(before) = before {
             // On a line that this thread has just made its own.
             self.leases.fetch_add(1, Relaxed);
-            if before & COUNT == 0 {
+            if before & COUNT <= self.answered_open.load(Relaxed) {
                 self.busy_since.store(now, Relaxed);
             }
         }
@@ -155,6 +158,21 @@ impl Node {
             awaited: before & WAITING != 0,
             last_of_watched: before & (COUNT | WATCHED) == (1 | WATCHED),
         }
+    }
+
+    /// Notes that a lease keeps its place after its answer.
+    pub(crate) fn open_answer(&self) {
+        self.answered_open.fetch_add(1, Relaxed);
+    }
+
+    /// Notes that such a lease gives its place back now.
+    pub(crate) fn close_answer(&self) {
+        self.answered_open.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether some of its `leases` have no answer yet.
+    pub(crate) fn owes_answers(&self, leases: u32) -> bool {
+        leases > self.answered_open.load(Relaxed)
     }
 
     /// Makes every later release say that somebody waits.
@@ -192,6 +210,12 @@ impl Node {
     /// Counts a failure and returns how many there were in a row.
     pub(crate) fn failed(&self) -> u32 {
         self.answered.fetch_add(1, Relaxed);
+        self.failed.fetch_add(1, Relaxed);
+        self.failures_in_row.fetch_add(1, Relaxed).saturating_add(1)
+    }
+
+    /// Makes a success that was counted a failure, and returns how many there were in a row.
+    pub(crate) fn failed_after_all(&self) -> u32 {
         self.failed.fetch_add(1, Relaxed);
         self.failures_in_row.fetch_add(1, Relaxed).saturating_add(1)
     }
