@@ -386,6 +386,18 @@ impl Balancer {
         self.core.tell(Event { backend: None, change: Change::DiscoveryFailed { reason } });
     }
 
+    /// Tells listeners that there should be more or fewer backends.
+    #[cfg(feature = "actuators")]
+    pub(crate) fn scale_advised(&self, advice: crate::ScaleAdvice) {
+        self.core.tell(Event { backend: None, change: Change::ScaleAdvised { advice } });
+    }
+
+    /// Tells listeners that an advice was not acted upon.
+    #[cfg(feature = "actuators")]
+    pub(crate) fn scale_failed(&self, reason: String) {
+        self.core.tell(Event { backend: None, change: Change::ScaleFailed { reason } });
+    }
+
     /// The ids of the backends.
     #[cfg(any(feature = "checks", feature = "tower"))]
     pub(crate) fn ids(&self) -> std::collections::HashSet<Arc<str>> {

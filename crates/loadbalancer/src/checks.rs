@@ -1,8 +1,12 @@
 //! Active checks: a task that asks every backend now and then whether it is well.
 //!
-//! A check is a TCP connection, or an HTTP request whose status is looked at. Backends are asked at
+//! A check is a TCP connection, an HTTP request whose status is looked at, or a call of the health service
+//! of gRPC (`grpc`). Backends are asked at
 //! times of their own, spread over the interval and moved by chance, so that neither many backends nor
 //! many balancers are in step. The results go to [`Balancer::report_check`], whose thresholds decide.
+
+#[cfg(feature = "grpc")]
+mod grpc;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -28,6 +32,12 @@ pub enum Check {
         path: String,
         /// The statuses that are good.
         statuses: RangeInclusive<u16>,
+    },
+    /// Well if `grpc.health.v1.Health/Check` says SERVING, without TLS.
+    #[cfg(feature = "grpc")]
+    Grpc {
+        /// The service that is asked about; empty for the whole server.
+        service: String,
     },
 }
 
@@ -115,7 +125,12 @@ impl Check {
             false => TcpStream::connect(format!("{address}:80")).await,
         };
         let mut stream = connected.map_err(|error| format!("cannot connect: {error}"))?;
-        let Self::Http { path, statuses } = self else { return Ok(()) };
+        let (path, statuses) = match self {
+            Self::Tcp => return Ok(()),
+            #[cfg(feature = "grpc")]
+            Self::Grpc { service } => return grpc::ask(stream, address, service).await,
+            Self::Http { path, statuses } => (path, statuses),
+        };
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: health-check\r\n\
              Connection: close\r\n\r\n"

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
+use crate::advice::ScaleAdvice;
+
 /// Something that changed, and why.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -93,6 +95,16 @@ pub enum Change {
         /// Why.
         reason: String,
     },
+    /// There should be more or fewer backends.
+    ScaleAdvised {
+        /// How many, and why.
+        advice: ScaleAdvice,
+    },
+    /// An advice was not acted upon, or not to its end.
+    ScaleFailed {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Why a backend was ejected.
@@ -148,6 +160,10 @@ impl fmt::Display for Change {
             Self::PanicEnded => write!(f, "health counts again"),
             Self::Policy => write!(f, "another policy picks"),
             Self::DiscoveryFailed { reason } => write!(f, "discovery failed: {reason}"),
+            Self::ScaleAdvised { advice: ScaleAdvice { desired, current, reason } } => {
+                write!(f, "{desired} backends are better than {current}: {reason}")
+            }
+            Self::ScaleFailed { reason } => write!(f, "scaling failed: {reason}"),
         }
     }
 }

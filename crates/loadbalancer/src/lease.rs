@@ -132,8 +132,9 @@ impl Lease {
                 self.record(read, |latency, penalty| latency.max(penalty).max(hint));
                 self.row_of(node.failed(), now);
             }
-            Some(_) => {}
+            Some(_) => node.unanswered(),
             None => {
+                node.unanswered();
                 if let Some((started, averaging)) = self.timed {
                     let now = node.nanos(read());
                     let least = now.saturating_sub(started) as f64;

@@ -41,7 +41,8 @@ pub(crate) struct Node {
     busy_since: AtomicU64,
     answered: AtomicU64,
     failed: AtomicU64,
-    leases: AtomicU64,
+    /// Leases that came back as neither a success nor a failure.
+    unanswered: AtomicU64,
     pub(crate) id: Arc<str>,
     pub(crate) epoch: Instant,
     pub(crate) fleet: Arc<Fleet>,
@@ -88,7 +89,7 @@ impl Node {
             busy_since: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            leases: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
             id,
             epoch,
             fleet,
@@ -138,12 +139,10 @@ impl Node {
         // Acquire: a place that was given back is seen with what its lease recorded. Pairs with the
         // AcqRel in `leave`; checked by `loom_a_place_is_given_once`.
         let before = self.count.fetch_update(AcqRel, Acquire, enter);
-        if let Ok(before) = before {
-            // On a line that this thread has just made its own.
-            self.leases.fetch_add(1, Relaxed);
-            if before & COUNT <= self.answered_open.load(Relaxed) {
-                self.busy_since.store(now, Relaxed);
-            }
+        if let Ok(before) = before
+            && before & COUNT <= self.answered_open.load(Relaxed)
+        {
+            self.busy_since.store(now, Relaxed);
         }
         before.is_ok()
     }
@@ -230,8 +229,20 @@ impl Node {
         (self.answered.load(Relaxed), self.failed.load(Relaxed))
     }
 
+    /// Counts a lease that came back as neither a success nor a failure.
+    pub(crate) fn unanswered(&self) {
+        self.unanswered.fetch_add(1, Relaxed);
+    }
+
+    /// Leases so far: those that came back or were answered, which are counted then, and the others
+    /// that are out.
+    ///
+    /// One that is coming back may be counted twice for a moment. A count of their own would cost every
+    /// pick an atomic step.
     pub(crate) fn leases(&self) -> u64 {
-        self.leases.load(Relaxed)
+        let back = self.answered.load(Relaxed) + self.unanswered.load(Relaxed);
+        let owed = self.in_flight().saturating_sub(self.answered_open.load(Relaxed));
+        back + u64::from(owed)
     }
 }
 
@@ -246,5 +257,7 @@ impl fmt::Debug for Node {
 
 /// The time since the balancer was built; a time before that counts as that.
 pub(crate) fn nanos_since(epoch: Instant, now: Instant) -> Nanos {
-    u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX)
+    let since = now.saturating_duration_since(epoch);
+    // Enough for five centuries, and cheaper than to ask for 128 bits.
+    since.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(since.subsec_nanos()))
 }
