@@ -72,7 +72,12 @@ pub enum Change {
     Draining,
     /// The last lease of a draining or removed backend is back.
     Drained,
-    /// It gets leases again after draining.
+    /// It gets nothing for a while, because somebody who guards its calls said so.
+    Suspended {
+        /// For how long at most.
+        time: Duration,
+    },
+    /// It gets leases again after draining, or after a suspension.
     Resumed,
     /// Too few backends are healthy, so health is ignored until enough are.
     PanicBegan {
@@ -147,6 +152,7 @@ impl fmt::Display for Change {
             Self::Down { reason } => write!(f, "down: {reason}"),
             Self::Draining => write!(f, "draining"),
             Self::Drained => write!(f, "drained"),
+            Self::Suspended { time } => write!(f, "suspended for {time:.1?}"),
             Self::Resumed => write!(f, "resumed"),
             Self::PanicBegan { healthy, of } => {
                 write!(f, "health is ignored: {healthy} of {of} are healthy")

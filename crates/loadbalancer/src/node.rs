@@ -34,8 +34,10 @@ pub(crate) struct Node {
     failures_in_row: AtomicU32,
     /// One through the weight in effect, as the bits of an `f32`; infinite for weight zero.
     per_weight: AtomicU32,
+    /// Leases that have told how the call went and keep their places, as for a body that goes on.
+    answered_open: AtomicU32,
     pub(crate) latency: Latency,
-    /// When it last took a lease while it had none, if the policy reads the clock.
+    /// When it last took a lease while it owed no answer, if the policy reads the clock.
     busy_since: AtomicU64,
     answered: AtomicU64,
     failed: AtomicU64,
@@ -82,6 +84,7 @@ impl Node {
             limit: AtomicU32::new(UNLIMITED),
             failures_in_row: AtomicU32::new(0),
             per_weight: AtomicU32::new(1.0_f32.to_bits()),
+            answered_open: AtomicU32::new(0),
             latency: Latency::unknown(),
             busy_since: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -124,7 +127,7 @@ impl Node {
         (count < self.limit()).then_some(count)
     }
 
-    /// Since when it has had leases without a pause; zero if nobody has read the clock.
+    /// Since when it has owed answers without a pause; zero if nobody has read the clock.
     pub(crate) fn busy_since(&self) -> Nanos {
         self.busy_since.load(Relaxed)
     }
@@ -137,7 +140,7 @@ impl Node {
         // AcqRel in `leave`; checked by `loom_a_place_is_given_once`.
         let before = self.count.fetch_update(AcqRel, Acquire, enter);
         if let Ok(before) = before
-            && before & COUNT == 0
+            && before & COUNT <= self.answered_open.load(Relaxed)
         {
             self.busy_since.store(now, Relaxed);
         }
@@ -154,6 +157,21 @@ impl Node {
             awaited: before & WAITING != 0,
             last_of_watched: before & (COUNT | WATCHED) == (1 | WATCHED),
         }
+    }
+
+    /// Notes that a lease keeps its place after its answer.
+    pub(crate) fn open_answer(&self) {
+        self.answered_open.fetch_add(1, Relaxed);
+    }
+
+    /// Notes that such a lease gives its place back now.
+    pub(crate) fn close_answer(&self) {
+        self.answered_open.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether some of its `leases` have no answer yet.
+    pub(crate) fn owes_answers(&self, leases: u32) -> bool {
+        leases > self.answered_open.load(Relaxed)
     }
 
     /// Makes every later release say that somebody waits.
@@ -195,6 +213,12 @@ impl Node {
         self.failures_in_row.fetch_add(1, Relaxed).saturating_add(1)
     }
 
+    /// Makes a success that was counted a failure, and returns how many there were in a row.
+    pub(crate) fn failed_after_all(&self) -> u32 {
+        self.failed.fetch_add(1, Relaxed);
+        self.failures_in_row.fetch_add(1, Relaxed).saturating_add(1)
+    }
+
     /// Forgets the failures in a row.
     pub(crate) fn forgive(&self) {
         self.failures_in_row.store(0, Relaxed);
@@ -210,13 +234,15 @@ impl Node {
         self.unanswered.fetch_add(1, Relaxed);
     }
 
-    /// Leases so far: those that came back, which are counted then, and those that are out.
+    /// Leases so far: those that came back or were answered, which are counted then, and the others
+    /// that are out.
     ///
     /// One that is coming back may be counted twice for a moment. A count of their own would cost every
     /// pick an atomic step.
     pub(crate) fn leases(&self) -> u64 {
         let back = self.answered.load(Relaxed) + self.unanswered.load(Relaxed);
-        back + u64::from(self.in_flight())
+        let owed = self.in_flight().saturating_sub(self.answered_open.load(Relaxed));
+        back + u64::from(owed)
     }
 }
 
