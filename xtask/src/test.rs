@@ -12,7 +12,7 @@ pub(crate) const FEATURES: &str = "--features \
      cache-tiered/messagepack,cache-tiered/redis-rs,\
      memory/cpu-profile,memory/glibc,memory/jemalloc-profile,memory/serde,\
      resilience/http,resilience/rate-limit,resilience/tower,\
-     loadbalancer/checks,loadbalancer/discovery,loadbalancer/tower,scheduler/tower,scheduler/durable-redis";
+     loadbalancer/grpc,loadbalancer/discovery,loadbalancer/tower,loadbalancer/webhook,scheduler/tower,scheduler/durable-redis";
 
 /// Installs the Debian package without letting it start or keep a server: the tests start their own.
 ///

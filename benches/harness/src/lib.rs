@@ -54,12 +54,16 @@
 //! a device or for another process is measured by [`Clock::Wall`] or reported by the closure.
 #![forbid(unsafe_code)]
 
+mod binary;
+mod chart;
 mod clock;
 mod median;
 mod page;
 mod row;
 mod suite;
 
+pub use binary::build_ultra_perf;
+pub use chart::{Line, Panel, Scale};
 pub use clock::{Clock, Stopwatch};
 pub use median::{interval, median};
 pub use page::{PageOptions, begin_picture, escape};

@@ -20,11 +20,11 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ultra_perf_bench::{Suite, Target};
+use ultra_perf_bench::{Suite, Target, build_ultra_perf};
 
 use crate::load::{fetch, wrk};
 use crate::process::{Cores, missing_program};
-use crate::servers::{FILES, Server, build_ultra_perf};
+use crate::servers::{FILES, Server};
 
 /// What is asked for, whether the cache answers, and what is wanted of it.
 struct Kind {

@@ -8,9 +8,10 @@ use ultra_perf::config::ConfigLoader;
 /// Options that are keys of the configuration; they win over the file and the environment.
 #[derive(Debug, Args)]
 pub(crate) struct Settings {
-    /// Backend that is made fast, such as http://127.0.0.1:8000
-    #[arg(long, value_name = "URL")]
-    to: Option<String>,
+    /// Backend that is made fast, such as http://127.0.0.1:8000; several share the requests, each
+    /// with its settings: http://127.0.0.1:8001,weight=2,max=8 (also zone=NAME and priority=N)
+    #[arg(long, value_name = "URL[,weight=N][,max=N]")]
+    to: Vec<String>,
     /// Address on which clients are served [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
@@ -38,8 +39,9 @@ impl Settings {
             Some(path) => ConfigLoader::new().file(path),
             None => ConfigLoader::new().default_file(),
         };
+        let to = (!self.to.is_empty()).then(|| self.to.join(","));
         let options = [
-            ("server.to", "--to", &self.to),
+            ("server.to", "--to", &to),
             ("server.listen", "--listen", &self.listen),
             ("server.admin", "--admin", &self.admin),
             ("cache.redis.url", "--redis", &self.redis),

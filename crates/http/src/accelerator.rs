@@ -19,7 +19,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
-use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, UPGRADE};
+use http::header::{
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, RETRY_AFTER, SET_COOKIE,
+    UPGRADE,
+};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -30,20 +33,21 @@ use ultra_perf::cache_tiered::{Reservation, Tag, Tier};
 use ultra_perf::memory::MemoryGuard;
 
 use crate::answer::AnswerBody;
+use crate::backends::{BackendBody, Backends, CallError, Called, NoBackend};
 use crate::body::{RequestBody, RequestBodyError};
 use crate::fill::{Fill, Pumped};
 use crate::flights::{Filling, Fit, Flights, Landing, Lead, Part};
-use crate::forward::{self, Forwarder, Peer, X_REQUEST_ID, problem, wants_upgrade};
+use crate::forward::{self, Peer, X_REQUEST_ID, problem, wants_upgrade};
 use crate::response_cache::{Found, Keep, ResponseCache, can_tell_apart};
 use crate::rules::{
     self, Bypass, CacheStatus, Condition, Decision, Forward, Freshened, Lookup, NotStored, Outcome,
-    RequestClass, RequestHead, ResponseHead, RevalidateReason, Storable, StoredHead, Times,
+    RequestClass, RequestHead, ResponseHead, RevalidateReason, Storable, StoredHead,
 };
 use crate::server::{ConnInfo, Handler};
 use crate::stored::{ResponseKey, Stored, StoredResponse};
 use crate::traffic::Traffic;
 use crate::tunnel;
-use crate::upstream::{Upstream, UpstreamBody, UpstreamError};
+use crate::upstream::UpstreamError;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
@@ -61,8 +65,7 @@ const ORIGIN_ERROR: &str = "The origin answered with an error.";
 /// What an accelerator is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) upstream: Upstream,
-    pub(crate) forwarder: Forwarder,
+    pub(crate) backends: Backends,
     /// `None` passes every request on.
     pub(crate) store: Option<ResponseCache>,
     pub(crate) coalesce_timeout: Duration,
@@ -104,6 +107,8 @@ struct Asked {
     version: Version,
     headers: HeaderMap,
     peer: Peer,
+    /// The backend that the client's cookie names.
+    session: Option<usize>,
     lookup: Lookup,
     target: ResponseKey,
 }
@@ -138,19 +143,26 @@ struct Failure {
     detail: &'static str,
     /// Whether any other request would have failed as well, and a stale answer may stand in.
     is_origins: bool,
+    /// When to ask again, where that is known.
+    retry_after: Option<Duration>,
 }
 
 impl Failure {
     fn of_origin(status: StatusCode, detail: &'static str) -> Self {
-        Self { status, detail, is_origins: true }
+        Self { status, detail, is_origins: true, retry_after: None }
     }
 
     fn of_request(status: StatusCode, detail: &'static str) -> Self {
-        Self { status, detail, is_origins: false }
+        Self { status, detail, is_origins: false, retry_after: None }
     }
 
     fn answer(&self, outcome: Outcome, status: CacheStatus) -> Answer {
-        let response = problem(self.status, self.detail).map(AnswerBody::from);
+        let mut response = problem(self.status, self.detail).map(AnswerBody::from);
+        if let Some(retry_after) = self.retry_after {
+            // Whole seconds, and never "at once".
+            let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+            response.headers_mut().insert(RETRY_AFTER, seconds.max(1).into());
+        }
         Answer { response, outcome, status }
     }
 }
@@ -159,7 +171,25 @@ impl From<UpstreamError> for Failure {
     fn from(error: UpstreamError) -> Self {
         tracing::warn!(error = &error as &dyn std::error::Error, "the origin did not answer");
         let is_origins = error.is_origin_failure();
-        Self { status: error.status(), detail: error.detail(), is_origins }
+        Self { status: error.status(), detail: error.detail(), is_origins, retry_after: None }
+    }
+}
+
+impl From<NoBackend> for Failure {
+    fn from(none: NoBackend) -> Self {
+        tracing::debug!(?none, "no backend for a request");
+        let failure = Self::of_origin(StatusCode::SERVICE_UNAVAILABLE, none.detail);
+        Self { retry_after: Some(none.retry_after), ..failure }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused(refusal) => refusal.into(),
+            CallError::Upstream(error) => error.into(),
+            CallError::NoBackend(none) => none.into(),
+        }
     }
 }
 
@@ -249,8 +279,8 @@ impl Accelerator {
         self.0.parts.store.as_ref()
     }
 
-    pub(crate) fn upstream(&self) -> &Upstream {
-        &self.0.parts.upstream
+    pub(crate) fn backends(&self) -> &Backends {
+        &self.0.parts.backends
     }
 
     /// Targets for which the origin is being asked now.
@@ -296,7 +326,7 @@ impl Accelerator {
     fn stop(&self) -> JoinSet<()> {
         self.0.closed.store(true, Ordering::Relaxed);
         self.0.refreshes.close();
-        self.0.parts.upstream.close();
+        self.0.parts.backends.close();
         std::mem::take(&mut *self.0.tasks.lock())
     }
 
@@ -311,14 +341,16 @@ impl Accelerator {
 
     async fn answer(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         connection: &ConnInfo,
         id: &HeaderValue,
     ) -> Answer {
+        let sessions = self.0.parts.backends.sessions();
+        let session = sessions.and_then(|sessions| sessions.take(request.headers_mut()));
         let Some(store) = self.store() else {
-            return self
-                .pass(request, connection, id, None, CacheStatus::forward(Forward::Bypass))
-                .await;
+            let passed = Passed { session, changes: None };
+            let status = CacheStatus::forward(Forward::Bypass);
+            return self.pass(request, connection, id, passed, status).await;
         };
         let class = match rules::classify(RequestHead::from(&request)) {
             // HTTP/2 shows a body by its frames alone.
@@ -336,9 +368,10 @@ impl Accelerator {
                     if reason == Bypass::Method { Forward::Method } else { Forward::Bypass };
                 let detail = (reason != Bypass::Method).then(|| reason.as_str());
                 let status = CacheStatus { detail, ..CacheStatus::forward(forward) };
-                let target = rules::is_unsafe(request.method())
+                let changes = rules::is_unsafe(request.method())
                     .then(|| rules::target_key("http", authority, path));
-                self.pass(request, connection, id, target, status).await
+                let passed = Passed { session, changes };
+                self.pass(request, connection, id, passed, status).await
             }
             RequestClass::Lookup(lookup) => {
                 // A fresh hit is served without a key being built.
@@ -372,6 +405,7 @@ impl Accelerator {
                     version: parts.version,
                     headers,
                     peer: connection.peer().clone(),
+                    session,
                     lookup,
                     target,
                 };
@@ -487,10 +521,11 @@ impl Accelerator {
                 Some(Landing::NotShared | Landing::Error(_)) => {
                     return self.ask(store, call, None).await;
                 }
-                Some(Landing::Failed(status)) => {
+                Some(Landing::Failed(status, retry_after)) => {
                     self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
                     let detail = "The origin did not answer the request that this one waited for.";
-                    return call.fail(&Failure::of_origin(status, detail));
+                    let failure = Failure::of_origin(status, detail);
+                    return call.fail(&Failure { retry_after, ..failure });
                 }
             }
         }
@@ -518,7 +553,7 @@ impl Accelerator {
             None if call.unshared => {}
             None => rules::strip_conditions(&mut parts.headers),
         }
-        let mut fetched = self.fetch(parts, RequestBody::Empty, &asked.peer).await;
+        let mut fetched = self.fetch(parts, RequestBody::Empty, &asked.peer, asked.session).await;
 
         if let (Some(stale), Ok(answer)) = (&call.stale, &fetched)
             && answer.head.status == StatusCode::NOT_MODIFIED
@@ -550,16 +585,17 @@ impl Accelerator {
                 Freshened::Mismatch => {
                     let mut parts = asked.parts();
                     rules::strip_conditions(&mut parts.headers);
-                    fetched = self.fetch(parts, RequestBody::Empty, &asked.peer).await;
+                    fetched =
+                        self.fetch(parts, RequestBody::Empty, &asked.peer, asked.session).await;
                 }
             }
         }
 
-        let Fetched { head, body, times } = match fetched {
+        let Called { head, body, times, cookie, .. } = match fetched {
             Ok(fetched) => fetched,
             Err(failure) => {
                 land(match failure.is_origins {
-                    true => Landing::Failed(failure.status),
+                    true => Landing::Failed(failure.status, failure.retry_after),
                     false => Landing::NotShared,
                 });
                 return call.fail(&failure);
@@ -598,7 +634,8 @@ impl Accelerator {
             true => Landing::Error(head.status),
             false => Landing::NotShared,
         });
-        answer_with(head, body, Outcome::Miss, CacheStatus { detail: Some(detail), ..status })
+        let status = CacheStatus { detail: Some(detail), ..status };
+        answer_with(head, body, cookie, Outcome::Miss, status)
     }
 
     /// Has a task of ours store the body of an answer, for its client to read along.
@@ -609,7 +646,7 @@ impl Accelerator {
         lead: Option<Lead>,
         storable: Storable,
         fill: Arc<Fill>,
-        body: UpstreamBody,
+        body: BackendBody,
     ) {
         if let Some(lead) = &lead
             && fill.is_shareable()
@@ -642,18 +679,19 @@ impl Accelerator {
     /// Asks the origin for an answer that is not stored: to HEAD, to a range, or under `no-store`.
     async fn ask_unstored(&self, call: Call<'_>) -> Answer {
         let asked = call.asked;
-        let failure = match self.fetch(asked.parts(), RequestBody::Empty, &asked.peer).await {
-            Ok(Fetched { head, body, .. }) => {
-                if !rules::is_origin_error(head.status) || !call.may_serve_stale() {
-                    let fwd_status = Some(head.status.as_u16());
-                    let status = CacheStatus { fwd_status, ..call.status() };
-                    // The client's own conditions went along, so a 304 is for the client.
-                    return answer_with(head, body, Outcome::Miss, status);
+        let failure =
+            match self.fetch(asked.parts(), RequestBody::Empty, &asked.peer, asked.session).await {
+                Ok(Called { head, body, cookie, .. }) => {
+                    if !rules::is_origin_error(head.status) || !call.may_serve_stale() {
+                        let fwd_status = Some(head.status.as_u16());
+                        let status = CacheStatus { fwd_status, ..call.status() };
+                        // The client's own conditions went along, so a 304 is for the client.
+                        return answer_with(head, body, cookie, Outcome::Miss, status);
+                    }
+                    Failure::of_origin(head.status, ORIGIN_ERROR)
                 }
-                Failure::of_origin(head.status, ORIGIN_ERROR)
-            }
-            Err(failure) => failure,
-        };
+                Err(failure) => failure,
+            };
         call.fail(&failure)
     }
 
@@ -674,6 +712,7 @@ impl Accelerator {
             version: asked.version,
             headers,
             peer: asked.peer.clone(),
+            session: asked.session,
             lookup: Lookup { may_store: true, only_if_cached: false },
             target: asked.target.clone(),
         };
@@ -700,9 +739,10 @@ impl Accelerator {
         mut request: Request<Incoming>,
         connection: &ConnInfo,
         id: &HeaderValue,
-        changes: Option<String>,
+        passed: Passed,
         status: CacheStatus,
     ) -> Answer {
+        let Passed { session, changes } = passed;
         let Parts { max_request_body_bytes, idle_timeout, .. } = self.0.parts;
         let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
@@ -710,7 +750,7 @@ impl Accelerator {
         let method = parts.method.clone();
         let mut unanswered = Unanswered { accelerator: self, target: changes };
         let fetched = match RequestBody::streaming(body, max_request_body_bytes, idle_timeout) {
-            Ok(body) => self.fetch(parts, body, connection.peer()).await,
+            Ok(body) => self.fetch(parts, body, connection.peer(), session).await,
             Err(RequestBodyError::TooLarge { .. }) => Err(Failure::of_request(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "The request's body is larger than this server accepts.",
@@ -721,7 +761,7 @@ impl Accelerator {
             )),
         };
         let changes = unanswered.answered();
-        let Fetched { head, body, .. } = match fetched {
+        let Called { mut head, body, cookie, .. } = match fetched {
             Ok(fetched) => fetched,
             Err(failure) => return failure.answer(Outcome::Bypass, status),
         };
@@ -737,43 +777,39 @@ impl Accelerator {
                 let failure = Failure::of_origin(StatusCode::BAD_GATEWAY, detail);
                 return failure.answer(Outcome::Bypass, status);
             };
-            tunnel::open(client, body, connection, idle_timeout);
+            let (body, lease) = body.into_parts();
+            tunnel::open_with(client, body, connection, idle_timeout, lease);
+            set_cookie(&mut head, cookie);
             let response = Response::from_parts(head, AnswerBody::default());
             return Answer { response, outcome: Outcome::Bypass, status };
         }
-        answer_with(head, body, Outcome::Bypass, status)
+        answer_with(head, body, cookie, Outcome::Bypass, status)
     }
 
-    /// Sends a request to the origin.
+    /// Sends a request to the origin, whichever of its backends that is.
     async fn fetch(
         &self,
-        mut parts: request::Parts,
+        parts: request::Parts,
         body: RequestBody,
         peer: &Peer,
-    ) -> Result<Fetched, Failure> {
-        let Parts { forwarder, upstream, .. } = &self.0.parts;
-        forwarder.request(&mut parts, peer, fastrand::u64(..))?;
+        session: Option<usize>,
+    ) -> Result<Called, Failure> {
         self.0.traffic.origin_calls.fetch_add(1, Ordering::Relaxed);
-        let request_ms = now_ms();
-        let response = match upstream.send(Request::from_parts(parts, body)).await {
-            Ok(response) => response,
-            Err(error) => {
+        let called = self.0.parts.backends.call(parts, body, peer, session).await;
+        called.map_err(|error| {
+            if !matches!(error, CallError::Refused(_)) {
                 self.0.traffic.origin_failures.fetch_add(1, Ordering::Relaxed);
-                return Err(error.into());
             }
-        };
-        let times = Times { request_ms, response_ms: now_ms() };
-        let (mut head, body) = response.into_parts();
-        forwarder.response(&mut head);
-        Ok(Fetched { head, body, times })
+            error.into()
+        })
     }
 }
 
-/// The origin's answer.
-struct Fetched {
-    head: response::Parts,
-    body: UpstreamBody,
-    times: Times,
+/// What is known of a request that passes the cache by.
+struct Passed {
+    session: Option<usize>,
+    /// The target that it may change.
+    changes: Option<String>,
 }
 
 /// A stored answer that has to be validated first.
@@ -910,13 +946,23 @@ fn replaces(status: StatusCode, reason: NotStored) -> bool {
         && (status.is_success() || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE))
 }
 
+/// Answers with what a backend sent. Only here, where nothing is stored, a client gets the cookie that
+/// keeps it on the backend: an answer that others may get as well says nothing to one client.
 fn answer_with(
-    head: response::Parts,
-    body: UpstreamBody,
+    mut head: response::Parts,
+    body: BackendBody,
+    cookie: Option<HeaderValue>,
     outcome: Outcome,
     status: CacheStatus,
 ) -> Answer {
+    set_cookie(&mut head, cookie);
     Answer { response: Response::from_parts(head, body.into()), outcome, status }
+}
+
+fn set_cookie(head: &mut response::Parts, cookie: Option<HeaderValue>) {
+    if let Some(cookie) = cookie {
+        head.headers.append(SET_COOKIE, cookie);
+    }
 }
 
 /// The answer to `only-if-cached` when nothing is.

@@ -25,6 +25,7 @@ use ultra_perf::cache_tiered::{
     CacheStats, CandidateReport, CompressionStats, CurvePoint, Policy, PolicySwitch, Publisher,
     Tag, Tier, TierStats,
 };
+use ultra_perf::config::Balancing;
 use ultra_perf::memory::MemoryGuard;
 
 use crate::accelerator::Accelerator;
@@ -42,8 +43,11 @@ pub(crate) struct Admin {
     pub(crate) prometheus: PrometheusHandle,
     pub(crate) publisher: Option<Publisher<ResponseKey, Stored>>,
     pub(crate) memory: Option<MemoryGuard>,
+    /// The name of the balancer's policy.
+    pub(crate) policy: Balancing,
 }
 
+mod balancer;
 mod memory;
 
 type Shared = State<Arc<Admin>>;
@@ -57,6 +61,11 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/cache/manage", post(manage))
         .route("/cache/purge", post(purge))
         .route("/cache/policy", get(policy).post(set_policy))
+        .route("/balancer/stats", get(balancer::stats))
+        .route("/balancer/eject", post(balancer::eject))
+        .route("/balancer/restore", post(balancer::restore))
+        .route("/balancer/drain", post(balancer::drain))
+        .route("/balancer/weight", post(balancer::weight))
         .route("/memory/stats", get(memory::stats))
         .route("/memory/usage", get(memory::usage))
         .route("/memory/cleanup", post(memory::cleanup))
@@ -141,7 +150,8 @@ async fn read_machine(
 async fn stats(State(admin): Shared) -> Json<Value> {
     let (_, memory) = read_machine(&admin).await;
     let cache = admin.accelerator.store().map(|store| store.cache.stats());
-    let upstream = admin.accelerator.upstream().stats();
+    let upstream = admin.accelerator.backends().upstream_stats();
+    let queue = admin.accelerator.backends().balancer().stats();
     Json(json!({
         "timestamp": timestamp(),
         "memory": { "current": memory, "gc_stats": memory::gc_stats(admin.memory.as_ref()) },
@@ -152,9 +162,9 @@ async fn stats(State(admin): Shared) -> Json<Value> {
             "connections_reused": upstream.reused,
             "connections_active": upstream.active,
             "connections_idle": upstream.idle,
-            "requests_waiting": upstream.waiting,
+            "requests_waiting": upstream.waiting + queue.waiting,
             "requests_retried": upstream.retried,
-            "requests_refused": upstream.saturated,
+            "requests_refused": upstream.saturated + queue.shed + queue.timed_out,
             "flights": admin.accelerator.flights(),
         },
     }))
@@ -522,6 +532,7 @@ async fn metrics(State(admin): Shared) -> Response {
     }
     let mut text = admin.prometheus.render();
     admin.accelerator.traffic().write_prometheus(&mut text);
+    admin.accelerator.backends().write_prometheus(&mut text);
     let (_, memory) = read_machine(&admin).await;
     let help = "Memory of this process that is resident.";
     text.push_str(&format!(

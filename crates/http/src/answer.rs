@@ -7,8 +7,9 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
+use crate::backends::BackendBody;
 use crate::fill::{BrokenOff, FillReader};
-use crate::upstream::{UpstreamBody, UpstreamError};
+use crate::upstream::UpstreamError;
 
 /// The body of an answer; an enum, so that a hit needs no allocation for it.
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ enum Kind {
     #[default]
     Empty,
     Full(Bytes),
-    Upstream(Box<UpstreamBody>),
+    Backend(Box<BackendBody>),
     Fill(FillReader),
 }
 
@@ -41,9 +42,9 @@ impl From<Bytes> for AnswerBody {
     }
 }
 
-impl From<UpstreamBody> for AnswerBody {
-    fn from(body: UpstreamBody) -> Self {
-        Self(Kind::Upstream(Box::new(body)))
+impl From<BackendBody> for AnswerBody {
+    fn from(body: BackendBody) -> Self {
+        Self(Kind::Backend(Box::new(body)))
     }
 }
 
@@ -79,7 +80,7 @@ impl Body for AnswerBody {
                 let bytes = std::mem::take(bytes);
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Kind::Upstream(body) => Pin::new(&mut **body).poll_frame(cx).map_err(AnswerError::from),
+            Kind::Backend(body) => Pin::new(&mut **body).poll_frame(cx).map_err(AnswerError::from),
             Kind::Fill(reader) => reader.poll(cx).map_err(AnswerError::from),
         }
     }
@@ -88,7 +89,7 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Upstream(body) => body.is_end_stream(),
+            Kind::Backend(body) => body.is_end_stream(),
             Kind::Fill(_) => false,
         }
     }
@@ -97,7 +98,7 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Upstream(body) => body.size_hint(),
+            Kind::Backend(body) => body.size_hint(),
             Kind::Fill(reader) => reader.size_hint(),
         }
     }

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
@@ -35,8 +36,8 @@ pub(crate) enum Landing {
     NotShared,
     /// The origin's answer is an error: whoever has a stale answer may use that.
     Error(StatusCode),
-    /// The origin cannot be reached, or took too long.
-    Failed(StatusCode),
+    /// The origin cannot be reached, or took too long, or has too much to do: when to ask again.
+    Failed(StatusCode, Option<Duration>),
 }
 
 /// An answer that is being stored.

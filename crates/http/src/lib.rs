@@ -10,6 +10,7 @@
 mod accelerator;
 mod admin;
 mod answer;
+mod backends;
 pub mod body;
 mod fill;
 mod flights;

@@ -13,17 +13,17 @@ use tower::ServiceExt as _;
 use ultra_perf::cache_tiered::{BuildError, Publisher};
 use ultra_perf::config::{ByteSize, Config};
 use ultra_perf::memory::{GuardError, MemoryGuardBuilder, Registration, TooManyReclaimers};
-use ultra_perf::{CacheReclaimer, UltraPerf};
+use ultra_perf::{CacheReclaimer, UltraPerf, loadbalancer, resilience};
 
 use crate::accelerator::{Accelerator, Parts, Running};
 use crate::admin::{self, Admin};
-use crate::forward::{Forwarder, HostPolicy};
+use crate::backends::{Backends, BackendsError, IdleConnections};
 use crate::machine::Machine;
 use crate::response_cache::ResponseCache;
 use crate::rules::Policy;
 use crate::server::{self, ConnInfo, ServerLimits};
 use crate::stored::{StoredCodec, weigh};
-use crate::upstream::{InvalidUpstream, Upstream, UpstreamConfig};
+use crate::upstream::InvalidUpstream;
 
 /// Names the cache of responses: its directory, its keys in Redis and its metrics.
 const CACHE_NAME: &str = "responses";
@@ -49,8 +49,8 @@ pub struct Server {
     proxy: server::Server,
     admin: server::Server,
     running: Running,
-    /// Takes the cache out of the guard's registry when the server goes.
-    reclaimer: Option<Registration>,
+    /// Take the cache and the connections out of the guard's registry when the server goes.
+    reclaimers: Vec<Registration>,
 }
 
 /// Why an accelerator did not start.
@@ -77,8 +77,17 @@ pub enum StartError {
     /// The guard of the process's memory cannot be started.
     #[error("memory cannot be watched")]
     Memory(#[from] GuardError),
+    /// The backends' settings do not go together.
+    #[error("the balancer cannot be made")]
+    Balancer(#[from] loadbalancer::BuildError),
+    /// The settings of breakers, retries or hedges do not go together.
+    #[error("the calls to the backends cannot be guarded")]
+    Guard(#[from] resilience::BuildError),
+    /// The system gives no random bytes for a key.
+    #[error("no key can be drawn for balancer.sticky_cookie")]
+    Key(#[source] std::io::Error),
     /// The guard has as many reclaimers as it takes.
-    #[error("the response cache cannot be registered with the memory guard")]
+    #[error("the response cache or the connections cannot be registered with the memory guard")]
     Reclaimer(#[from] TooManyReclaimers),
     /// The cache of responses cannot be opened.
     #[error("the response cache cannot be opened")]
@@ -90,6 +99,17 @@ pub enum StartError {
 pub struct Stopped {
     /// Requests that were cut off at the deadline.
     pub aborted: usize,
+}
+
+impl From<BackendsError> for StartError {
+    fn from(error: BackendsError) -> Self {
+        match error {
+            BackendsError::Url(error) => Self::Backend(error),
+            BackendsError::Balancer(error) => Self::Balancer(error),
+            BackendsError::Guard(error) => Self::Guard(error),
+            BackendsError::Random(error) => Self::Key(std::io::Error::other(error)),
+        }
+    }
 }
 
 impl Server {
@@ -121,44 +141,33 @@ impl Server {
         config: &Config,
         guard: impl FnOnce(MemoryGuardBuilder) -> MemoryGuardBuilder,
     ) -> Result<Self, StartError> {
-        let backend = config.server.to.as_ref().ok_or(StartError::NoBackend)?;
+        if config.server.to.is_none() {
+            return Err(StartError::NoBackend);
+        }
         // Addresses first: a second instance must fail on them, and not on the cache's directory.
         let listener = listen("server.listen", config.server.listen).await?;
         let admin_listener = listen("server.admin", config.server.admin).await?;
 
-        let url = format!("http://{}{}", backend.authority(), backend.base_path());
-        let mut upstream = UpstreamConfig::new(&url)?;
-        upstream.connect_timeout = config.server.connect_timeout;
-        upstream.response_timeout = config.server.response_timeout;
-        upstream.body_idle_timeout = config.server.idle_timeout;
-        upstream.keep_alive_timeout = config.server.idle_timeout;
-        upstream.max_connections = config.server.upstream_connections;
-        upstream.max_head_bytes = config.server.max_header_bytes.as_usize();
-        let upstream = Upstream::new(upstream);
-        let host =
-            if config.server.preserve_host { HostPolicy::Preserve } else { HostPolicy::Origin };
-        let authority = upstream.authority().parse().map_err(InvalidUpstream::from)?;
-        let forwarder = Forwarder::new(&authority, backend.base_path(), host, fastrand::u64(..));
-
+        let backends = Backends::start(config)?;
         let store = match config.response_cache.enabled {
             true => Some(open_store(config).await?),
             false => None,
         };
         let builder = UltraPerf::new(config.clone()).memory_guard();
         let memory = builder.map(|builder| guard(builder).start()).transpose()?;
-        let reclaimer = match (&memory, &store) {
-            (Some(memory), Some(store)) => {
-                Some(memory.register(CacheReclaimer::new(store.cache.clone()))?)
+        let mut reclaimers = Vec::new();
+        if let Some(memory) = &memory {
+            reclaimers.push(memory.register(IdleConnections(backends.clone()))?);
+            if let Some(store) = &store {
+                reclaimers.push(memory.register(CacheReclaimer::new(store.cache.clone()))?);
             }
-            _ => None,
-        };
+        }
         let recorder = PrometheusBuilder::new().build_recorder();
         let publisher = store.as_ref().map(|store| {
             ::metrics::with_local_recorder(&recorder, || Publisher::new(store.cache.clone()))
         });
         let accelerator = Accelerator::new(Parts {
-            upstream,
-            forwarder,
+            backends: backends.clone(),
             store,
             coalesce_timeout: config.response_cache.coalesce_timeout,
             max_request_body_bytes: config.server.max_body.map_or(u64::MAX, ByteSize::as_u64),
@@ -171,6 +180,7 @@ impl Server {
             prometheus: recorder.handle(),
             publisher,
             memory,
+            policy: config.balancer.policy,
         }));
 
         let limits = ServerLimits {
@@ -196,7 +206,7 @@ impl Server {
         };
         let admin = server::Server::start(admin_listener, admin, admin_limits)
             .map_err(failed("server.admin", config.server.admin))?;
-        Ok(Self { proxy, admin, running: Running(accelerator), reclaimer })
+        Ok(Self { proxy, admin, running: Running(accelerator), reclaimers })
     }
 
     /// Returns the address on which clients are served.
@@ -217,7 +227,7 @@ impl Server {
     ///
     /// Dropped, it leaves the accelerator stopping; what memory alone held is lost then.
     pub async fn shutdown(mut self, grace: Duration) -> Stopped {
-        self.reclaimer = None;
+        self.reclaimers.clear();
         let drained = self.proxy.shutdown(grace).await;
         let Running(accelerator) = &self.running;
         accelerator.close().await;

@@ -31,8 +31,24 @@ pub fn open(
     connection: &ConnInfo,
     idle_timeout: Duration,
 ) {
+    open_with(client, origin, connection, idle_timeout, ());
+}
+
+/// As [`open`]; `held` is dropped when the tunnel ends.
+///
+/// # Panics
+///
+/// Outside of a tokio runtime.
+pub(crate) fn open_with<H: Send + 'static>(
+    client: OnUpgrade,
+    origin: UpstreamBody,
+    connection: &ConnInfo,
+    idle_timeout: Duration,
+    held: H,
+) {
     let info = connection.clone();
     connection.spawn(async move {
+        let _held = held;
         if let Err(error) = run(client, origin, info, idle_timeout).await {
             debug!(error = &error as &dyn std::error::Error, "tunnel ended");
         }

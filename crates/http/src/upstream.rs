@@ -39,7 +39,10 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::{net::TcpStream, sync::Semaphore, task::AbortHandle, time::Instant};
 
-use self::{body::Lease, connection::Connection};
+use self::{
+    body::Lease,
+    connection::{Connection, Failure},
+};
 use crate::body::{RequestBody, RequestBodyError};
 
 mod body;
@@ -402,46 +405,75 @@ impl Upstream {
     /// the head where the request could be sent again; no task and no timer registration.
     pub async fn send(
         &self,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
+        self.try_send(request).await.map_err(|failure| failure.error)
+    }
+
+    /// As [`send`](Self::send); a request of which certainly nothing was sent comes back.
+    pub(crate) async fn try_send(
+        &self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<UpstreamBody>, SendFailure> {
         if request.body().size_hint().exact().is_none() {
             // Otherwise hyper takes it that a GET has no body, and drops the one that is there.
             let chunked = HeaderValue::from_static("chunked");
             request.headers_mut().insert(TRANSFER_ENCODING, chunked);
         }
-        let permit = self.admit().await?;
+        let permit = match self.admit().await {
+            Ok(permit) => permit,
+            Err(error) => return Err(SendFailure::unsent(error, request)),
+        };
         let upgrade = request.headers().contains_key(UPGRADE);
         let response_timeout = self.shared.config.response_timeout;
 
         let Some(mut connection) = self.shared.checkout() else {
-            let mut connection = self.shared.connect().await?;
-            return match connection.exchange(request, response_timeout).await {
-                Ok(response) => self.respond(response, connection, permit, upgrade),
-                Err(failure) => Err(failure.error),
-            };
+            return self.send_anew(request, permit, upgrade).await;
         };
 
         let spare = replay(&request);
         match connection.exchange(request, response_timeout).await {
-            Ok(response) => self.respond(response, connection, permit, upgrade),
+            Ok(response) => Ok(self.respond(response, connection, permit, upgrade)?),
             Err(failure) => {
                 let again = match failure.unsent {
                     Some(request) => request,
                     None if failure.lost => match spare {
                         Some(request) => request,
-                        None => return Err(failure.error),
+                        None => return Err(failure.error.into()),
                     },
-                    None => return Err(failure.error),
+                    None => return Err(failure.error.into()),
                 };
                 drop(connection);
                 self.shared.retried.fetch_add(1, Ordering::Relaxed);
-                let mut connection = self.shared.connect().await?;
-                match connection.exchange(again, response_timeout).await {
-                    Ok(response) => self.respond(response, connection, permit, upgrade),
-                    Err(failure) => Err(failure.error),
-                }
+                self.send_anew(again, permit, upgrade).await
             }
         }
+    }
+
+    /// Sends a request on a new connection.
+    async fn send_anew(
+        &self,
+        request: Request<RequestBody>,
+        permit: Permit,
+        upgrade: bool,
+    ) -> Result<Response<UpstreamBody>, SendFailure> {
+        let mut connection = match self.shared.connect().await {
+            Ok(connection) => connection,
+            Err(error) => return Err(SendFailure::unsent(error, request)),
+        };
+        match connection.exchange(request, self.shared.config.response_timeout).await {
+            Ok(response) => Ok(self.respond(response, connection, permit, upgrade)?),
+            Err(Failure { error, unsent, .. }) => Err(SendFailure { error, unsent }),
+        }
+    }
+
+    /// Closes idle connections, the oldest first, at most `most` of them; returns how many.
+    pub fn close_idle(&self, most: usize) -> usize {
+        let mut pool = self.shared.pool.lock();
+        let count = most.min(pool.idle.len());
+        let closed: Vec<_> = pool.idle.drain(..count).collect();
+        drop(pool);
+        closed.len()
     }
 
     async fn admit(&self) -> Result<Permit, UpstreamError> {
@@ -497,6 +529,28 @@ impl Upstream {
         let body =
             UpstreamBody::new(incoming, lease, self.shared.config.body_idle_timeout, switched);
         Ok(Response::from_parts(head, body))
+    }
+}
+
+/// A request without a response.
+pub(crate) struct SendFailure {
+    pub(crate) error: UpstreamError,
+    /// The request, if not a byte of it was written.
+    ///
+    /// After a request that was lost on a connection used before and could be sent again, this tells
+    /// of the second time only; but such a request is idempotent.
+    pub(crate) unsent: Option<Request<RequestBody>>,
+}
+
+impl SendFailure {
+    fn unsent(error: UpstreamError, request: Request<RequestBody>) -> Self {
+        Self { error, unsent: Some(request) }
+    }
+}
+
+impl From<UpstreamError> for SendFailure {
+    fn from(error: UpstreamError) -> Self {
+        Self { error, unsent: None }
     }
 }
 

@@ -3,8 +3,9 @@
 //! [`Scaler`] looks at the load at times that the caller chooses and compares the share of places that
 //! are taken with a target. It is a state machine without a clock: too much load has to last for a
 //! while, too little for much longer, and after an advice it waits until that can have had an effect.
-//! Who acts on the advice is none of its business.
+//! Who acts on the advice is none of its business; the feature `actuators` brings some who do.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::balancer::BalancerStats;
@@ -83,6 +84,22 @@ pub enum ScaleReason {
     },
     /// There are fewer or more backends than there may be.
     OutOfBounds,
+}
+
+impl fmt::Display for ScaleReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shed { calls } => write!(f, "{calls} calls were turned away"),
+            Self::Waiting { calls } => write!(f, "{calls} calls wait"),
+            Self::Busy { utilization } => {
+                write!(f, "{:.0} % of the places are taken", utilization * 100.0)
+            }
+            Self::Idle { utilization } => {
+                write!(f, "no more than {:.0} % of the places are taken", utilization * 100.0)
+            }
+            Self::OutOfBounds => write!(f, "the number is out of its bounds"),
+        }
+    }
 }
 
 /// Watches the load of a balancer and advises.

@@ -95,6 +95,8 @@ pub enum BackendState {
     Ejected,
     /// Its checks found it down.
     Down,
+    /// It gets nothing until somebody resumes it or a time is over.
+    Suspended,
     /// It gets no new leases.
     Draining,
 }

@@ -315,6 +315,30 @@ impl Balancer {
         self.core.change(now, |set, at, events| set.eject(id, time, at, events))
     }
 
+    /// Gives a backend nothing for `time`; returns whether it is there.
+    ///
+    /// For whoever guards its calls, such as a circuit breaker that is open. Unlike an ejection it
+    /// holds while health is ignored, has no share that it cannot exceed, and is forgotten when it is
+    /// over. A later call replaces the time of one before.
+    pub fn suspend(&self, id: &str, time: Duration) -> bool {
+        self.suspend_at(id, time, Instant::now())
+    }
+
+    /// Gives a backend nothing for `time` from `now` on; returns whether it is there.
+    pub fn suspend_at(&self, id: &str, time: Duration, now: Instant) -> bool {
+        self.core.change(now, |set, at, events| set.suspend(id, time, at, events))
+    }
+
+    /// Ends the suspension of a backend; returns whether it is there.
+    pub fn resume(&self, id: &str) -> bool {
+        self.resume_at(id, Instant::now())
+    }
+
+    /// Ends the suspension of a backend at `now`; returns whether it is there.
+    pub fn resume_at(&self, id: &str, now: Instant) -> bool {
+        self.core.change(now, |set, at, events| set.resume(id, at, events))
+    }
+
     /// Ends the draining or the ejection of a backend; returns whether it is there.
     pub fn restore(&self, id: &str) -> bool {
         self.restore_at(id, Instant::now())
@@ -360,6 +384,18 @@ impl Balancer {
     #[cfg(feature = "discovery")]
     pub(crate) fn discovery_failed(&self, reason: String) {
         self.core.tell(Event { backend: None, change: Change::DiscoveryFailed { reason } });
+    }
+
+    /// Tells listeners that there should be more or fewer backends.
+    #[cfg(feature = "actuators")]
+    pub(crate) fn scale_advised(&self, advice: crate::ScaleAdvice) {
+        self.core.tell(Event { backend: None, change: Change::ScaleAdvised { advice } });
+    }
+
+    /// Tells listeners that an advice was not acted upon.
+    #[cfg(feature = "actuators")]
+    pub(crate) fn scale_failed(&self, reason: String) {
+        self.core.tell(Event { backend: None, change: Change::ScaleFailed { reason } });
     }
 
     /// The ids of the backends.

@@ -1,8 +1,12 @@
 //! Active checks: a task that asks every backend now and then whether it is well.
 //!
-//! A check is a TCP connection, or an HTTP request whose status is looked at. Backends are asked at
+//! A check is a TCP connection, an HTTP request whose status is looked at, or a call of the health service
+//! of gRPC (`grpc`). Backends are asked at
 //! times of their own, spread over the interval and moved by chance, so that neither many backends nor
 //! many balancers are in step. The results go to [`Balancer::report_check`], whose thresholds decide.
+
+#[cfg(feature = "grpc")]
+mod grpc;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -29,6 +33,12 @@ pub enum Check {
         /// The statuses that are good.
         statuses: RangeInclusive<u16>,
     },
+    /// Well if `grpc.health.v1.Health/Check` says SERVING, without TLS.
+    #[cfg(feature = "grpc")]
+    Grpc {
+        /// The service that is asked about; empty for the whole server.
+        service: String,
+    },
 }
 
 /// When and how backends are checked.
@@ -54,7 +64,7 @@ impl Checks {
     /// Starts to check the backends of a balancer, whoever they are over time.
     ///
     /// The address of a backend is its id without `http://` and without what follows the port, so
-    /// `10.0.0.1:8000` and `http://10.0.0.1:8000/` are the same. The balancer must have been built
+    /// `10.0.0.1:8000` and `http://10.0.0.1:8000/` are the same; without a port it is port 80. The balancer must have been built
     /// with [`checks`](crate::BalancerBuilder::checks) for the results to count.
     ///
     /// # Panics
@@ -110,9 +120,17 @@ impl Checks {
 impl Check {
     async fn ask(&self, id: &str) -> Result<(), String> {
         let address = address(id);
-        let connected = TcpStream::connect(address).await;
+        let connected = match has_port(address) {
+            true => TcpStream::connect(address).await,
+            false => TcpStream::connect(format!("{address}:80")).await,
+        };
         let mut stream = connected.map_err(|error| format!("cannot connect: {error}"))?;
-        let Self::Http { path, statuses } = self else { return Ok(()) };
+        let (path, statuses) = match self {
+            Self::Tcp => return Ok(()),
+            #[cfg(feature = "grpc")]
+            Self::Grpc { service } => return grpc::ask(stream, address, service).await,
+            Self::Http { path, statuses } => (path, statuses),
+        };
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: health-check\r\n\
              Connection: close\r\n\r\n"
@@ -137,6 +155,11 @@ impl Check {
 fn address(id: &str) -> &str {
     let rest = id.strip_prefix("http://").unwrap_or(id);
     rest.split(['/', '?', '#']).next().unwrap_or(rest)
+}
+
+/// Whether a port stands behind a host, of which an address of IPv6 is in brackets.
+fn has_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'))
 }
 
 /// Running checks; they stop when this is dropped.
@@ -250,6 +273,9 @@ mod tests {
     fn an_id_is_its_address_with_more_around_it() {
         for id in ["h:1", "http://h:1", "http://h:1/", "http://h:1/app?x", "h:1/app"] {
             assert_eq!(address(id), "h:1", "{id}");
+        }
+        for (address, port) in [("h", false), ("h:1", true), ("[::1]", false), ("[::1]:1", true)] {
+            assert_eq!(has_port(address), port, "{address}");
         }
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
+use crate::advice::ScaleAdvice;
+
 /// Something that changed, and why.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -70,7 +72,12 @@ pub enum Change {
     Draining,
     /// The last lease of a draining or removed backend is back.
     Drained,
-    /// It gets leases again after draining.
+    /// It gets nothing for a while, because somebody who guards its calls said so.
+    Suspended {
+        /// For how long at most.
+        time: Duration,
+    },
+    /// It gets leases again after draining, or after a suspension.
     Resumed,
     /// Too few backends are healthy, so health is ignored until enough are.
     PanicBegan {
@@ -85,6 +92,16 @@ pub enum Change {
     Policy,
     /// A new set could not be found out; the old one stays.
     DiscoveryFailed {
+        /// Why.
+        reason: String,
+    },
+    /// There should be more or fewer backends.
+    ScaleAdvised {
+        /// How many, and why.
+        advice: ScaleAdvice,
+    },
+    /// An advice was not acted upon, or not to its end.
+    ScaleFailed {
         /// Why.
         reason: String,
     },
@@ -135,6 +152,7 @@ impl fmt::Display for Change {
             Self::Down { reason } => write!(f, "down: {reason}"),
             Self::Draining => write!(f, "draining"),
             Self::Drained => write!(f, "drained"),
+            Self::Suspended { time } => write!(f, "suspended for {time:.1?}"),
             Self::Resumed => write!(f, "resumed"),
             Self::PanicBegan { healthy, of } => {
                 write!(f, "health is ignored: {healthy} of {of} are healthy")
@@ -142,6 +160,10 @@ impl fmt::Display for Change {
             Self::PanicEnded => write!(f, "health counts again"),
             Self::Policy => write!(f, "another policy picks"),
             Self::DiscoveryFailed { reason } => write!(f, "discovery failed: {reason}"),
+            Self::ScaleAdvised { advice: ScaleAdvice { desired, current, reason } } => {
+                write!(f, "{desired} backends are better than {current}: {reason}")
+            }
+            Self::ScaleFailed { reason } => write!(f, "scaling failed: {reason}"),
         }
     }
 }

@@ -12,7 +12,8 @@ use crate::sync::Relaxed;
 
 /// A place in a backend for one call; it is given back when the lease goes.
 ///
-/// Say how the call ended with [`complete`](Self::complete). Dropped without that, the call was
+/// Say how the call ended with [`complete`](Self::complete), or with [`answered`](Self::answered) if
+/// it keeps its place for longer than its answer took. Dropped without either, the call was
 /// cancelled: that it had lasted so long counts if it makes the backend look slower, and it is
 /// neither a success nor a failure. A lease whose backend has left the set stays good.
 #[must_use = "a lease that is dropped gives its place back"]
@@ -21,6 +22,8 @@ pub struct Lease {
     /// When it began, if the policy looks at latencies.
     timed: Option<(Nanos, Averaging)>,
     bounded: bool,
+    /// What was said before the end: whether it was a success.
+    answered: Option<bool>,
     done: bool,
 }
 
@@ -32,7 +35,7 @@ const MEDIAN_EVERY: u64 = 8;
 impl Lease {
     /// Makes the lease of a place that was taken in `node`.
     pub(crate) fn new(node: Arc<Node>, timed: Option<(Nanos, Averaging)>, bounded: bool) -> Self {
-        Self { node, timed, bounded, done: false }
+        Self { node, timed, bounded, answered: None, done: false }
     }
 
     /// Returns the id of the backend.
@@ -58,6 +61,29 @@ impl Lease {
         self.finish(Some(outcome), Some(now));
     }
 
+    /// Says how the call went and keeps the place, which goes back when the lease does.
+    ///
+    /// For answers that go on after their beginning, such as the body of a response: how long that
+    /// lasts is up to the reader and the length, and says nothing about the backend's speed. After
+    /// this, [`complete`](Self::complete) with a failure makes a success a failure after all; with any
+    /// other outcome it gives the place back and no more, as a drop does.
+    pub fn answered(&mut self, outcome: Outcome) {
+        self.answer(outcome, None);
+    }
+
+    /// Says at `now` how the call went and keeps the place.
+    pub fn answered_at(&mut self, outcome: Outcome, now: Instant) {
+        self.answer(outcome, Some(now));
+    }
+
+    fn answer(&mut self, outcome: Outcome, now: Option<Instant>) {
+        if self.answered.is_none() {
+            self.answered = Some(outcome == Outcome::Success);
+            self.judge(Some(outcome), now);
+            self.node.open_answer();
+        }
+    }
+
     /// Gives the place back at `now` as a drop does: the call was cancelled.
     pub fn cancel_at(mut self, now: Instant) {
         self.finish(None, Some(now));
@@ -68,37 +94,14 @@ impl Lease {
             return;
         }
         let node = &*self.node;
-        let read = || now.unwrap_or_else(Instant::now);
-        let row = match outcome {
-            Some(Outcome::Success) => {
-                node.succeeded();
-                self.record(read, |latency, _| latency);
-                0
-            }
-            Some(Outcome::Failure) => {
-                self.record(read, f64::max);
-                node.failed()
-            }
-            Some(Outcome::Overload { retry_after }) => {
-                let hint = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX).as_nanos() as f64;
-                self.record(read, |latency, penalty| latency.max(penalty).max(hint));
-                node.failed()
-            }
-            Some(_) => 0,
-            None => {
-                if let Some((started, averaging)) = self.timed {
-                    let now = node.nanos(read());
-                    let least = now.saturating_sub(started) as f64;
-                    let usual = node.fleet.median.get().unwrap_or(1.0);
-                    node.latency.record_at_least(least, now, averaging, usual);
+        match self.answered {
+            None => self.judge(outcome, now),
+            Some(good) => {
+                node.close_answer();
+                if good && outcome.is_some_and(Outcome::is_failure) {
+                    self.row_of(node.failed_after_all(), now);
                 }
-                0
             }
-        };
-        if row > 0
-            && let Some(core) = node.core.upgrade()
-        {
-            core.failed(&self.node, row, now);
         }
         if self.bounded {
             node.fleet.bounded_leases.fetch_sub(1, Relaxed);
@@ -108,6 +111,44 @@ impl Lease {
             && let Some(core) = node.core.upgrade()
         {
             core.released(node, released, now);
+        }
+    }
+
+    /// Counts how the call ended; `None` if it was cancelled.
+    fn judge(&self, outcome: Option<Outcome>, now: Option<Instant>) {
+        let node = &*self.node;
+        let read = || now.unwrap_or_else(Instant::now);
+        match outcome {
+            Some(Outcome::Success) => {
+                node.succeeded();
+                self.record(read, |latency, _| latency);
+            }
+            Some(Outcome::Failure) => {
+                self.record(read, f64::max);
+                self.row_of(node.failed(), now);
+            }
+            Some(Outcome::Overload { retry_after }) => {
+                let hint = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX).as_nanos() as f64;
+                self.record(read, |latency, penalty| latency.max(penalty).max(hint));
+                self.row_of(node.failed(), now);
+            }
+            Some(_) => node.unanswered(),
+            None => {
+                node.unanswered();
+                if let Some((started, averaging)) = self.timed {
+                    let now = node.nanos(read());
+                    let least = now.saturating_sub(started) as f64;
+                    let usual = node.fleet.median.get().unwrap_or(1.0);
+                    node.latency.record_at_least(least, now, averaging, usual);
+                }
+            }
+        }
+    }
+
+    /// Tells the balancer of the `row`-th failure in a row.
+    fn row_of(&self, row: u32, now: Option<Instant>) {
+        if let Some(core) = self.node.core.upgrade() {
+            core.failed(&self.node, row, now);
         }
     }
 

@@ -27,9 +27,11 @@
 //!   queue with a bound and a deadline, in order, and what does not fit is turned away with a hint.
 //! - Backends that fail are ejected for a time that grows, never more than a share of them; when too
 //!   few are healthy, health is ignored. Those that come back can start slowly. Active checks are
-//!   reported by whoever runs them (feature `checks`: TCP and HTTP).
+//!   reported by whoever runs them (feature `checks`: TCP and HTTP, and with `grpc` its health service).
 //! - The set, weights, limits and the policy change while calls go on. A backend is known by its id,
 //!   so its counts, latency and ejections survive; leases of a backend that left stay good.
+//! - A [`Scaler`] advises how many backends there should be; with the feature `actuators` a task starts and
+//!   stops workers of this process by it, or asks somebody else (`webhook`).
 //! - Everything that changes is an [`Event`] with its reason.
 //!
 //! # Edges
@@ -41,13 +43,15 @@
 //! - Times are of a monotonic clock. One that lies before the last counts as no time passed; one far
 //!   ahead ends ejections and lets latencies go to the fleet's median.
 //!
-//! Nothing here spawns a task or owns a thread, except the tasks of the features `checks` and
-//! `discovery`, which end with their handles. Every method that needs the time has a form that takes
+//! Nothing here spawns a task or owns a thread, except the tasks of the features `checks`, `discovery`
+//! and `actuators`, which end with their handles. Every method that needs the time has a form that takes
 //! it (`try_acquire_at`, `complete_at`), and chance comes from a seed if there is one, so that a
 //! schedule can be replayed exactly.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "actuators")]
+mod actuate;
 mod advice;
 mod backend;
 mod balancer;
@@ -70,6 +74,10 @@ mod sync;
 mod waiting;
 mod workers;
 
+#[cfg(feature = "actuators")]
+pub use actuate::{ActuateError, Actuator, ChildWorker, ScaleTask, TaskWorker, Worker, WorkerPool};
+#[cfg(feature = "webhook")]
+pub use actuate::{Webhook, WebhookError};
 pub use advice::{ScaleAdvice, ScaleReason, Scaler, Scaling};
 pub use backend::{Backend, BackendState, BackendStats};
 pub use balancer::{Balancer, BalancerStats};

@@ -34,12 +34,15 @@ pub(crate) struct Node {
     failures_in_row: AtomicU32,
     /// One through the weight in effect, as the bits of an `f32`; infinite for weight zero.
     per_weight: AtomicU32,
+    /// Leases that have told how the call went and keep their places, as for a body that goes on.
+    answered_open: AtomicU32,
     pub(crate) latency: Latency,
-    /// When it last took a lease while it had none, if the policy reads the clock.
+    /// When it last took a lease while it owed no answer, if the policy reads the clock.
     busy_since: AtomicU64,
     answered: AtomicU64,
     failed: AtomicU64,
-    leases: AtomicU64,
+    /// Leases that came back as neither a success nor a failure.
+    unanswered: AtomicU64,
     pub(crate) id: Arc<str>,
     pub(crate) epoch: Instant,
     pub(crate) fleet: Arc<Fleet>,
@@ -81,11 +84,12 @@ impl Node {
             limit: AtomicU32::new(UNLIMITED),
             failures_in_row: AtomicU32::new(0),
             per_weight: AtomicU32::new(1.0_f32.to_bits()),
+            answered_open: AtomicU32::new(0),
             latency: Latency::unknown(),
             busy_since: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            leases: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
             id,
             epoch,
             fleet,
@@ -123,7 +127,7 @@ impl Node {
         (count < self.limit()).then_some(count)
     }
 
-    /// Since when it has had leases without a pause; zero if nobody has read the clock.
+    /// Since when it has owed answers without a pause; zero if nobody has read the clock.
     pub(crate) fn busy_since(&self) -> Nanos {
         self.busy_since.load(Relaxed)
     }
@@ -135,12 +139,10 @@ impl Node {
         // Acquire: a place that was given back is seen with what its lease recorded. Pairs with the
         // AcqRel in `leave`; checked by `loom_a_place_is_given_once`.
         let before = self.count.fetch_update(AcqRel, Acquire, enter);
-        if let Ok(before) = before {
-            // On a line that this thread has just made its own.
-            self.leases.fetch_add(1, Relaxed);
-            if before & COUNT == 0 {
-                self.busy_since.store(now, Relaxed);
-            }
+        if let Ok(before) = before
+            && before & COUNT <= self.answered_open.load(Relaxed)
+        {
+            self.busy_since.store(now, Relaxed);
         }
         before.is_ok()
     }
@@ -155,6 +157,21 @@ impl Node {
             awaited: before & WAITING != 0,
             last_of_watched: before & (COUNT | WATCHED) == (1 | WATCHED),
         }
+    }
+
+    /// Notes that a lease keeps its place after its answer.
+    pub(crate) fn open_answer(&self) {
+        self.answered_open.fetch_add(1, Relaxed);
+    }
+
+    /// Notes that such a lease gives its place back now.
+    pub(crate) fn close_answer(&self) {
+        self.answered_open.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether some of its `leases` have no answer yet.
+    pub(crate) fn owes_answers(&self, leases: u32) -> bool {
+        leases > self.answered_open.load(Relaxed)
     }
 
     /// Makes every later release say that somebody waits.
@@ -196,6 +213,12 @@ impl Node {
         self.failures_in_row.fetch_add(1, Relaxed).saturating_add(1)
     }
 
+    /// Makes a success that was counted a failure, and returns how many there were in a row.
+    pub(crate) fn failed_after_all(&self) -> u32 {
+        self.failed.fetch_add(1, Relaxed);
+        self.failures_in_row.fetch_add(1, Relaxed).saturating_add(1)
+    }
+
     /// Forgets the failures in a row.
     pub(crate) fn forgive(&self) {
         self.failures_in_row.store(0, Relaxed);
@@ -206,8 +229,20 @@ impl Node {
         (self.answered.load(Relaxed), self.failed.load(Relaxed))
     }
 
+    /// Counts a lease that came back as neither a success nor a failure.
+    pub(crate) fn unanswered(&self) {
+        self.unanswered.fetch_add(1, Relaxed);
+    }
+
+    /// Leases so far: those that came back or were answered, which are counted then, and the others
+    /// that are out.
+    ///
+    /// One that is coming back may be counted twice for a moment. A count of their own would cost every
+    /// pick an atomic step.
     pub(crate) fn leases(&self) -> u64 {
-        self.leases.load(Relaxed)
+        let back = self.answered.load(Relaxed) + self.unanswered.load(Relaxed);
+        let owed = self.in_flight().saturating_sub(self.answered_open.load(Relaxed));
+        back + u64::from(owed)
     }
 }
 
@@ -222,5 +257,7 @@ impl fmt::Debug for Node {
 
 /// The time since the balancer was built; a time before that counts as that.
 pub(crate) fn nanos_since(epoch: Instant, now: Instant) -> Nanos {
-    u64::try_from(now.saturating_duration_since(epoch).as_nanos()).unwrap_or(u64::MAX)
+    let since = now.saturating_duration_since(epoch);
+    // Enough for five centuries, and cheaper than to ask for 128 bits.
+    since.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(since.subsec_nanos()))
 }

@@ -221,9 +221,9 @@ impl Level {
             Plan::Latency { choices, averaging } => least(&self.nodes, *choices, how, &|node| {
                 let leases = node.room().filter(|_| allowed(node))?;
                 let latency = node.latency.estimate(how.now, *averaging, how.usual);
-                let silence = match leases {
-                    0 => 0.0,
-                    _ => node.latency.silence(node.busy_since(), how.now),
+                let silence = match node.owes_answers(leases) {
+                    false => 0.0,
+                    true => node.latency.silence(node.busy_since(), how.now),
                 };
                 let queue = f64::from(leases) + QUEUE_OFFSET;
                 Some(latency.max(silence) * queue * node.per_weight())

@@ -42,6 +42,8 @@ struct Member {
     node: Arc<Node>,
     backend: Backend,
     draining: bool,
+    /// The end of its suspension.
+    suspended: Option<Nanos>,
     checked: Checked,
     ejection: Ejection,
     warming_since: Option<Nanos>,
@@ -55,6 +57,7 @@ impl Member {
             node,
             backend,
             draining: false,
+            suspended: None,
             checked: Checked::default(),
             ejection: Ejection::default(),
             warming_since: None,
@@ -76,7 +79,7 @@ impl Member {
     /// Whether it is in a state to get some; `None` if that is not known.
     fn healthy(&self, checked: bool) -> Option<bool> {
         let sound = if checked { self.checked.healthy()? } else { true };
-        Some(sound && self.ejection.until().is_none())
+        Some(sound && self.ejection.until().is_none() && self.suspended.is_none())
     }
 
     fn weight_at(&self, now: Nanos, slow_start: Duration) -> f64 {
@@ -186,6 +189,7 @@ impl Set {
                 member.node.stop_watching();
                 member.backend = backend;
                 member.draining = false;
+                member.suspended = None;
                 // What its checks said is as old as its absence.
                 member.checked = Checked::default();
                 member.apply_limit();
@@ -255,6 +259,32 @@ impl Set {
         let Some(member) = self.member(id) else { return false };
         member.ejection.eject_for(now, time);
         events.push(member.event(Change::Ejected { reason: EjectReason::Manual, time }));
+        true
+    }
+
+    /// Gives a backend nothing for `time`, panic or not; returns whether it is there.
+    pub(crate) fn suspend(
+        &mut self,
+        id: &str,
+        time: Duration,
+        now: Nanos,
+        events: &mut Vec<Event>,
+    ) -> bool {
+        let Some(member) = self.member(id) else { return false };
+        let before = member.suspended.replace(now.saturating_add(nanos(time)));
+        if before.is_none() {
+            events.push(member.event(Change::Suspended { time }));
+        }
+        true
+    }
+
+    /// Ends the suspension of a backend; returns whether it is there.
+    pub(crate) fn resume(&mut self, id: &str, now: Nanos, events: &mut Vec<Event>) -> bool {
+        let Some(member) = self.member(id) else { return false };
+        if member.suspended.take().is_some() {
+            bring_back(member, now);
+            events.push(member.event(Change::Resumed));
+        }
         true
     }
 
@@ -376,6 +406,11 @@ impl Set {
                 bring_back(member, now);
                 events.push(member.event(Change::Restored { early: false }));
             }
+            if member.suspended.is_some_and(|until| now >= until) {
+                member.suspended = None;
+                bring_back(member, now);
+                events.push(member.event(Change::Resumed));
+            }
             let warm = nanos(self.settings.slow_start);
             if member.warming_since.is_some_and(|since| now.saturating_sub(since) >= warm) {
                 member.warming_since = None;
@@ -391,7 +426,7 @@ impl Set {
                 let steps = now.saturating_sub(since) / step + 1;
                 since.saturating_add(steps.saturating_mul(step))
             });
-            member.ejection.until().into_iter().chain(warmer).min()
+            member.ejection.until().into_iter().chain(member.suspended).chain(warmer).min()
         };
         self.members.iter().filter_map(next).min().unwrap_or(Nanos::MAX)
     }
@@ -402,7 +437,9 @@ impl Set {
         let checked = self.settings.checks.is_some();
         let serves = |member: &Member| {
             let health = member.healthy(checked);
-            member.wanted() && (health == Some(true) || self.panicking && health.is_some())
+            member.wanted()
+                && member.suspended.is_none()
+                && (health == Some(true) || self.panicking && health.is_some())
         };
         let serving: Vec<bool> = self.members.iter().map(serves).collect();
         for member in &self.members {
@@ -540,6 +577,8 @@ impl Set {
             BackendState::Unknown
         } else if checked && member.checked.healthy() == Some(false) {
             BackendState::Down
+        } else if member.suspended.is_some() {
+            BackendState::Suspended
         } else if member.ejection.until().is_some() {
             BackendState::Ejected
         } else if member.weight_at(now, self.settings.slow_start) < f64::from(member.backend.weight)

@@ -26,6 +26,7 @@
 //! # Ok::<_, ultra_perf::config::ConfigError>(())
 //! ```
 
+mod backend;
 mod explain;
 mod loader;
 mod machine;
@@ -40,19 +41,23 @@ mod url;
 
 use std::collections::BTreeMap;
 
+pub use backend::{Backend, Backends};
 pub use explain::{Explained, Explanation, Note};
 pub use loader::ConfigLoader;
 pub use machine::Machine;
 pub use problem::{ConfigError, Problem};
 pub use quantity::{ByteSize, ParseQuantityError, format_duration, parse_duration};
 pub use reference::reference;
-pub use secret::KeySources;
+pub use secret::{KeySources, Secret, SigningKey};
 pub use setting::{
-    Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat, LowerTier,
-    MemoryEngine, Policy, Share, WritePolicy,
+    Admission, Balancing, BreakerMode, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter,
+    LogFormat, LowerTier, MemoryEngine, Policy, Share, WritePolicy,
 };
 pub use source::Origin;
-pub use tree::{Cache, Disk, Encryption, Log, Memory, ProcessMemory, Redis, ResponseCache, Server};
+pub use tree::{
+    Balancer, Breaker, Cache, Disk, Encryption, Log, Memory, ProcessMemory, Redis, ResponseCache,
+    Server,
+};
 pub use url::{BackendUrl, ParseUrlError, RedisUrl};
 
 /// Holds the resolved and checked configuration.
@@ -64,6 +69,8 @@ pub use url::{BackendUrl, ParseUrlError, RedisUrl};
 pub struct Config {
     /// The proxy: addresses, time-outs and limits.
     pub server: Server,
+    /// How requests are spread over the backends.
+    pub balancer: Balancer,
     /// The cache of HTTP responses.
     pub response_cache: ResponseCache,
     /// The tiers that every cache of the process stands on.
@@ -74,6 +81,7 @@ pub struct Config {
     pub log: Log,
     #[cfg(feature = "encryption")]
     pub(crate) encryption: Option<cache_tiered::EncryptionKeys>,
+    signing_key: Option<Secret>,
     origins: BTreeMap<&'static str, Origin>,
     notes: Vec<Note>,
 }
@@ -85,6 +93,12 @@ impl Config {
     #[must_use]
     pub fn explain(&self) -> Explanation {
         Explanation::of(self, &BTreeMap::new())
+    }
+
+    /// Returns the key of `balancer.sticky_key`, if there is one.
+    #[must_use]
+    pub fn signing_key(&self) -> Option<&Secret> {
+        self.signing_key.as_ref()
     }
 
     /// Tells where the value of the key `path` came from, if there is such a key.

@@ -35,8 +35,11 @@
 //! - `simulate`: its simulations of other sizes and policies.
 //! - `memory`: the guard over the process's memory, and caches that give way to it; `glibc`, `jemalloc`
 //!   and `mimalloc`: what gives idle memory back, for programs with that allocator.
+//! - `loadbalancer`: the balancer over the configured backends, with their circuit breakers.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "loadbalancer")]
+mod balance;
 pub mod config;
 #[cfg(feature = "memory")]
 mod reclaim;
@@ -48,10 +51,14 @@ pub use cache_tiered;
 #[cfg(any(feature = "disk", feature = "redis"))]
 use cache_tiered::{Bincode, Codec};
 use cache_tiered::{CacheBuilder, Engine, Policy, Tier, WritePolicy};
+#[cfg(feature = "loadbalancer")]
+pub use loadbalancer;
 #[cfg(feature = "memory")]
 pub use memory;
 #[cfg(feature = "memory")]
 pub use reclaim::CacheReclaimer;
+#[cfg(feature = "loadbalancer")]
+pub use resilience;
 #[cfg(any(feature = "disk", feature = "redis"))]
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -31,7 +31,11 @@ const LAYERS: &[Layer] = &[
     layer("crates/scheduler", "scheduler", &[]),
     layer("crates/loadbalancer", "loadbalancer", &["resilience"]),
     layer("crates/cache-tiered", "cache-tiered", &["resilience"]),
-    layer("crates/ultra-perf", "ultra-perf", &["cache-tiered", "memory", "resilience"]),
+    layer(
+        "crates/ultra-perf",
+        "ultra-perf",
+        &["cache-tiered", "loadbalancer", "memory", "resilience"],
+    ),
     layer("crates/http", "ultra-perf-http", &["ultra-perf"]),
     layer("crates/cli", "ultra-perf-cli", &["ultra-perf", "ultra-perf-http"]),
 ];

@@ -838,3 +838,90 @@ proptest! {
         prop_assert_eq!(balancer.stats().in_flight, 0);
     }
 }
+
+#[test]
+fn a_suspended_backend_gets_nothing_even_in_panic_and_is_no_failure() {
+    let (balancer, start) = balancer("a b c");
+    let at = |seconds| start + seconds * SECOND;
+    let mut events = balancer.events();
+    assert!(balancer.suspend_at("a", 10 * SECOND, start));
+    assert!(balancer.suspend_at("b", 20 * SECOND, start));
+    assert!(!balancer.suspend_at("x", SECOND, start));
+    // One of three is healthy, which is panic; an ejection would not count now.
+    assert_eq!(reached(&balancer, 6, at(1)), "c");
+    assert_eq!(balancer.backends_at(at(1))[0].state, BackendState::Suspended);
+    assert_eq!(balancer.backends_at(at(1))[0].ejections, 0);
+    assert_eq!(reached(&balancer, 6, at(10)), "a c");
+    assert!(balancer.resume_at("b", at(11)));
+    assert!(balancer.resume_at("b", at(11)));
+    assert_eq!(reached(&balancer, 6, at(11)), "a b c");
+    let told: Vec<_> = std::iter::from_fn(|| events.try_next()).map(|it| it.to_string()).collect();
+    let expected = [
+        "a: suspended for 10.0s",
+        "b: suspended for 20.0s",
+        "health is ignored: 1 of 3 are healthy",
+        "a: resumed",
+        "health counts again",
+        "b: resumed",
+    ];
+    assert_eq!(told, expected);
+    for id in ["a", "b", "c"] {
+        balancer.suspend_at(id, 5 * SECOND, at(12));
+    }
+    let none = balancer.try_acquire_at(&Pick::new(), at(13)).expect_err("all are suspended");
+    assert_eq!(none, AcquireError::Unavailable { retry_after: 4 * SECOND });
+}
+
+#[test]
+fn an_answered_lease_keeps_its_place_and_says_no_more_about_speed() {
+    let start = Instant::now();
+    let policy = Policy::PeakEwma { choices: 5, decay: SECOND };
+    let builder = Balancer::builder().backends(backends("a/1 b")).policy(policy).seed(1);
+    let balancer = builder.build_at(start).expect("a valid set");
+    let at = |millis| start + Duration::from_millis(millis);
+    let pick = |id: &str| Pick::new().prefer(id);
+    let mut lease = balancer.try_acquire_at(&pick("a"), start).expect("there is room");
+    lease.answered_at(Outcome::Success, at(10));
+    // Only the first time counts.
+    lease.answered_at(Outcome::Failure, at(20));
+    let stats = &balancer.backends_at(at(20))[0];
+    let seen = (stats.in_flight, stats.answered, stats.failed, stats.latency);
+    assert_eq!(seen, (1, 1, 0, Some(Duration::from_millis(10))));
+    let other = balancer.try_acquire_at(&pick("a"), at(30)).expect("elsewhere");
+    assert_eq!(&**other.backend(), "b");
+    other.complete_at(Outcome::Success, at(40));
+    lease.complete_at(Outcome::Success, at(60_000));
+    let stats = &balancer.backends_at(at(60_000))[0];
+    let seen = (stats.in_flight, stats.answered, stats.latency);
+    assert_eq!(seen, (0, 1, Some(Duration::from_millis(10))));
+    // One whose answer breaks off has failed after all.
+    let mut lease = balancer.try_acquire_at(&pick("a"), at(60_000)).expect("there is room");
+    lease.answered_at(Outcome::Success, at(60_010));
+    lease.complete_at(Outcome::Failure, at(60_020));
+    let stats = &balancer.backends_at(at(60_020))[0];
+    assert_eq!((stats.in_flight, stats.answered, stats.failed), (0, 2, 1));
+}
+
+#[test]
+fn a_backend_that_only_streams_is_not_taken_for_a_silent_one() {
+    let start = Instant::now();
+    let builder = Balancer::builder().backends(backends("a b")).seed(1);
+    let balancer = builder.build_at(start).expect("a valid set");
+    let at = |millis| start + Duration::from_millis(millis);
+    for id in ["a", "b"] {
+        let lease = balancer.try_acquire_at(&Pick::new().prefer(id), at(1)).expect("there is room");
+        lease.complete_at(Outcome::Success, at(11));
+    }
+    let mut stream = balancer.try_acquire_at(&Pick::new().prefer("a"), at(20)).expect("room");
+    stream.answered_at(Outcome::Success, at(30));
+    // An hour later: two more streams at `b` make `a` the one with fewer.
+    let later = at(3_600_000);
+    let leases = [(); 2].map(|()| {
+        let mut lease = balancer.try_acquire_at(&Pick::new().prefer("b"), later).expect("room");
+        lease.answered_at(Outcome::Success, later + Duration::from_millis(10));
+        lease
+    });
+    let next = balancer.try_acquire_at(&Pick::new(), later + SECOND).expect("there is room");
+    assert_eq!(&**next.backend(), "a");
+    drop((stream, leases, next));
+}

@@ -55,6 +55,7 @@ impl Explanation {
             });
         };
         config.server.show(&mut row);
+        config.balancer.show(&mut row);
         config.response_cache.show(&mut row);
         config.cache.show(&mut row);
         config.memory.show(&mut row);

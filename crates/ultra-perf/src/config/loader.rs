@@ -14,11 +14,12 @@ use std::{
 use super::{
     Config, ConfigError, Explanation, Note, Origin, Problem,
     machine::Machine,
+    quantity::format_duration,
     setting::{CompressionMethod, DiskEngine, Raw, Setting},
     source::Gathered,
     tree::{
-        self, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log, Parts, ProcessMemory,
-        Resolve, ResponseCache, Server,
+        self, BACKENDS, Balancer, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log,
+        Parts, ProcessMemory, Resolve, ResponseCache, Server,
     },
 };
 
@@ -168,20 +169,23 @@ impl ConfigLoader {
             machine: self.machine.clone().unwrap_or_else(Machine::detect),
             parts: self.parts.unwrap_or(Parts::compiled()),
         };
-        let Gathered { values, mut problems, notes } = self.gather();
+        let Gathered { values, mut problems, notes, invalid } = self.gather();
         let mut resolver = Resolver::new(&values, &context);
         let mut config = Config {
             server: Server::resolve(&mut resolver),
+            balancer: Balancer::resolve(&mut resolver),
             response_cache: ResponseCache::resolve(&mut resolver),
             cache: Cache::resolve(&mut resolver),
             memory: ProcessMemory::resolve(&mut resolver),
             log: Log::resolve(&mut resolver),
             #[cfg(feature = "encryption")]
             encryption: None,
+            signing_key: None,
             origins: resolver.origins,
             notes: Vec::new(),
         };
         problems.append(&mut resolver.problems);
+        resolver.invalid.extend(invalid);
         let mut together = Together {
             config: &mut config,
             given: &values,
@@ -192,6 +196,7 @@ impl ConfigLoader {
         };
         together.check();
         together.check_encryption(&self.env);
+        together.check_signing_key(&self.env);
         together.check_required(&self.required);
         let Together { problems, notes, invalid, .. } = together;
         config.notes = notes;
@@ -297,6 +302,7 @@ struct Together<'a> {
 impl Together<'_> {
     fn check(&mut self) {
         self.check_addresses();
+        self.check_balancer();
         self.check_sizes();
         self.check_disk();
         self.check_redis();
@@ -315,11 +321,45 @@ impl Together<'_> {
         }
         if let Some(to) = self.config.server.to.clone() {
             for (key, address) in [("server.listen", listen), ("server.admin", admin)] {
-                if to.reaches(address) {
+                if to.iter().any(|backend| backend.url.reaches(address)) {
                     let expected = format!("must be another address than {key} ({address})");
-                    self.refuse("server.to", &[key], expected);
+                    self.refuse(BACKENDS, &[key], expected);
                 }
             }
+        }
+    }
+
+    fn check_balancer(&mut self) {
+        let balancer = &self.config.balancer;
+        let times = [
+            (
+                "balancer.eject_time",
+                balancer.eject_time,
+                "balancer.eject_time_max",
+                balancer.eject_time_max,
+            ),
+            (
+                "balancer.breaker.open_time",
+                balancer.breaker.open_time,
+                "balancer.breaker.open_time_max",
+                balancer.breaker.open_time_max,
+            ),
+        ];
+        for (key, least, most_key, most) in times {
+            if least > most {
+                let expected = format!("must be at most {most_key} ({})", format_duration(most));
+                self.refuse(key, &[most_key], expected);
+            }
+        }
+    }
+
+    /// Fetches the key that signs the cookies of sessions.
+    fn check_signing_key(&mut self, env: &BTreeMap<String, String>) {
+        const KEY: &str = "balancer.sticky_key";
+        let Some(source) = self.config.balancer.sticky_key.clone() else { return };
+        match source.resolve(env) {
+            Ok(key) => self.config.signing_key = Some(key),
+            Err(expected) => self.refuse(KEY, &[], expected),
         }
     }
 

@@ -117,6 +117,72 @@ impl KeySource {
     }
 }
 
+/// Says where the one key is that signs something: a source as of [`KeySources`], without a number.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SigningKey(KeySource);
+
+impl SigningKey {
+    /// Fetches the bytes; the error says what is wrong with them and what would be right.
+    pub(super) fn resolve(&self, env: &BTreeMap<String, String>) -> Result<Secret, String> {
+        self.0.resolve(env).map(Secret)
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.show())
+    }
+}
+
+impl Setting for SigningKey {
+    fn kind() -> String {
+        "a key such as \"env:STICKY_KEY\" or \"file:/run/secrets/sticky-key\"".to_owned()
+    }
+
+    fn label() -> String {
+        "key".to_owned()
+    }
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        let text = match raw {
+            Raw::Text(text) | Raw::String(text) => text,
+            _ => return Err(format!("must be {}", Self::kind())),
+        };
+        let source = KeySource::parse(&format!("0={}", text.trim()));
+        source.map(Self).ok_or_else(|| format!("must be {}", Self::kind()))
+    }
+
+    fn show(&self) -> String {
+        self.0.to_string().replacen("0=", "", 1)
+    }
+
+    fn redact(text: &str) -> String {
+        match KeySource::parse(&format!("0={}", text.trim())) {
+            Some(source) => Self(source).show(),
+            None if text.starts_with("env:") || text.starts_with("file:") => text.to_owned(),
+            None => "***".to_owned(),
+        }
+    }
+}
+
+/// Holds 32 secret bytes and never prints them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret([u8; KEY_BYTES]);
+
+impl Secret {
+    /// Returns the bytes, for what signs with them.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; KEY_BYTES] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
@@ -274,6 +340,19 @@ mod tests {
         }
         assert!(read("7=env:A,7=env:B").unwrap_err().contains("7 comes twice"));
         assert!(KeySources::read(&Raw::List(vec![])).is_err());
+    }
+
+    #[test]
+    fn a_signing_key_has_no_number_and_is_not_shown() {
+        let key = |text: &str| SigningKey::read(&Raw::Text(text.to_owned()));
+        let direct = key(&format!("hex:{HEX}")).unwrap();
+        assert_eq!(direct.resolve(&BTreeMap::new()).map(|it| *it.expose()), Ok(counted()));
+        assert_eq!(format!("{direct:?} {:?}", Secret(counted())), "hex:*** Secret(***)");
+        assert_eq!(key("env:STICKY").unwrap().show(), "env:STICKY");
+        for (wrong, shown) in [(HEX, "***"), ("1=env:A", "***"), ("env:A B", "env:A B")] {
+            assert!(key(wrong).is_err(), "{wrong}");
+            assert_eq!(SigningKey::redact(wrong), shown);
+        }
     }
 
     #[test]

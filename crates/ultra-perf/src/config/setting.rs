@@ -458,6 +458,38 @@ choice! {
 }
 
 choice! {
+    /// Names the policy by which the next backend is chosen.
+    Balancing {
+        /// The least latency times requests in flight, of a few at random.
+        PeakEwma = "peak-ewma",
+        /// The fewest requests in flight, of a few at random.
+        LeastRequest = "least-request",
+        /// Each in turn.
+        RoundRobin = "round-robin",
+        /// Each in turn, as often as its weight says.
+        SmoothWeightedRoundRobin = "smooth-weighted-round-robin",
+        /// Any, as likely as its weight says.
+        WeightedRandom = "weighted-random",
+        /// The owner of the request's target on a ring of hashes.
+        RingHash = "ring-hash",
+        /// The owner of the request's target in a table of hashes.
+        Maglev = "maglev",
+    }
+}
+
+choice! {
+    /// Says where circuit breakers are used.
+    BreakerMode {
+        /// Where there are several backends.
+        Auto = "auto",
+        /// For every backend.
+        On = "on",
+        /// Nowhere.
+        Off = "off",
+    }
+}
+
+choice! {
     /// Names the structure that holds the entries in memory.
     MemoryEngine {
         /// The project's own, with every policy.

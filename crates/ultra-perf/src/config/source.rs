@@ -16,10 +16,12 @@ use toml::{
 };
 
 use super::{
+    backend::{self, Backend, Backends},
     explain::Note,
     problem::Problem,
     setting::Raw,
-    tree::{self, Alias, ENV_PREFIX, Key, Reading},
+    tree::{self, Alias, BACKENDS, ENV_PREFIX, Key, Reading},
+    url::redact_malformed,
 };
 
 /// Tells where a value came from.
@@ -57,6 +59,9 @@ impl fmt::Display for Origin {
     }
 }
 
+/// The tables of a file that are the backends.
+const TABLES: &str = "backend";
+
 /// The largest file that is read as a configuration.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -69,6 +74,8 @@ pub(super) struct Gathered {
     pub(super) values: BTreeMap<&'static str, Vec<(Raw, Origin)>>,
     pub(super) problems: Vec<Problem>,
     pub(super) notes: Vec<Note>,
+    /// Keys whose value is wrong in a way that is among the problems already.
+    pub(super) invalid: BTreeMap<&'static str, String>,
 }
 
 impl Gathered {
@@ -101,7 +108,16 @@ impl Gathered {
         };
         let (table, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
+            let before = self.values.get(BACKENDS).map_or(0, Vec::len);
             self.table("", table.get_ref(), &file);
+            if let Some([.., _, (_, origin)]) = self.values.get(BACKENDS).map(|it| &it[before..]) {
+                self.problems.push(Problem::Invalid {
+                    path: TABLES.to_owned(),
+                    value: "a list of tables".to_owned(),
+                    expected: format!("must not stand beside {BACKENDS} in the same file"),
+                    origin: origin.clone(),
+                });
+            }
             return;
         }
         // What the parser made of a broken file would only lead to further, misleading problems.
@@ -122,7 +138,9 @@ impl Gathered {
                 _ => format!("{prefix}.{}", name.get_ref()),
             };
             let origin = file.origin(name.span().start);
-            if let Some(key) = tree::find(&path) {
+            if path == TABLES {
+                self.backends(value.get_ref(), origin, file);
+            } else if let Some(key) = tree::find(&path) {
                 self.give(key, raw(value), origin);
             } else if !is_section(&path) {
                 let nearest = nearest(&path);
@@ -138,6 +156,122 @@ impl Gathered {
                 });
             }
         }
+    }
+
+    /// Reads `[[backend]]`, which is another form of a list of backends.
+    fn backends(&mut self, value: &DeValue<'_>, origin: Origin, file: &File<'_>) {
+        let refuse = |value: &str, expected: String| Problem::Invalid {
+            path: TABLES.to_owned(),
+            value: value.to_owned(),
+            expected,
+            origin: origin.clone(),
+        };
+        let before = self.problems.len();
+        let mut backends = Vec::new();
+        match value {
+            DeValue::Array(items) if (1..=Backends::MAX).contains(&items.len()) => {
+                for (at, item) in items.iter().enumerate() {
+                    match item.get_ref() {
+                        DeValue::Table(table) => {
+                            let at_item = file.origin(item.span().start);
+                            backends.extend(self.backend(at, table, &at_item, file));
+                        }
+                        _ => self.problems.push(refuse(
+                            "a list of other things",
+                            format!("must be tables that begin with [[{TABLES}]]"),
+                        )),
+                    }
+                }
+            }
+            DeValue::Array(items) => self.problems.push(refuse(
+                &format!("a list of {}", items.len()),
+                format!("must be 1 to {} tables that begin with [[{TABLES}]]", Backends::MAX),
+            )),
+            _ => self.problems.push(refuse(
+                "no list",
+                format!("must be tables that begin with [[{TABLES}]], each with a url"),
+            )),
+        }
+        if self.problems.len() == before {
+            for (at, expected) in backend::duplicates(&backends) {
+                self.problems.push(Problem::Invalid {
+                    path: format!("{TABLES}[{at}].url"),
+                    value: format!("\"{}\"", backends[at].url),
+                    expected: expected.replace("that of number", "that of table"),
+                    origin: origin.clone(),
+                });
+            }
+        }
+        if self.problems.len() > before {
+            self.invalid.insert(BACKENDS, format!("[[{TABLES}]]"));
+            return;
+        }
+        let key = tree::find(BACKENDS).expect("there is such a key");
+        self.give(key, Raw::List(backends.iter().map(Backend::to_string).collect()), origin);
+    }
+
+    /// Reads one table of `[[backend]]`.
+    fn backend(
+        &mut self,
+        at: usize,
+        table: &DeTable<'_>,
+        origin: &Origin,
+        file: &File<'_>,
+    ) -> Option<Backend> {
+        let before = self.problems.len();
+        let mut invalid = |field: &str, value: String, expected: String, origin: Origin| {
+            let path = format!("{TABLES}[{at}].{field}");
+            self.problems.push(Problem::Invalid { path, value, expected, origin });
+        };
+        let url = table.iter().find(|(name, _)| name.get_ref() == "url");
+        // What else the table holds is looked at whatever its URL is.
+        let anywhere = || "http://localhost".parse().expect("a URL");
+        let parsed = url.map(|(name, value)| {
+            let text = value.get_ref().as_str().unwrap_or_default();
+            text.parse().inspect_err(|error| {
+                let redact = |it: &str| match it.contains('@') {
+                    true => redact_malformed(it),
+                    false => it.to_owned(),
+                };
+                let (shown, at) = (raw(value).shown(redact), file.origin(name.span().start));
+                invalid("url", shown, format!("{error}"), at);
+            })
+        });
+        let mut backend = Backend::new(parsed.and_then(Result::ok).unwrap_or_else(anywhere));
+        if url.is_none() {
+            let expected = "must be an http:// URL such as \"http://127.0.0.1:8000\"".to_owned();
+            invalid("url", "nothing".to_owned(), expected, origin.clone());
+        }
+        let mut unknown = Vec::new();
+        let mut entries: Vec<_> =
+            table.iter().filter(|(name, _)| name.get_ref() != "url").collect();
+        entries.sort_by_key(|(name, _)| name.span().start);
+        for (name, value) in entries {
+            let (field, origin) = (name.get_ref(), file.origin(name.span().start));
+            if !backend::FIELDS.iter().any(|(table, _)| table == field) {
+                unknown.push((field.to_string(), origin));
+                continue;
+            }
+            let value = raw(value);
+            let text = match (&value, &**field) {
+                (Raw::String(text), "zone") => text.clone(),
+                (Raw::Integer(number), "weight" | "max_in_flight" | "priority") => {
+                    number.to_string()
+                }
+                // Of another type: what is right is told, and it is never a text like this.
+                _ => String::new(),
+            };
+            if let Err(expected) = backend.set(field, &text) {
+                invalid(field, value.shown(str::to_owned), expected, origin);
+            }
+        }
+        for (name, origin) in unknown {
+            let names = backend::FIELDS.iter().map(|(name, _)| *name).chain(["url"]);
+            let nearest = closest(&name, names).map(|field| format!("{TABLES}[{at}].{field}"));
+            let name = format!("{TABLES}[{at}].{name}");
+            self.problems.push(Problem::Unknown { name, nearest, origin });
+        }
+        (self.problems.len() == before).then_some(backend)
     }
 
     /// Reads the environment, of which the order does not matter.

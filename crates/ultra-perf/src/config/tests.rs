@@ -462,13 +462,116 @@ fn a_required_key_must_be_set() {
     );
     assert_eq!(
         told,
-        "server.to: must be set to an http:// URL such as \"http://127.0.0.1:8000\"\n      \
-         as --to URL or ULTRA_PERF__SERVER__TO or server.to in my.toml"
+        "server.to: must be set to an http:// URL such as \"http://127.0.0.1:8000\", or a list of \
+         them\n      as --to URL or ULTRA_PERF__SERVER__TO or server.to in my.toml"
     );
     let set =
         |url: &str| loader().set("server.to", url, "--to").require("server.to", "--to").load();
     assert!(set("http://127.0.0.1:8000").is_ok());
     assert!(problem(set("gopher://x")).contains("must be an http:// URL"));
+}
+
+#[test]
+fn backends_are_texts_or_tables_and_the_strongest_source_names_them_all() {
+    let tables = "[[backend]]\nurl = 'http://a:1/x'\nweight = 2\nmax_in_flight = 8\nzone = 'east'\n\n\
+                  [[backend]]\nurl = 'http://b:2'\npriority = 1\n";
+    let text = "http://a:1/x,weight=2,max=8,zone=east,http://b:2,priority=1";
+    let list = "server.to = ['http://a:1/x,weight=2,max=8,zone=east', 'http://b:2,priority=1']";
+    for (config, origin) in [
+        (from_toml(tables), "ultra-perf.toml:1"),
+        (from_toml(list), "ultra-perf.toml:1"),
+        (from_toml(&format!("server.to = '{text}'")), "ultra-perf.toml:1"),
+        (from_env(&[("ULTRA_PERF__SERVER__TO", text)]), "ULTRA_PERF__SERVER__TO"),
+        (loader().set("server.to", text, "--to").load(), "--to"),
+    ] {
+        let shown = effective(&config.expect("a configuration"), "server.to");
+        assert_eq!(shown, (text.to_owned(), origin.to_owned()));
+    }
+    let config = loader().toml("f", tables).set("server.to", "http://c", "--to").load().unwrap();
+    assert_eq!(effective(&config, "server.to").0, "http://c");
+}
+
+#[test]
+fn everything_that_is_wrong_with_the_tables_of_backends_is_told_at_once() {
+    let text = "[[backend]]\nurl = 'http://a'\nweight = -1\nmax_in_flight = 0\nwieght = 2\n\
+                [[backend]]\nzone = 'a b'\n\
+                [[backend]]\nurl = 'https://me:hunter2@c'\npriority = 'high'\n";
+    assert_eq!(
+        problems(loader().toml("f", text).require("server.to", "--to URL").load()),
+        r#"invalid configuration, 7 problems:
+  backend[0].weight = -1: must be a whole number from 0 to 1000000
+      from f:3
+  backend[0].max_in_flight = 0: must be a whole number from 1 to 65536
+      from f:4
+  backend[0].wieght: unknown key, did you mean backend[0].weight?
+      from f:5
+  backend[1].url = nothing: must be an http:// URL such as "http://127.0.0.1:8000"
+      from f:6
+  backend[1].zone = "a b": must be 1 to 64 letters, digits or characters of "-_."
+      from f:7
+  backend[2].url = "https://***": must be an http:// URL such as "http://127.0.0.1:8000"
+      from f:9
+  backend[2].priority = "high": must be a whole number from 0 to 1000
+      from f:10"#
+    );
+    for (text, told) in [
+        (
+            "[[backend]]\nurl = 'http://a'\n[[backend]]\nurl = 'http://A:80/'",
+            "backend[1].url = \"http://a\": must be another URL than that of table 1",
+        ),
+        ("backend = []", "backend = a list of 0: must be 1 to 256 tables"),
+        ("backend = 'http://a'", "backend = no list: must be tables that begin with [[backend]]"),
+        ("[backend]\nurl = 'http://a'", "backend = no list: must be tables"),
+        ("backend = ['http://a']", "backend = a list of other things: must be tables"),
+        (
+            "server.to = 'http://a'\n[[backend]]\nurl = 'http://b'",
+            "backend = a list of tables: must not stand beside server.to in the same file",
+        ),
+        ("server.to = []", "server.to = []: must be an http:// URL"),
+        (
+            "server.to = ['http://a,weight=x', 'http://a,max=0']",
+            "server.to = [\"http://a,weight=x\", \"http://a,max=0\"]: number 1: weight must be",
+        ),
+        (
+            "server.to = 'http://a:1,http://127.0.0.1:8080'",
+            "server.to = \"http://a:1,http://127.0.0.1:8080\": must be another address than",
+        ),
+    ] {
+        let found = problem(from_toml(text));
+        assert!(found.starts_with(told), "{found}");
+    }
+}
+
+#[test]
+fn the_settings_of_the_balancer_go_together() {
+    for (text, told) in [
+        (
+            "balancer.eject_time = '6m'",
+            "balancer.eject_time = \"6m\": must be at most balancer.eject_time_max (5m)",
+        ),
+        (
+            "balancer.breaker.open_time_max = '500ms'",
+            "balancer.breaker.open_time = \"1s\": must be at most balancer.breaker.open_time_max",
+        ),
+        ("balancer.policy = 'fastest'", "balancer.policy = \"fastest\": must be \"peak-ewma\","),
+        ("balancer.zone = 'a b'", "balancer.zone = \"a b\": must be 1 to 64 letters"),
+        ("balancer.hedge = 0.3", "balancer.hedge = 0.3: must be at least 0.5, or \"none\""),
+        ("balancer.check_path = 'healthz'", "balancer.check_path = \"healthz\": must be a path"),
+        ("balancer.sticky_cookie = 'a b'", "balancer.sticky_cookie = \"a b\": must be 1 to 64"),
+        ("balancer.sticky_key = 'hunter2'", "balancer.sticky_key = \"***\": must be a key such as"),
+        (
+            "balancer.sticky_key = 'env:NOT_THERE'",
+            "balancer.sticky_key = \"env:NOT_THERE\": must name a variable that holds 32 random",
+        ),
+    ] {
+        let found = problem(from_toml(text));
+        assert!(found.starts_with(told), "{found}");
+    }
+    let keyed = [("ULTRA_PERF__BALANCER__STICKY_KEY", "env:STICKY"), ("STICKY", KEY)];
+    let config = from_env(&keyed).unwrap();
+    assert_eq!(config.signing_key().map(|key| key.expose()[0]), Some(0xc0));
+    let said = format!("{config:?} {}", config.explain());
+    assert!(!said.contains("c0ffee") && !said.contains("192, 255"), "{said}");
 }
 
 #[test]

@@ -10,14 +10,15 @@ use std::{
 };
 
 use super::{
+    backend::{Backends, zone_name},
     machine::Machine,
     quantity::ByteSize,
-    secret::KeySources,
+    secret::{KeySources, SigningKey},
     setting::{
-        Admission, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter, LogFormat,
-        LowerTier, MemoryEngine, Policy, Raw, Setting, Share, WritePolicy,
+        Admission, Balancing, BreakerMode, Coherence, CompressionMethod, DiskEngine, Fsync,
+        LogFilter, LogFormat, LowerTier, MemoryEngine, Policy, Raw, Setting, Share, WritePolicy,
     },
-    url::{BackendUrl, RedisUrl},
+    url::RedisUrl,
 };
 
 /// What is known of one key apart from its type.
@@ -201,6 +202,8 @@ macro_rules! section {
 /// Carries the reading functions, one name space per section.
 mod readers {
     pub(super) struct Server;
+    pub(super) struct Balancer;
+    pub(super) struct Breaker;
     pub(super) struct ResponseCache;
     pub(super) struct Cache;
     pub(super) struct Encryption;
@@ -216,8 +219,11 @@ use DefaultValue::{Computed, Fixed};
 section! {
     /// The proxy: addresses, time-outs and limits.
     Server = "server" {
-        /// Backend that is made fast. `ultra-perf serve` needs one.
-        to: Option<BackendUrl> = Fixed("none");
+        /// Backends that are made fast; `ultra-perf serve` needs one. Each is a URL, which may be
+        /// followed by `,weight=N`, `,max=N` (requests at a time), `,zone=NAME` and `,priority=N`; in
+        /// a file also a list of such texts, or a table `[[backend]]` for each, with `url`, `weight`,
+        /// `max_in_flight`, `zone` and `priority`.
+        to: Option<Backends> = Fixed("none");
         /// Address on which clients are served. Port 0 takes a free one.
         listen: SocketAddr = Fixed("127.0.0.1:8080");
         /// Address of the admin API; it must be a loopback address.
@@ -238,7 +244,8 @@ section! {
         max_body: Option<ByteSize> = Fixed("64MiB"), from "1B";
         /// Most client connections at a time. More wait in the listener's queue.
         max_connections: usize = Fixed("10000"), from "1", to "1000000";
-        /// Most connections to the backend, busy and idle together.
+        /// Most connections to each backend, busy and idle together, and so most requests that it
+        /// gets at a time, unless it has a limit of its own.
         upstream_connections: usize = Fixed("256"), from "1", to "65536";
         /// Sends the client's `Host` field on, so that redirects, cookies and checks of the origin
         /// in the backend keep working. `false` sends the backend's own name.
@@ -248,6 +255,99 @@ section! {
             "the number of cores",
             |cx| cx.machine.cores.clamp(1, 1024).to_string(),
         ), from "1", to "1024";
+    }
+}
+
+section! {
+    /// How requests are spread over the backends, and what happens when one fails or all are full.
+    Balancer = "balancer" {
+        /// Which backend is next. `peak-ewma` compares latency times requests in flight;
+        /// `ring-hash` and `maglev` place requests by their target.
+        policy: Balancing = Fixed("peak-ewma");
+        /// Backends that `least-request` compares, and `peak-ewma` where there are more than 16.
+        choices: usize = Fixed("5"), from "2", to "256";
+        /// Time over which `peak-ewma` forgets that a backend was slow.
+        decay: Duration = Fixed("1s"), from "10ms", to "1h";
+        /// Zone of this server. Backends in it go first while half of them are ready.
+        zone: Option<String> = Fixed("none"), check |zone| {
+            zone.as_deref().map_or(Ok(()), zone_name)
+        };
+        /// Most requests that wait while all backends are full; the next one is answered 503.
+        queue: usize = Fixed("4096"), to "1000000";
+        /// Longest wait of a request while all backends are full.
+        queue_timeout: Duration = Fixed("10s"), from "1ms", to "1h";
+        /// Most times that a request is sent again, each time to another backend: after a failure or
+        /// a 502, 503 or 504 if its method is idempotent and its body is empty, and any request that
+        /// was certainly not sent.
+        retries: usize = Fixed("2"), to "10";
+        /// Share of the requests of the last 10 seconds that may be sent again or hedged, beside 3
+        /// in a second that always may.
+        retry_budget: Share = Fixed("0.2");
+        /// Takes a backend that fails out of the traffic for a while.
+        eject: bool = Fixed("true");
+        /// Failures in a row that eject a backend; 0 is off.
+        eject_failures: usize = Fixed("5"), to "1000000";
+        /// Length of the first ejection, of which up to a half is left off at random. Each further
+        /// one is twice as long.
+        eject_time: Duration = Fixed("10s"), from "1ms", to "1d";
+        /// Longest ejection.
+        eject_time_max: Duration = Fixed("5m"), from "1ms", to "1d";
+        /// Largest share of the backends that is ejected at a time; one of several always may be.
+        eject_share: Share = Fixed("0.3");
+        /// Time over which a backend that comes back gets its share of the traffic again.
+        slow_start: Duration = Fixed("0s"), to "1d";
+        /// Share of healthy backends below which ejections and checks are ignored; 0 is off.
+        panic_threshold: Share = Fixed("0.5");
+        /// Sends a GET or HEAD to a second backend as well when the first takes longer than this
+        /// share of the answers, as in `0.95`.
+        hedge: Option<Share> = Fixed("none"), from "0.5", to "0.999";
+        /// Keeps the clients of answers that are not cached on their backend, by a signed cookie.
+        sticky: bool = Fixed("false");
+        /// Name of that cookie.
+        sticky_cookie: String = Fixed("ultra-perf-backend"), check |name| cookie_name(name);
+        /// Key that signs it, as `env:NAME`, `file:PATH`, `hex:...` or `base64:...` with 32 random
+        /// bytes; without one a key is drawn at each start. Servers that share clients need the same.
+        sticky_key: Option<SigningKey> = Fixed("none");
+        /// Path that is asked of each backend as an active check: below 400 is well. A backend gets
+        /// no traffic before its first checks have succeeded.
+        check_path: Option<String> = Fixed("none"), check |path| {
+            path.as_deref().map_or(Ok(()), absolute_path)
+        };
+        /// Time between two checks of a backend, give or take a tenth.
+        check_interval: Duration = Fixed("5s"), from "10ms", to "1h";
+        /// Longest time for the answer to a check.
+        check_timeout: Duration = Fixed("2s"), from "1ms", to "1h";
+        /// Good checks in a row until a backend is well.
+        check_rise: usize = Fixed("2"), from "1", to "1000";
+        /// Bad checks in a row until it is down.
+        check_fall: usize = Fixed("3"), from "1", to "1000";
+    }
+    with { breaker: Breaker, }
+}
+
+section! {
+    /// The circuit breaker of each backend. While it is open, the backend gets nothing; then one
+    /// request after the other finds out whether it is back.
+    Breaker = "balancer.breaker" {
+        /// Uses the breakers; `auto` does where there are several backends.
+        mode: BreakerMode = Fixed("auto");
+        /// Failures in a row that open it; 0 is off.
+        failures: usize = Fixed("5"), to "1000000";
+        /// Share of failures in the window that opens it.
+        failure_rate: Share = Fixed("0.5"), from "0.01";
+        /// Window of the rates.
+        window: Duration = Fixed("10s"), from "10ms", to "1h";
+        /// Requests in the window without which a rate says nothing.
+        minimum_requests: usize = Fixed("20"), from "1", to "1000000";
+        /// Time to the head of an answer from which on a request counts as slow.
+        slow: Option<Duration> = Fixed("none"), from "1ms", to "1h";
+        /// Share of slow requests in the window that opens it.
+        slow_rate: Share = Fixed("0.8"), from "0.01";
+        /// Length of the first opening, of which up to three quarters are left off at random. Each
+        /// further one is twice as long.
+        open_time: Duration = Fixed("1s"), from "1ms", to "1d";
+        /// Longest opening.
+        open_time_max: Duration = Fixed("1m"), from "1ms", to "1d";
     }
 }
 
@@ -441,8 +541,10 @@ impl Disk {
 }
 
 /// Every section, in the order of the reference.
-pub(super) const SECTIONS: [Section; 9] = [
+pub(super) const SECTIONS: [Section; 11] = [
     Server::SECTION,
+    Balancer::SECTION,
+    Breaker::SECTION,
     ResponseCache::SECTION,
     Cache::SECTION,
     Encryption::SECTION,
@@ -468,6 +570,9 @@ pub(super) fn env_name(path: &str) -> String {
 }
 
 pub(super) const ENV_PREFIX: &str = "ULTRA_PERF__";
+
+/// The key that the tables `[[backend]]` of a file are another form of.
+pub(super) const BACKENDS: &str = "server.to";
 
 fn default_capacity(machine: &Machine) -> ByteSize {
     let quarter = ByteSize::new(machine.memory_bytes / 4 / (1 << 20) * (1 << 20));
@@ -505,6 +610,24 @@ fn loopback(address: &SocketAddr) -> Result<(), String> {
         Err("must be a loopback address such as \"127.0.0.1:8600\", for the admin API lets \
              everybody in who reaches it"
             .to_owned())
+    }
+}
+
+fn cookie_name(name: &str) -> Result<(), String> {
+    // A token of RFC 9110.
+    let of_name = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if (1..=64).contains(&name.len()) && name.bytes().all(of_name) {
+        Ok(())
+    } else {
+        Err("must be 1 to 64 letters, digits or characters of \"!#$%&'*+-.^_`|~\"".to_owned())
+    }
+}
+
+fn absolute_path(path: &str) -> Result<(), String> {
+    if path.starts_with('/') && path.len() <= 1_024 && path.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(())
+    } else {
+        Err("must be a path that begins with a slash, such as \"/healthz\", or \"none\"".to_owned())
     }
 }
 
