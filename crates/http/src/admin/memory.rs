@@ -244,7 +244,7 @@ pub(super) fn write_prometheus(guard: &MemoryGuard, text: &mut String) {
     let stats = guard.stats();
     let sample = stats.sample;
     let reclaimable: u64 = guard.reclaimers().reclaimable().iter().map(|(_, bytes)| bytes).sum();
-    let counts: [(&str, &str, &str, f64); 9] = [
+    let counts: [(&str, &str, &str, f64); 10] = [
         ("gc_collections_total", "counter", "Runs that reclaimed memory.", stats.runs as f64),
         (
             "memory_claimed_bytes_total",
