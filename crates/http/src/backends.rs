@@ -40,7 +40,7 @@ use ultra_perf::loadbalancer::{
     self, AcquireError, Balancer, Change, CheckTask, Event, Events, Lease, Outcome, Pick,
 };
 use ultra_perf::resilience::{
-    self, CircuitBreaker, Extra, Hedge, Permit, RetryBudget, State, StateChange,
+    self, CircuitBreaker, Extra, Hedge, HedgeBuilder, Permit, RetryBudget, State, StateChange,
 };
 
 pub(crate) use self::body::BackendBody;
@@ -195,7 +195,7 @@ impl Backends {
         let perf = UltraPerf::new(config.clone());
         let balancer = perf.balancer().build()?;
         let budget = perf.retry_budget().build()?;
-        let hedge = perf.hedge(budget.clone()).map(|hedge| hedge.build()).transpose()?;
+        let hedge = perf.hedge(budget.clone()).map(HedgeBuilder::build).transpose()?;
         let host =
             if config.server.preserve_host { HostPolicy::Preserve } else { HostPolicy::Origin };
         let instance = fastrand::u64(..);

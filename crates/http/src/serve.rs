@@ -157,10 +157,10 @@ impl Server {
         let memory = builder.map(|builder| guard(builder).start()).transpose()?;
         let mut reclaimers = Vec::new();
         if let Some(memory) = &memory {
-            reclaimers.push(memory.register(IdleConnections(backends.clone()))?);
             if let Some(store) = &store {
                 reclaimers.push(memory.register(CacheReclaimer::new(store.cache.clone()))?);
             }
+            reclaimers.push(memory.register(IdleConnections(backends.clone()))?);
         }
         let recorder = PrometheusBuilder::new().build_recorder();
         let publisher = store.as_ref().map(|store| {

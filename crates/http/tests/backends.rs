@@ -228,9 +228,9 @@ async fn requests_wait_while_all_are_full_and_then_are_told_when_to_come_again()
     let keys = [("balancer.queue", "1"), ("balancer.queue_timeout", "300ms")];
     let proxy = in_front_of(&[(&a, ",max=1"), (&b, ",max=1")], &keys).await;
     let mut clients = Vec::new();
-    for _ in 0..2 {
+    for target in ["/first", "/second"] {
         let mut client = proxy.client().await;
-        client.send(request("GET", "/", "test", &[], "")).await;
+        client.send(request("GET", target, "test", &[], "")).await;
         clients.push(client);
     }
     a.wait_for_hits(1).await;
@@ -591,13 +591,13 @@ async fn a_backend_whose_checks_fail_gets_nothing() {
     let is = |state: &'static str| move |node: &Value| node["state"] == state;
     node_until(&proxy, &a, "the first check", is("ready")).await;
     node_until(&proxy, &b, "the first check", is("ready")).await;
-    assert_eq!(count(&ask(&proxy, 10).await, "a"), 5);
+    assert!(count(&ask(&proxy, 10).await, "a") > 0);
     well.store(false, Ordering::SeqCst);
     node_until(&proxy, &a, "the bad check", is("down")).await;
     assert_eq!(count(&ask(&proxy, 10).await, "a"), 0);
     well.store(true, Ordering::SeqCst);
     node_until(&proxy, &a, "the good check", is("ready")).await;
-    assert_eq!(count(&ask(&proxy, 10).await, "a"), 5);
+    assert!(count(&ask(&proxy, 10).await, "a") > 0);
 }
 
 #[tokio::test]

@@ -498,7 +498,10 @@ impl Core {
             draw: self.draws.next(),
             usual: self.fleet.median.get().unwrap_or(1.0),
         };
-        if let Some(node) = snapshot.levels.iter().find_map(|level| level.enter(&how)) {
+        let enter = |avoiding| snapshot.levels.iter().find_map(|level| level.enter(&how, avoiding));
+        // Any other backend goes before one that is avoided, whatever its level.
+        let again = || if pick.avoided().is_empty() { None } else { enter(false) };
+        if let Some(node) = enter(true).or_else(again) {
             return Ok(lease(node));
         }
         Err(if snapshot.members.is_empty() {

@@ -200,13 +200,12 @@ impl Level {
         &self.nodes
     }
 
-    /// Takes a place in a node, one that the pick does not avoid if there is one.
-    pub(crate) fn enter(&self, how: &How<'_>) -> Option<&Arc<Node>> {
-        if how.pick.avoided().is_empty() {
-            return self.enter_one(how, &|_| true);
+    /// Takes a place in a node; if `avoiding`, in one that the pick does not avoid.
+    pub(crate) fn enter(&self, how: &How<'_>, avoiding: bool) -> Option<&Arc<Node>> {
+        match avoiding && !how.pick.avoided().is_empty() {
+            true => self.enter_one(how, &|node| !how.pick.avoids(&node.id)),
+            false => self.enter_one(how, &|_| true),
         }
-        self.enter_one(how, &|node| !how.pick.avoids(&node.id))
-            .or_else(|| self.enter_one(how, &|_| true))
     }
 
     fn enter_one(&self, how: &How<'_>, allowed: &impl Fn(&Node) -> bool) -> Option<&Arc<Node>> {

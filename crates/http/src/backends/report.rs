@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ultra_perf::loadbalancer::{BackendState, BackendStats};
-use ultra_perf::resilience::{CircuitBreakerStats, HedgeStats, RetryBudgetStats, State};
+use ultra_perf::resilience::{
+    CircuitBreaker, CircuitBreakerStats, Hedge, HedgeStats, RetryBudgetStats, State,
+};
 
 use super::Backends;
 use crate::upstream::UpstreamStats;
@@ -60,7 +62,7 @@ impl Backends {
                 let tally = &node.tally;
                 NodeReport {
                     stats,
-                    breaker: node.breaker.as_ref().map(|breaker| breaker.stats()),
+                    breaker: node.breaker.as_ref().map(CircuitBreaker::stats),
                     connections: node.upstream.stats(),
                     requests: Requests {
                         success: load(&tally.succeeded),
@@ -80,7 +82,7 @@ impl Backends {
         ExtraReport {
             retried: self.0.retried.load(Ordering::Relaxed),
             budget: self.0.budget.stats_at(Instant::now()),
-            hedges: self.0.hedge.as_ref().map(|hedge| hedge.stats()),
+            hedges: self.0.hedge.as_ref().map(Hedge::stats),
         }
     }
 

@@ -925,3 +925,16 @@ fn a_backend_that_only_streams_is_not_taken_for_a_silent_one() {
     assert_eq!(&**next.backend(), "a");
     drop((stream, leases, next));
 }
+
+#[test]
+fn another_priority_goes_before_a_backend_that_is_avoided() {
+    let start = Instant::now();
+    let builder = Balancer::builder().backend(Backend::new("a"));
+    let builder = builder.backend(Backend::new("b").priority(1).max_in_flight(1));
+    let balancer = builder.build_at(start).expect("a valid set");
+    let avoiding = Pick::new().avoid("a");
+    let other = balancer.try_acquire_at(&avoiding, start).expect("there is room");
+    let same = balancer.try_acquire_at(&avoiding, start).expect("there is room");
+    assert_eq!((&**other.backend(), &**same.backend()), ("b", "a"));
+    drop((other, same));
+}

@@ -55,7 +55,8 @@ fn picks(level: &Level, times: u64, pick: &Pick) -> Vec<usize> {
     (0..times)
         .filter_map(|_| {
             let how = How { pick, now: 0, draw: random.u64(..), usual: 1.0 };
-            level.enter(&how).map(|node| node.id.parse().expect("an index"))
+            let entered = level.enter(&how, true).or_else(|| level.enter(&how, false));
+            entered.map(|node| node.id.parse().expect("an index"))
         })
         .collect()
 }
@@ -90,7 +91,7 @@ fn shares(policy: Policy, weights: &[f64], times: u64) -> Vec<f64> {
     let pick = Pick::new();
     for _ in 0..times {
         let how = How { pick: &pick, now: 0, draw: random.u64(..), usual: 1.0 };
-        let node = level.enter(&how).expect("there is room");
+        let node = level.enter(&how, true).expect("there is room");
         counts[node.id.parse::<usize>().expect("an index")] += 1;
         node.leave();
         if policy.hashes() {
@@ -266,7 +267,7 @@ proptest! {
                 .filter(|at| model[*at] < 4)
                 .map(cost)
                 .fold(f64::INFINITY, f64::min);
-            match level.enter(&how) {
+            match level.enter(&how, true) {
                 None => prop_assert!(lowest.is_infinite()),
                 Some(node) => {
                     let at: usize = node.id.parse().expect("an index");

@@ -144,9 +144,8 @@ impl Setting for SigningKey {
     }
 
     fn read(raw: &Raw) -> Result<Self, String> {
-        let text = match raw {
-            Raw::Text(text) | Raw::String(text) => text,
-            _ => return Err(format!("must be {}", Self::kind())),
+        let (Raw::Text(text) | Raw::String(text)) = raw else {
+            return Err(format!("must be {}", Self::kind()));
         };
         let source = KeySource::parse(&format!("0={}", text.trim()));
         source.map(Self).ok_or_else(|| format!("must be {}", Self::kind()))
