@@ -93,7 +93,7 @@ impl Idle {
                 None => connect(to).await?,
             };
             connection.ready().await?;
-            let request = Request::get(format!("/work/{number}"))
+            let request = Request::get(format!("/pages/{number}"))
                 .header(http::header::HOST, "backends.test")
                 .body(Empty::new())
                 .expect("the path and the header are valid");
