@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use ultra_perf_bench::Suite;
 
-use crate::spread::{DEFAULT, LENGTH, PREQUAL_LIKE, Results};
+use crate::spread::{DEFAULT, HELD_OUT, LENGTH, PREQUAL_LIKE, Results};
 
 /// Seeds of a usual run, and of one in full.
 const SEEDS: (u64, u64) = (3, 20);
@@ -33,6 +33,9 @@ struct Options {
     /// Simulate this many seeds.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000))]
     seeds: Option<u64>,
+    /// Begin with this seed, in full with 1001; tune on seeds below that.
+    #[arg(long, value_name = "SEED", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    first_seed: Option<u64>,
     /// Only simulate, and measure no picks.
     #[arg(long)]
     spread_only: bool,
@@ -49,14 +52,16 @@ fn main() -> ExitCode {
     }
     if simulates {
         let seeds = options.seeds.unwrap_or(if options.full { SEEDS.1 } else { SEEDS.0 });
+        let first = options.first_seed.unwrap_or(if options.full { HELD_OUT } else { 1 });
+        let seeds = first..first + seeds;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let results = spread::all(LENGTH, seeds, threads);
+        let results = spread::all(LENGTH, &seeds, threads);
         if show {
             println!("{}", spread::table(&results));
         }
-        rows(&mut suite, seeds, &results);
+        rows(&mut suite, seeds.end - seeds.start, &results);
         if let Some(folder) = &options.page.docs
-            && let Err(error) = spread::write(folder, &options.page.provenance, seeds, &results)
+            && let Err(error) = spread::write(folder, &options.page.provenance, &seeds, &results)
         {
             eprintln!("loadbalancer: cannot write {}: {error}", folder.display());
             return ExitCode::FAILURE;

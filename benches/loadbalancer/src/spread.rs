@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use loadbalancer::{Backend, Balancer, Lease, Outcome, Pick, Policy};
 
-pub(crate) use self::page::{Results, all, of, table, write};
+pub(crate) use self::page::{HELD_OUT, Results, all, of, table, write};
 use self::prequal::{Prequal, Recent};
 
 const SERVERS: usize = 50;

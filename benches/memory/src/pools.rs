@@ -8,11 +8,14 @@
 //! the second have other pools.
 
 use std::hint::black_box;
+use std::io::Write as _;
 use std::sync::Barrier;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use memory::{BufferPool, Pool, VecPool};
+use rustix::buffer::spare_capacity;
+use rustix::io::pread;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use ultra_perf_bench::{Clock, Suite};
 
@@ -253,6 +256,7 @@ impl Way {
 pub(crate) fn rows(suite: &mut Suite) {
     against_malloc(suite);
     against_zeroed(suite);
+    reads(suite);
     against_pools(suite);
 }
 
@@ -311,6 +315,43 @@ fn against_zeroed(suite: &mut Suite) {
             || ours.frozen(operations),
             || zeroed.turns(operations),
         );
+    }
+}
+
+/// What a pool would bring to reading values from a file, as a disk tier does: one that the kernel has in
+/// memory, into a buffer that is dropped after a look.
+fn reads(suite: &mut Suite) {
+    let allocator = allocators::name();
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    file.write_all(&vec![7; 1 << 20]).expect("a file of 1 MiB");
+    for (size, size_name, operations) in SIZES.into_iter().skip(1) {
+        let operations = operations / 20;
+        let pool = BufferPool::builder().build().expect("a valid configuration");
+        let pooled = || {
+            for _ in 0..operations {
+                let mut buffer = pool.take(size);
+                let read = pread(&file, buffer.spare_mut(size), 0).expect("a readable file");
+                buffer.advance(read);
+                drop(black_box(buffer));
+            }
+        };
+        let zeroed = || {
+            for _ in 0..operations {
+                let mut buffer = vec![0_u8; size];
+                pread(&file, &mut buffer, 0).expect("a readable file");
+                drop(black_box(buffer));
+            }
+        };
+        let fresh = || {
+            for _ in 0..operations {
+                let mut buffer = Vec::with_capacity(size);
+                pread(&file, spare_capacity(&mut buffer), 0).expect("a readable file");
+                drop(black_box(buffer));
+            }
+        };
+        let case = format!("read of a file, {size_name} 1T, {allocator}");
+        suite.time(&case, Clock::Cpu, operations).compare("vec![0; n]", pooled, zeroed);
+        suite.time(&case, Clock::Cpu, operations).compare("Vec::with_capacity", pooled, fresh);
     }
 }
 

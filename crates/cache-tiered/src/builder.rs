@@ -29,6 +29,8 @@ use crate::freshness::Freshness;
 use crate::hasher::DefaultHashBuilder;
 #[cfg(feature = "__lower")]
 use crate::lower::Sealer;
+#[cfg(feature = "__redis")]
+use crate::offload::{Executor, OffloadedWork};
 use crate::lower::{LowerTier, Sink, Tier};
 use crate::memory::{
     Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
@@ -108,6 +110,8 @@ struct LowerSettings<K, V> {
     warm_up: bool,
     #[cfg(feature = "__redis")]
     redis: Option<RedisConfig>,
+    #[cfg(feature = "__redis")]
+    executor: Option<Executor>,
 }
 
 #[cfg(feature = "__lower")]
@@ -128,6 +132,8 @@ impl<K, V> Default for LowerSettings<K, V> {
             warm_up: false,
             #[cfg(feature = "__redis")]
             redis: None,
+            #[cfg(feature = "__redis")]
+            executor: None,
         }
     }
 }
@@ -733,6 +739,20 @@ where
         self
     }
 
+    /// Hands the sealing of values for Redis, and the opening of large ones, to an executor; unless
+    /// set, tokio's blocking threads do it.
+    ///
+    /// `run` is called in async tasks and must not block: it runs the work elsewhere, now or later. Work
+    /// that it drops is done on the blocking threads after all.
+    #[cfg(feature = "__redis")]
+    pub fn executor(
+        mut self,
+        run: impl Fn(OffloadedWork, Box<dyn FnOnce() + Send>) + Send + Sync + 'static,
+    ) -> Self {
+        self.lower.executor = Some(Arc::new(run));
+        self
+    }
+
     /// Builds the cache and opens its tiers.
     ///
     /// The disk tier is read through, which takes about a second for each GiB in it. Redis is not
@@ -790,6 +810,8 @@ where
             envelopes,
             clock,
             tags: Arc::clone(&self.tags),
+            #[cfg(feature = "__redis")]
+            executor: lower.executor.clone(),
         }
     }
 

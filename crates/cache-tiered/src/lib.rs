@@ -61,6 +61,8 @@ mod invalidation;
 mod loading;
 mod lower;
 mod memory;
+#[cfg(feature = "__redis")]
+mod offload;
 mod policy;
 mod prefetch;
 #[cfg(feature = "metrics")]
@@ -103,6 +105,8 @@ pub use invalidation::Namespace;
 pub use loading::LoadingCache;
 pub use lower::Tier;
 pub use memory::{Engine, EvictionCause, UnsupportedByEngine};
+#[cfg(feature = "__redis")]
+pub use offload::OffloadedWork;
 pub use policy::Policy;
 pub use policy::curve::{CurvePoint, Estimate, MissRatioCurve};
 pub use policy::election::{CandidateReport, PolicyReport, PolicySwitch};

@@ -266,6 +266,8 @@ mod sealing {
         pub(crate) envelopes: Envelopes,
         pub(crate) clock: Clock,
         pub(crate) tags: Arc<TagTable>,
+        #[cfg(feature = "__redis")]
+        pub(crate) executor: Option<crate::offload::Executor>,
     }
 
     /// What came out of an envelope.

@@ -88,6 +88,14 @@ impl Reclaimer for ArenaPool {
     fn cost(&self) -> Cost {
         Cost::Surplus
     }
+
+    fn decays(&self) -> bool {
+        true
+    }
+
+    fn decay(&self, now: Instant) -> u64 {
+        self.pool.decay(now)
+    }
 }
 
 impl fmt::Debug for ArenaPool {

@@ -120,6 +120,14 @@ impl Reclaimer for BufferPool {
     fn cost(&self) -> Cost {
         Cost::Surplus
     }
+
+    fn decays(&self) -> bool {
+        true
+    }
+
+    fn decay(&self, now: Instant) -> u64 {
+        self.core.pass_time(now)
+    }
 }
 
 impl fmt::Debug for BufferPool {
@@ -220,14 +228,19 @@ impl Kind for Buffers {
         zeroed(size_of_class(class))
     }
 
-    #[inline]
-    fn plain_weight(&self, buffer: &Box<[u8]>) -> Option<usize> {
-        Some(buffer.len())
+    fn same_weight(&self) -> Option<usize> {
+        None
     }
 
-    fn restore(&self, buffer: &mut Box<[u8]>) -> usize {
+    fn is_plain(&self) -> bool {
+        true
+    }
+
+    fn weigh(&self, buffer: &Box<[u8]>) -> usize {
         buffer.len()
     }
+
+    fn reset(&self, _buffer: &mut Box<[u8]>) {}
 }
 
 /// Allocates zeroed memory; fresh pages of the system are not written for that.

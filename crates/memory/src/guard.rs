@@ -48,6 +48,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const CREDIT_FOR: Duration = Duration::from_secs(5);
 /// How long a drop waits for the threads.
 const JOIN: Duration = Duration::from_secs(2);
+/// How often reclaimers let go of what nobody uses.
+const DECAY_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a guard or a monitor was not made.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +149,8 @@ pub struct GuardStats {
     pub give_backs: u64,
     /// Bytes by which the resident memory fell meanwhile.
     pub given_back_bytes: u64,
+    /// Bytes that reclaimers said they dropped because nobody had used them for long.
+    pub decayed_bytes: u64,
     /// Panics of reclaimers, and of an allocator's control.
     pub panics: u64,
     /// Times that a reclaimer returned after its deadline.
@@ -509,9 +513,18 @@ struct Control {
 #[derive(Debug, Default)]
 struct Pace {
     not_before: Option<Instant>,
+    /// When reclaimers last let time pass.
+    decayed: Option<Instant>,
     fruitless: u32,
     /// Bytes that were freed and did not show, and until when they are believed.
     unseen: Option<(u64, Instant)>,
+}
+
+impl Pace {
+    /// Tells whether it is time to let go of what nobody uses; the first call begins the wait.
+    fn decay_is_due(&mut self, now: Instant) -> bool {
+        now.saturating_duration_since(*self.decayed.get_or_insert(now)) >= DECAY_EVERY
+    }
 }
 
 /// What a reading asks for.
@@ -521,6 +534,8 @@ enum Job {
     Reclaim,
     /// Only the allocator.
     GiveBack,
+    /// Let go of what nobody uses.
+    Decay,
     /// Somebody asked.
     Requested(CleanupRequest),
 }
@@ -602,7 +617,11 @@ impl Core {
         }
         let due = self.allocator.is_some()
             && self.policy.lock().is_due(sample.level, sample.limit_bytes, now);
-        (period, due.then_some(Job::GiveBack))
+        if due {
+            return (period, Some(Job::GiveBack));
+        }
+        let decay = self.pace.lock().decay_is_due(now) && self.reclaimers.decay_is_of_use();
+        (period, decay.then_some(Job::Decay))
     }
 
     /// How many bytes must be freed for the use to be `headroom` below the threshold.
@@ -631,6 +650,19 @@ impl Core {
                     let observed_bytes = report.observed_bytes();
                     let kind = EventKind::GaveBack { observed_bytes };
                     self.monitor.lock().push_event(self.around.now(), kind);
+                }
+            }
+            Job::Decay => {
+                let now = self.around.now();
+                self.pace.lock().decayed = Some(now);
+                let (bytes, panicked) = self.reclaimers.decay(now);
+                let mut tally = self.tally.lock();
+                tally.decayed_bytes = tally.decayed_bytes.saturating_add(bytes);
+                tally.panics += panicked.len() as u64;
+                drop(tally);
+                for name in panicked {
+                    let kind = EventKind::ReclaimerPanicked { name: name.to_string() };
+                    self.monitor.lock().push_event(now, kind);
                 }
             }
             Job::Reclaim => {

@@ -270,7 +270,7 @@ impl Interner {
     /// Removes strings that had no handle for the idle time, a bounded step per call.
     ///
     /// Each call looks at up to `sweep_step` buckets and goes on where the last one stopped; call it
-    /// from a timer. A pass begins with the front caches: what a thread did not ask for since the pass
+    /// from a timer, or register the interner with a [`MemoryGuard`](crate::MemoryGuard). A pass begins with the front caches: what a thread did not ask for since the pass
     /// before, it gives back. So an unused string goes in the third pass at the latest when the idle
     /// time is over. A second sweep at the same time does nothing.
     ///
@@ -351,6 +351,21 @@ impl Reclaimer for Interner {
 
     fn cost(&self) -> Cost {
         Cost::Unused
+    }
+
+    fn decays(&self) -> bool {
+        true
+    }
+
+    fn decay(&self, now: Instant) -> u64 {
+        let mut bytes = 0;
+        loop {
+            let swept = self.sweep(now);
+            bytes += swept.bytes;
+            if swept.pass_done || swept.examined == 0 {
+                return bytes;
+            }
+        }
     }
 }
 
@@ -494,16 +509,17 @@ impl Shared {
         let mut shard = self.shards[shard].write();
         let table = &mut shard.table;
         let end = table.num_buckets().min(first.saturating_add(step));
-        let (mut removed, mut bytes) = (0, 0);
-        for bucket in first..end {
+        // Looking is one thing and removing another: nothing in the first loop waits for anything, so
+        // the cache misses of many texts are under way at once.
+        let unused: Vec<usize> =
+            (first..end).filter(|it| table.get_bucket(*it).is_some_and(&mut gone)).collect();
+        let mut bytes = 0;
+        let mut texts = Vec::with_capacity(unused.len());
+        for bucket in unused {
             // The lock is exclusive: a text with one reference has no other and gets none.
-            if let Some(text) = table.get_bucket(bucket)
-                && gone(text)
-                && let Ok(entry) = table.get_bucket_entry(bucket)
-            {
+            if let Ok(entry) = table.get_bucket_entry(bucket) {
                 bytes += cost(entry.get());
-                removed += 1;
-                drop(entry.remove());
+                texts.push(entry.remove().0);
             }
         }
         let more = end < table.num_buckets();
@@ -511,6 +527,8 @@ impl Shared {
             table.shrink_to(table.len() * 2, Text::hash);
         }
         drop(shard);
+        let removed = texts.len();
+        drop(texts);
         self.strings.fetch_sub(removed as u64, Relaxed);
         self.bytes.fetch_sub(bytes, Relaxed);
         self.totals.removed.fetch_add(removed as u64, Relaxed);

@@ -164,16 +164,20 @@ impl<T: Send + 'static> Pool<T> {
 
     #[inline(always)]
     fn take_any(&self) -> Box<Node<T>> {
-        if self.core.settings.limit.is_none() {
-            return self.core.take(0);
+        // Where there is a limit, nothing rests with a thread.
+        match self.core.take_near(0) {
+            Some(node) => node,
+            None => self.take_elsewhere(),
         }
-        self.wait_for_any()
     }
 
     #[cold]
     #[inline(never)]
-    fn wait_for_any(&self) -> Box<Node<T>> {
-        self.core.wait(None).expect("who waits for ever is let into the queue")
+    fn take_elsewhere(&self) -> Box<Node<T>> {
+        match self.core.settings.limit {
+            None => self.core.take_slowly(0),
+            Some(_) => self.core.wait(None).expect("who waits for ever is let into the queue"),
+        }
     }
 
     #[inline]
@@ -214,8 +218,9 @@ impl<T: Send + 'static> Pool<T> {
     /// Drops half of what was not needed lately, if the time of [`decay`](PoolBuilder::decay) has passed
     /// since the last such step; returns the bytes.
     ///
-    /// A pool in use does this by itself. A timer that calls it empties a pool that is not used, in six
-    /// steps.
+    /// A pool in use does this by itself, and one that is registered with a
+    /// [`MemoryGuard`](crate::MemoryGuard) has it done. Otherwise a timer that calls it empties a pool
+    /// that is not used, in six steps.
     ///
     /// # Cost
     ///
@@ -250,6 +255,14 @@ impl<T: Send + 'static> Reclaimer for Pool<T> {
 
     fn cost(&self) -> Cost {
         Cost::Surplus
+    }
+
+    fn decays(&self) -> bool {
+        true
+    }
+
+    fn decay(&self, now: Instant) -> u64 {
+        self.core.pass_time(now)
     }
 }
 
@@ -361,16 +374,22 @@ impl<T: Send + 'static> Kind for Objects<T> {
         (self.factory)()
     }
 
-    #[inline]
-    fn plain_weight(&self, _object: &T) -> Option<usize> {
-        (self.reset.is_none() && self.weigh.is_none()).then_some(size_of::<T>())
+    fn same_weight(&self) -> Option<usize> {
+        self.weigh.is_none().then_some(size_of::<T>())
     }
 
-    fn restore(&self, object: &mut T) -> usize {
+    fn is_plain(&self) -> bool {
+        self.reset.is_none() && self.weigh.is_none()
+    }
+
+    fn weigh(&self, object: &T) -> usize {
+        self.weigh.as_ref().map_or(size_of::<T>(), |weigh| weigh(object))
+    }
+
+    fn reset(&self, object: &mut T) {
         if let Some(reset) = &self.reset {
             reset(object);
         }
-        self.weigh.as_ref().map_or(size_of::<T>(), |weigh| weigh(object))
     }
 }
 

@@ -84,6 +84,16 @@ impl<S: Default, T: Default> PerThread<S, T> {
         unsafe { slot.own(|shared, value| f(Some((shared, value)))) }
     }
 
+    /// Enters the slot of this thread; `None` where [`mine`](Self::mine) would give no value.
+    ///
+    /// For paths that are run so often that the one call of their closure has to be inlined.
+    #[inline(always)]
+    pub(crate) fn enter(&self) -> Option<Inside<'_, S, T>> {
+        let slot = self.my_slot()?;
+        // As in `Slot::own`.
+        (!slot.inside.load(Relaxed) && slot.enter()).then_some(Inside { slot })
+    }
+
     #[inline(always)]
     fn my_slot(&self) -> Option<&Slot<S, T>> {
         let (id, slot) = thread::last();
@@ -159,6 +169,27 @@ impl<S: Default, T: Default> PerThread<S, T> {
             let slots: Vec<_> = (0..CHUNK).map(|_| CachePadded::new(Slot::new())).collect();
             slots.try_into().ok().expect("as many as a chunk has")
         })
+    }
+}
+
+/// This thread inside of its slot, until it goes. It cannot go to another thread: a slot is not `Sync`.
+pub(crate) struct Inside<'s, S, T> {
+    slot: &'s Slot<S, T>,
+}
+
+impl<S, T> Inside<'_, S, T> {
+    /// Runs `f` with the slot of this thread and leaves it.
+    #[inline(always)]
+    pub(crate) fn with<R>(self, f: impl FnOnce(&S, &mut T) -> R) -> R {
+        // SAFETY: as in `Slot::own`; this is the only `Inside` of the slot, and it ends here.
+        self.slot.value.with_mut(|value| f(&self.slot.shared, unsafe { &mut *value }))
+    }
+}
+
+impl<S, T> Drop for Inside<'_, S, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.slot.leave();
     }
 }
 

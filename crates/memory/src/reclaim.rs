@@ -104,6 +104,18 @@ pub trait Reclaimer: Send + Sync + 'static {
     fn weight(&self) -> u32 {
         1
     }
+
+    /// Tells whether [`decay`](Self::decay) is to be called; it is asked once, when it is registered.
+    fn decays(&self) -> bool {
+        false
+    }
+
+    /// Drops what nobody has used for long, whatever the pressure, and returns the bytes.
+    ///
+    /// A guard calls it every five seconds from a thread of its own, unless it is not automatic.
+    fn decay(&self, _now: Instant) -> u64 {
+        0
+    }
 }
 
 impl<R: Reclaimer + ?Sized> Reclaimer for Arc<R> {
@@ -125,6 +137,14 @@ impl<R: Reclaimer + ?Sized> Reclaimer for Arc<R> {
 
     fn weight(&self) -> u32 {
         (**self).weight()
+    }
+
+    fn decays(&self) -> bool {
+        (**self).decays()
+    }
+
+    fn decay(&self, now: Instant) -> u64 {
+        (**self).decay(now)
     }
 }
 
@@ -167,6 +187,7 @@ struct Entry {
     name: Arc<str>,
     cost: Cost,
     weight: u64,
+    decays: bool,
     reclaimer: Box<dyn Reclaimer>,
     /// Whether a run is inside of it.
     busy: AtomicBool,
@@ -292,7 +313,7 @@ pub struct Reclaimers {
 impl Reclaimers {
     /// Adds a reclaimer until the registration is dropped.
     ///
-    /// Its name, cost and weight are asked for once, here.
+    /// Its name, cost, weight and whether it decays are asked for once, here.
     ///
     /// # Errors
     ///
@@ -304,6 +325,7 @@ impl Reclaimers {
             name: Arc::from(reclaimer.name()),
             cost: reclaimer.cost(),
             weight: u64::from(reclaimer.weight().clamp(1, WEIGHT_MAX)),
+            decays: reclaimer.decays(),
             reclaimer: Box::new(reclaimer),
             busy: AtomicBool::new(false),
             backoff: Mutex::default(),
@@ -339,6 +361,27 @@ impl Reclaimers {
     pub fn reclaimable(&self) -> Vec<(Arc<str>, u64)> {
         let entries = self.entries.lock().clone();
         entries.iter().map(|entry| (Arc::clone(&entry.name), entry.size().unwrap_or(0))).collect()
+    }
+
+    /// Tells whether any of them decays.
+    pub(crate) fn decay_is_of_use(&self) -> bool {
+        self.entries.lock().iter().any(|entry| entry.decays)
+    }
+
+    /// Lets time pass for those that decay; returns the bytes they say they dropped, and the names of
+    /// those that panicked.
+    pub(crate) fn decay(&self, now: Instant) -> (u64, Vec<Arc<str>>) {
+        let entries = self.entries.lock().clone();
+        let mut bytes: u64 = 0;
+        let mut panicked = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.decays) {
+            let Some(_busy) = entry.enter() else { continue };
+            match catch_unwind(AssertUnwindSafe(|| entry.reclaimer.decay(now))) {
+                Ok(dropped) => bytes = bytes.saturating_add(dropped),
+                Err(_) => panicked.push(Arc::clone(&entry.name)),
+            }
+        }
+        (bytes, panicked)
     }
 
     /// Asks the reclaimers for what is wanted.
@@ -415,7 +458,7 @@ struct Busy<'a>(&'a AtomicBool);
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        // Release: what the reclaimer did is seen by who calls it next. Pairs with `ask`.
+        // Release: what the reclaimer did is seen by who calls it next. Pairs with `enter`.
         self.0.store(false, Ordering::Release);
     }
 }
@@ -425,6 +468,12 @@ impl Entry {
     fn size(&self) -> Option<u64> {
         let size = catch_unwind(AssertUnwindSafe(|| self.reclaimer.reclaimable_bytes())).ok()?;
         Some(size.min(SIZE_MAX))
+    }
+
+    /// Goes inside of the reclaimer, unless somebody is.
+    fn enter(&self) -> Option<Busy<'_>> {
+        // Acquire: pairs with the Release in `Busy::drop`.
+        (!self.busy.swap(true, Ordering::Acquire)).then_some(Busy(&self.busy))
     }
 
     fn untouched(&self, outcome: ReclaimOutcome) -> ReclaimerReport {
@@ -439,11 +488,7 @@ impl Entry {
     }
 
     fn ask(&self, request: &ReclaimRequest, around: &dyn Surroundings) -> ReclaimerReport {
-        // Acquire: pairs with the Release in `Busy::drop`.
-        if self.busy.swap(true, Ordering::Acquire) {
-            return self.untouched(ReclaimOutcome::Busy);
-        }
-        let busy = Busy(&self.busy);
+        let Some(busy) = self.enter() else { return self.untouched(ReclaimOutcome::Busy) };
         let (began, before) = (around.now(), around.resident());
         // Unwind safety: what a panic leaves behind is the reclaimer's own, and it is asked again only
         // after a pause.

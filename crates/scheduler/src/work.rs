@@ -403,35 +403,28 @@ impl<B: Begin> Drop for Running<B> {
     }
 }
 
-impl<C: Call> Join<C::Output> for CallTask<C> {
-    fn poll_join(&self, context: &Context<'_>) -> Poll<Result<C::Output, TaskError>> {
-        self.0.poll_join(context)
-    }
+/// Makes a task of either kind joinable; both are their cell.
+macro_rules! join {
+    ($task:ident, $kind:ident) => {
+        impl<W: $kind> Join<W::Output> for $task<W> {
+            fn poll_join(&self, context: &Context<'_>) -> Poll<Result<W::Output, TaskError>> {
+                self.0.poll_join(context)
+            }
 
-    fn ended(&self) -> Option<bool> {
-        self.0.ended()
-    }
+            fn ended(&self) -> Option<bool> {
+                self.0.ended()
+            }
 
-    #[allow(private_interfaces, reason = "only this crate calls it")]
-    fn as_task(&self) -> &dyn Task {
-        self
-    }
+            #[allow(private_interfaces, reason = "only this crate calls it")]
+            fn as_task(&self) -> &dyn Task {
+                self
+            }
+        }
+    };
 }
 
-impl<B: Begin> Join<B::Output> for FutureTask<B> {
-    fn poll_join(&self, context: &Context<'_>) -> Poll<Result<B::Output, TaskError>> {
-        self.0.poll_join(context)
-    }
-
-    fn ended(&self) -> Option<bool> {
-        self.0.ended()
-    }
-
-    #[allow(private_interfaces, reason = "only this crate calls it")]
-    fn as_task(&self) -> &dyn Task {
-        self
-    }
-}
+join!(CallTask, Call);
+join!(FutureTask, Begin);
 
 /// Makes `Work` of what runs on a thread, or is polled.
 macro_rules! work {

@@ -56,7 +56,7 @@ pub use setting::{
 pub use source::Origin;
 pub use tree::{
     Balancer, Breaker, Cache, Disk, Encryption, Log, Memory, ProcessMemory, Redis, ResponseCache,
-    Server,
+    Scheduler, SchedulerBlocking, SchedulerCpu, SchedulerIo, Server,
 };
 pub use url::{BackendUrl, ParseUrlError, RedisUrl};
 
@@ -77,6 +77,8 @@ pub struct Config {
     pub cache: Cache,
     /// The memory of the whole process.
     pub memory: ProcessMemory,
+    /// How much work in the background runs and waits.
+    pub scheduler: Scheduler,
     /// What is logged, and how.
     pub log: Log,
     #[cfg(feature = "encryption")]

@@ -36,6 +36,7 @@
 //! - `memory`: the guard over the process's memory, and caches that give way to it; `glibc`, `jemalloc`
 //!   and `mimalloc`: what gives idle memory back, for programs with that allocator.
 //! - `loadbalancer`: the balancer over the configured backends, with their circuit breakers.
+//! - `scheduler`: priorities for futures, closures that compute and closures that wait.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "loadbalancer")]
@@ -43,6 +44,8 @@ mod balance;
 pub mod config;
 #[cfg(feature = "memory")]
 mod reclaim;
+#[cfg(feature = "scheduler")]
+mod schedule;
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -59,6 +62,8 @@ pub use memory;
 pub use reclaim::CacheReclaimer;
 #[cfg(feature = "loadbalancer")]
 pub use resilience;
+#[cfg(feature = "scheduler")]
+pub use scheduler;
 #[cfg(any(feature = "disk", feature = "redis"))]
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -34,7 +34,7 @@ const LAYERS: &[Layer] = &[
     layer(
         "crates/ultra-perf",
         "ultra-perf",
-        &["cache-tiered", "loadbalancer", "memory", "resilience"],
+        &["cache-tiered", "loadbalancer", "memory", "resilience", "scheduler"],
     ),
     layer("crates/http", "ultra-perf-http", &["ultra-perf"]),
     layer("crates/cli", "ultra-perf-cli", &["ultra-perf", "ultra-perf-http"]),

@@ -771,9 +771,8 @@ impl SegmentLog {
     fn read(&self, slot: &Slot) -> Result<Found, DiskError> {
         let Some(segment) = self.segment(slot.segment) else { return Ok(Found::Moved) };
         if slot.offset + slot.len <= segment.flushed() {
-            let mut bytes = vec![0; slot.len as usize];
-            return match segment.read(&mut bytes, slot.offset) {
-                Ok(()) => Ok(Found::Bytes(segment.id, bytes)),
+            return match segment.read(slot.len, slot.offset) {
+                Ok(bytes) => Ok(Found::Bytes(segment.id, bytes)),
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(Found::Missing),
                 Err(e) => {
                     count(&self.counters.io_errors, 1);

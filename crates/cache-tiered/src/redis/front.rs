@@ -25,6 +25,7 @@ use super::{Coherence, DICTIONARY_SPARE, Lookup, RedisConfig, RedisTier, RemoteW
 use crate::envelope;
 use crate::error::Problem;
 use crate::lower::{Found, LowerTier, Opening, Room, Sealer, Sink, Tier, Write};
+use crate::offload::{OffloadedWork, offload};
 use crate::stats::{CoherenceStats, CompressionStats, Counter, TierStats};
 use crate::write_behind::{Pushed, Taken, Work, Worker, WriteBehind};
 
@@ -140,8 +141,9 @@ where
             return open();
         }
         // It fails only when the runtime shuts down.
-        let opened: Result<Vec<_>, _> = tokio::task::spawn_blocking(open).await;
-        opened.unwrap_or_else(|_| std::iter::repeat_with(|| None).take(count).collect())
+        let executor = self.sealer.executor.as_ref();
+        let opened: Option<Vec<_>> = offload(executor, OffloadedWork::Read, open).await;
+        opened.unwrap_or_else(|| std::iter::repeat_with(|| None).take(count).collect())
     }
 
     fn count(&self, found: &Option<Found<V>>) {
@@ -334,13 +336,15 @@ where
 
     async fn write(&mut self, batch: Vec<Taken<K, V>>) {
         let (sealer, counters) = (Arc::clone(&self.sealer), Arc::clone(&self.counters));
-        let sealed = tokio::task::spawn_blocking(move || {
+        let seal = move || {
             let writes: Vec<_> =
                 batch.iter().filter_map(|taken| remote_write(&sealer, &counters, taken)).collect();
             (batch, writes)
-        });
+        };
+        let executor = self.sealer.executor.as_ref();
+        let sealed = offload(executor, OffloadedWork::Write, seal).await;
         // It fails only when the runtime shuts down, and then nothing is written any more.
-        if let Ok((batch, writes)) = sealed.await {
+        if let Some((batch, writes)) = sealed {
             self.store_dictionaries(&writes).await;
             self.tier.write(writes).await;
             // It drops values, and a user's `Drop` may panic.

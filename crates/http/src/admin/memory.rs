@@ -55,6 +55,7 @@ pub(super) async fn stats(State(admin): Shared) -> Result<Json<Value>, Problem> 
         "reclaimed": {
             "claimed_bytes": stats.claimed_bytes,
             "observed_bytes": stats.observed_bytes,
+            "decayed_bytes": stats.decayed_bytes,
             "panics": stats.panics,
             "late": stats.late,
             "stuck": stats.stuck,
@@ -243,7 +244,7 @@ pub(super) fn write_prometheus(guard: &MemoryGuard, text: &mut String) {
     let stats = guard.stats();
     let sample = stats.sample;
     let reclaimable: u64 = guard.reclaimers().reclaimable().iter().map(|(_, bytes)| bytes).sum();
-    let counts: [(&str, &str, &str, f64); 9] = [
+    let counts: [(&str, &str, &str, f64); 10] = [
         ("gc_collections_total", "counter", "Runs that reclaimed memory.", stats.runs as f64),
         (
             "memory_claimed_bytes_total",
@@ -268,6 +269,12 @@ pub(super) fn write_prometheus(guard: &MemoryGuard, text: &mut String) {
             "counter",
             "Bytes by which resident memory fell meanwhile.",
             stats.given_back_bytes as f64,
+        ),
+        (
+            "memory_decayed_bytes_total",
+            "counter",
+            "Bytes that were dropped because nobody had used them for long.",
+            stats.decayed_bytes as f64,
         ),
         (
             "memory_source_failures_total",

@@ -168,6 +168,59 @@ fn a_cache_is_not_emptied_because_its_allocator_keeps_what_it_frees() {
 }
 
 #[test]
+fn what_nobody_uses_goes_by_itself() {
+    let world = World::new(0, 100);
+    let core = core(&world, None);
+    let pool = crate::Pool::builder(|| vec![0_u8; 100]).build().expect("valid settings");
+    let builder = crate::Interner::builder().idle(Duration::from_secs(10));
+    let interner = builder.build_at(world.start).expect("valid settings");
+    core.reclaimers.register(pool.clone()).expect("room").keep();
+    core.reclaimers.register(interner.clone()).expect("room").keep();
+    drop((0..10).map(|_| pool.take()).collect::<Vec<_>>());
+    drop(interner.intern("nobody holds this"));
+    assert_eq!((pool.stats().idle, interner.stats().strings), (10, 1));
+    work(&core, &world, 4_000);
+    assert_eq!((pool.stats().idle, interner.stats().strings), (10, 1));
+    work(&core, &world, 40_000);
+    assert_eq!((pool.stats().idle, interner.stats().strings), (0, 0));
+    assert!(core.stats().decayed_bytes > 0);
+    assert_eq!(core.stats().runs, 0);
+}
+
+#[test]
+fn one_that_panics_while_time_passes_keeps_nobody_from_it() {
+    struct Panics;
+    impl Reclaimer for Panics {
+        fn name(&self) -> &str {
+            "panics"
+        }
+        fn reclaimable_bytes(&self) -> u64 {
+            0
+        }
+        fn reclaim(&self, _: &ReclaimRequest) -> u64 {
+            0
+        }
+        fn decays(&self) -> bool {
+            true
+        }
+        fn decay(&self, _: Instant) -> u64 {
+            panic!("on purpose")
+        }
+    }
+    let world = World::new(0, 100);
+    let core = core(&world, None);
+    let pool = crate::Pool::builder(|| 7_u64).build().expect("valid settings");
+    core.reclaimers.register(Panics).expect("room").keep();
+    core.reclaimers.register(pool.clone()).expect("room").keep();
+    drop(pool.take());
+    work(&core, &world, 60_000);
+    assert_eq!(pool.stats().idle, 0);
+    assert!(core.stats().panics >= 6, "{:?}", core.stats());
+    let named = |it: &&crate::pressure::Event| matches!(&it.kind, EventKind::ReclaimerPanicked { name } if name == "panics");
+    assert!(core.monitor.lock().events().iter().any(|it| named(&it)));
+}
+
+#[test]
 fn at_the_critical_level_there_is_no_such_credit() {
     let world = World::new(500, 460);
     let heap = Heap { world: Arc::clone(&world), tells: true, gives: false };

@@ -40,10 +40,10 @@ use crossbeam_utils::CachePadded;
 use super::births::{BIRTHS, Birth, Births};
 use super::waiters::{Waiters, Woken};
 use crate::raw::{PerThread, ThreadEnd, at_end};
-use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Relaxed};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Relaxed};
 
 /// How many operations of a thread, a power of two, go by before it looks after the pool.
-const UPKEEP_EVERY: u64 = 64;
+const UPKEEP_EVERY: u64 = 256;
 /// After so many steps of decay without a use, a stash or the depot is emptied.
 const QUIET_STEPS: u8 = 5;
 /// The most objects that a thread is granted.
@@ -57,11 +57,17 @@ pub(crate) trait Kind: Send + Sync + 'static {
     /// Makes an object of a class.
     fn make(&self, class: usize) -> Self::Object;
 
-    /// Says how many bytes an object takes where nothing has to be done to it before its next use.
-    fn plain_weight(&self, object: &Self::Object) -> Option<usize>;
+    /// Says how many bytes each object takes at all times, if that is one number.
+    fn same_weight(&self) -> Option<usize>;
 
-    /// Else makes it fit for the next user and says how many bytes it takes; this may panic.
-    fn restore(&self, object: &mut Self::Object) -> usize;
+    /// Tells whether an object that comes back is fit for the next user and weighs what it did.
+    fn is_plain(&self) -> bool;
+
+    /// Says how many bytes an object takes; this may panic unless objects are plain.
+    fn weigh(&self, object: &Self::Object) -> usize;
+
+    /// Makes an object fit for the next user; this may panic.
+    fn reset(&self, object: &mut Self::Object);
 }
 
 /// The bounds of a pool; checked by the builder.
@@ -83,7 +89,7 @@ pub(crate) struct Settings {
 /// It stays at its address between the pool and the guards, so what moves is one pointer.
 pub(crate) struct Node<T> {
     pub(crate) object: T,
-    /// What it weighed when it came back last.
+    /// What it weighed when it came back last; where all are plain, what it weighs.
     bytes: usize,
     birth: Birth,
 }
@@ -92,31 +98,47 @@ pub(crate) struct Node<T> {
 /// and a store.
 #[derive(Default)]
 struct Counters {
-    /// Taken from the stash.
-    hits: AtomicU64,
-    /// Returned to the stash.
-    kept: AtomicU64,
-    /// Moved into the stash from the depot, less those moved or dropped from it; wraps.
-    moved: AtomicU64,
-    /// Bytes in the stash.
+    /// Guards taken, by birth.
+    taken: [AtomicU64; BIRTHS],
+    /// Guards dropped, by birth.
+    dropped: [AtomicU64; BIRTHS],
+    /// Of the guards taken, those whose object did not come from the stash.
+    past: AtomicU64,
+    /// Objects in the stash.
+    idle: AtomicUsize,
+    /// Bytes in the stash, where objects differ in their weight.
     bytes: AtomicUsize,
-    /// Guards taken less guards dropped on this thread, by birth; wraps.
-    born: [AtomicU32; BIRTHS],
 }
 
 impl Counters {
-    /// Objects in the stash.
-    fn idle(&self) -> usize {
-        let arrived = self.kept.load(Relaxed).wrapping_add(self.moved.load(Relaxed));
-        // A reading in the middle of a change can be off by what changes; a stash holds few.
-        let idle = arrived.wrapping_sub(self.hits.load(Relaxed)).cast_signed();
-        usize::try_from(idle).unwrap_or(0)
+    /// Guards taken of objects from the stash.
+    fn hits(&self) -> u64 {
+        let past = self.past.load(Relaxed);
+        let taken: u64 = self.taken.iter().map(|it| it.load(Relaxed)).sum();
+        taken.saturating_sub(past)
+    }
+
+    /// Counts `n` objects more in the stash (wrapping), of whose class it has `len` now.
+    #[inline(always)]
+    fn arrive<const C: usize>(&self, len: usize, n: usize) {
+        // With one class its length is all, which spares a load.
+        let idle = if C == 1 { len } else { self.idle.load(Relaxed).wrapping_add(n) };
+        self.idle.store(idle, Relaxed);
+    }
+
+    /// Guards taken less guards dropped on this thread; wraps.
+    fn guards_of(&self, birth: Birth) -> u64 {
+        let dropped = self.dropped[birth.index()].load(Relaxed);
+        self.taken[birth.index()].load(Relaxed).wrapping_sub(dropped)
     }
 }
 
-#[inline]
-fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+/// Adds one and returns the sum.
+#[inline(always)]
+fn increment(counter: &AtomicU64) -> u64 {
+    let sum = counter.load(Relaxed).wrapping_add(1);
+    counter.store(sum, Relaxed);
+    sum
 }
 
 /// The objects that rest with a thread.
@@ -165,6 +187,8 @@ impl Unused {
 struct Grant {
     objects: usize,
     bytes: usize,
+    /// The most bytes of an object that is kept.
+    heaviest: usize,
 }
 
 impl<T, H, const C: usize> Default for Stash<T, H, C> {
@@ -181,12 +205,16 @@ impl<T, H, const C: usize> Default for Stash<T, H, C> {
 
 impl<T, H, const C: usize> Stash<T, H, C> {
     #[inline(always)]
-    fn pop(&mut self, class: usize, counters: &Counters) -> Option<Box<Node<T>>> {
+    fn pop(&mut self, class: usize, counters: &Counters, weighed: bool) -> Option<Box<Node<T>>> {
         let free = &mut self.free[class];
         let node = free.pop()?;
-        self.unused[class].left(free.len());
-        let bytes = counters.bytes.load(Relaxed) - node.bytes;
-        counters.bytes.store(bytes, Relaxed);
+        let left = free.len();
+        self.unused[class].left(left);
+        counters.arrive::<C>(left, usize::MAX);
+        if weighed {
+            let bytes = counters.bytes.load(Relaxed) - node.bytes;
+            counters.bytes.store(bytes, Relaxed);
+        }
         Some(node)
     }
 
@@ -196,30 +224,46 @@ impl<T, H, const C: usize> Stash<T, H, C> {
         class: usize,
         node: Box<Node<T>>,
         counters: &Counters,
+        weighed: bool,
     ) -> Result<(), Box<Node<T>>> {
-        let bytes = counters.bytes.load(Relaxed) + node.bytes;
         let free = &mut self.free[class];
-        if free.len() >= self.grant.objects || bytes > self.grant.bytes {
+        // The room is made elsewhere, see `make_room`: here it would cost more than the rest.
+        if free.len() >= self.grant.objects || free.len() == free.capacity() {
             return Err(node);
         }
-        counters.bytes.store(bytes, Relaxed);
+        if weighed {
+            let bytes = counters.bytes.load(Relaxed) + node.bytes;
+            if bytes > self.grant.bytes || node.bytes > self.grant.heaviest {
+                return Err(node);
+            }
+            counters.bytes.store(bytes, Relaxed);
+        }
         free.push(node);
-        add(&counters.kept, 1);
+        counters.arrive::<C>(free.len(), 1);
         Ok(())
     }
 
-    /// Takes out the `n` objects of a class that have rested longest, without counting them.
+    /// Allocates room for as many objects of a class as the grant allows.
+    fn make_room(&mut self, class: usize) {
+        let free = &mut self.free[class];
+        free.reserve_exact(self.grant.objects.saturating_sub(free.len()));
+    }
+
+    /// Takes out the `n` objects of a class that have rested longest, without counting them as taken.
     fn drain(
         &mut self,
         class: usize,
         n: usize,
         counters: &Counters,
+        weighed: bool,
     ) -> impl Iterator<Item = Box<Node<T>>> {
-        add(&counters.moved, (n as u64).wrapping_neg());
         let left = self.free[class].len() - n;
         self.unused[class].left(left);
-        self.free[class].drain(..n).inspect(|node| {
-            counters.bytes.store(counters.bytes.load(Relaxed) - node.bytes, Relaxed);
+        counters.arrive::<C>(left, n.wrapping_neg());
+        self.free[class].drain(..n).inspect(move |node| {
+            if weighed {
+                counters.bytes.store(counters.bytes.load(Relaxed) - node.bytes, Relaxed);
+            }
         })
     }
 }
@@ -321,10 +365,13 @@ pub(super) struct Totals {
 pub(crate) struct Core<K: Kind, const C: usize> {
     pub(crate) kind: K,
     pub(crate) settings: Settings,
+    /// Asked of the kind once, since every operation wants to know.
+    plain: bool,
+    same_weight: Option<usize>,
     stashes: PerThread<Counters, Stash<K::Object, Home<K, C>, C>>,
     births: Births,
-    /// Counts for threads without a slot; by locked instructions.
-    slotless: [AtomicU32; BIRTHS],
+    /// Guards taken less guards dropped by threads without a slot; by locked instructions; wraps.
+    slotless: [AtomicU64; BIRTHS],
     totals: Totals,
     last_step: Mutex<Instant>,
     depot: CachePadded<Mutex<Depot<K::Object, C>>>,
@@ -355,6 +402,8 @@ impl<K: Kind, const C: usize> Core<K, C> {
             waiters: Waiters::default(),
         };
         Arc::new(Self {
+            plain: kind.is_plain(),
+            same_weight: kind.same_weight(),
             kind,
             settings,
             stashes: PerThread::new(),
@@ -366,24 +415,34 @@ impl<K: Kind, const C: usize> Core<K, C> {
         })
     }
 
+    /// Tells whether objects differ in their weight, so that bytes have to be counted.
+    #[inline(always)]
+    fn weighed(&self) -> bool {
+        self.same_weight.is_none()
+    }
+
+    /// Takes an object that rests with this thread.
+    #[inline(always)]
+    pub(crate) fn take_near(&self, class: usize) -> Option<Box<Node<K::Object>>> {
+        let mut due = false;
+        let node = self.stashes.enter()?.with(|counters, stash| {
+            let mut node = stash.pop(class, counters, self.weighed())?;
+            node.birth = self.births.current();
+            let taken = increment(&counters.taken[node.birth.index()]);
+            due = taken.is_multiple_of(UPKEEP_EVERY);
+            Some(node)
+        });
+        if due {
+            self.look_after();
+        }
+        node
+    }
+
     /// Takes an object that rests, or makes one. For pools without a limit.
     #[inline(always)]
     pub(crate) fn take(self: &Arc<Self>, class: usize) -> Box<Node<K::Object>> {
-        let taken = self.stashes.mine(|slot| {
-            let (counters, stash) = slot?;
-            let mut node = stash?.pop(class, counters)?;
-            node.birth = self.births.current();
-            add_wrapping(&counters.born[node.birth.index()], 1);
-            let hits = counters.hits.load(Relaxed).wrapping_add(1);
-            counters.hits.store(hits, Relaxed);
-            if hits.is_multiple_of(UPKEEP_EVERY) { Some(Err(node)) } else { Some(Ok(node)) }
-        });
-        match taken {
-            Some(Ok(node)) => node,
-            Some(Err(node)) => {
-                self.look_after();
-                node
-            }
+        match self.take_near(class) {
+            Some(node) => node,
             None => self.take_slowly(class),
         }
     }
@@ -391,7 +450,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
     /// Takes from the depot and fills the stash on the way, or makes an object.
     #[cold]
     #[inline(never)]
-    fn take_slowly(self: &Arc<Self>, class: usize) -> Box<Node<K::Object>> {
+    pub(super) fn take_slowly(self: &Arc<Self>, class: usize) -> Box<Node<K::Object>> {
         let mut look_after = false;
         let fetched = self.stashes.mine(|slot| {
             let (counters, stash) = slot?;
@@ -425,8 +484,24 @@ impl<K: Kind, const C: usize> Core<K, C> {
     /// Counts a guard that begins its life without the stash.
     pub(super) fn begin(&self, mut node: Box<Node<K::Object>>) -> Box<Node<K::Object>> {
         node.birth = self.births.current();
-        self.count_birth(node.birth, 1);
+        let birth = node.birth.index();
+        self.stashes.mine(|slot| match slot {
+            Some((counters, _)) => {
+                increment(&counters.taken[birth]);
+                increment(&counters.past);
+            }
+            None => _ = self.slotless[birth].fetch_add(1, Relaxed),
+        });
         node
+    }
+
+    /// Counts a guard whose life ends without the stash.
+    fn end(&self, birth: Birth) {
+        let birth = birth.index();
+        self.stashes.mine(|slot| match slot {
+            Some((counters, _)) => _ = increment(&counters.dropped[birth]),
+            None => _ = self.slotless[birth].fetch_sub(1, Relaxed),
+        });
     }
 
     /// Moves objects into the stash, to half of what it may hold.
@@ -438,16 +513,19 @@ impl<K: Kind, const C: usize> Core<K, C> {
         depot: &mut Depot<K::Object, C>,
     ) {
         let want = stash.grant.objects / 2;
+        stash.make_room(class);
         for _ in 0..want {
             let Some(next) = depot.free[class].back() else { break };
-            let bytes = counters.bytes.load(Relaxed) + next.bytes;
-            if bytes > stash.grant.bytes / 2 {
-                break;
+            if self.weighed() {
+                let bytes = counters.bytes.load(Relaxed) + next.bytes;
+                if bytes > stash.grant.bytes / 2 {
+                    break;
+                }
+                counters.bytes.store(bytes, Relaxed);
             }
             let Some(node) = depot.pop(class) else { break };
-            counters.bytes.store(bytes, Relaxed);
             stash.free[class].push(node);
-            add(&counters.moved, 1);
+            counters.arrive::<C>(stash.free[class].len(), 1);
         }
         // The newest has to be taken first.
         stash.free[class].reverse();
@@ -459,7 +537,8 @@ impl<K: Kind, const C: usize> Core<K, C> {
         match made {
             Ok(object) => {
                 self.totals.made.fetch_add(1, Relaxed);
-                Box::new(Node { object, bytes: 0, birth: self.births.current() })
+                let bytes = if self.plain { self.kind.weigh(&object) } else { 0 };
+                Box::new(Node { object, bytes, birth: self.births.current() })
             }
             Err(payload) => {
                 self.totals.factory_panics.fetch_add(1, Relaxed);
@@ -475,28 +554,22 @@ impl<K: Kind, const C: usize> Core<K, C> {
         if thread::panicking() {
             return self.poisoned(node);
         }
-        match self.kind.plain_weight(&node.object) {
-            Some(bytes) => node.bytes = bytes,
-            None => match self.restore(node) {
+        if !self.plain {
+            match self.restore(node) {
                 Some(restored) => node = restored,
                 None => return,
-            },
-        }
-        let bytes = node.bytes;
-        let birth = node.birth.index();
-        let refused = self.stashes.mine(|slot| {
-            let Some((counters, stash)) = slot else {
-                self.slotless[birth].fetch_sub(1, Relaxed);
-                return Some(node);
-            };
-            add_wrapping(&counters.born[birth], u32::MAX);
-            let Some(stash) = stash else { return Some(node) };
-            if bytes > self.settings.object_bytes_max {
-                return Some(node);
             }
-            stash.push(class, node, counters).err()
-        });
-        if let Some(node) = refused {
+        }
+        let birth = node.birth.index();
+        let refused = match self.stashes.enter() {
+            Some(inside) => inside.with(|counters, stash| {
+                stash.push(class, node, counters, self.weighed())?;
+                increment(&counters.dropped[birth]);
+                Ok(())
+            }),
+            None => Err(node),
+        };
+        if let Err(node) = refused {
             self.put_slowly(class, node);
         }
     }
@@ -512,8 +585,10 @@ impl<K: Kind, const C: usize> Core<K, C> {
     /// Runs what the user wants done to an object that comes back; drops it if that panics.
     #[inline(never)]
     fn restore(&self, mut node: Box<Node<K::Object>>) -> Option<Box<Node<K::Object>>> {
-        let restored =
-            panic::catch_unwind(AssertUnwindSafe(|| self.kind.restore(&mut node.object)));
+        let restored = panic::catch_unwind(AssertUnwindSafe(|| {
+            self.kind.reset(&mut node.object);
+            self.same_weight.unwrap_or_else(|| self.kind.weigh(&node.object))
+        }));
         if let Ok(bytes) = restored {
             node.bytes = bytes;
             return Some(node);
@@ -529,6 +604,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
     #[cold]
     #[inline(never)]
     fn put_slowly(self: &Arc<Self>, class: usize, node: Box<Node<K::Object>>) {
+        self.end(node.birth);
         let mut surplus = Surplus::default();
         let mut look_after = false;
         let left = if node.bytes > self.settings.object_bytes_max {
@@ -540,18 +616,20 @@ impl<K: Kind, const C: usize> Core<K, C> {
                 self.ask_for_grant(stash);
                 // Half of the stash goes to the depot once it is full, so that as many operations
                 // pass until the next trip.
-                let full = stash.free[class].len() >= stash.grant.objects
-                    || counters.bytes.load(Relaxed) + node.bytes > stash.grant.bytes;
+                let heavy = || counters.bytes.load(Relaxed) + node.bytes > stash.grant.bytes;
+                let full =
+                    stash.free[class].len() >= stash.grant.objects || (self.weighed() && heavy());
                 if full {
                     let mut depot = self.depot.lock();
                     look_after |= depot.operate();
                     let half = stash.free[class].len().div_ceil(2);
                     let n = depot.fitting(&stash.free[class][..half], &self.settings);
-                    for old in stash.drain(class, n, counters) {
+                    for old in stash.drain(class, n, counters, self.weighed()) {
                         surplus.extend(depot.push(class, old, &self.settings).err());
                     }
                 }
-                stash.push(class, node, counters).err()
+                stash.make_room(class);
+                stash.push(class, node, counters, self.weighed()).err()
             })
         };
         let limited = self.settings.limit.is_some();
@@ -584,7 +662,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
 
     /// Counts an object that will not come back.
     pub(crate) fn gone(&self, node: &Node<K::Object>) {
-        self.count_birth(node.birth, u32::MAX);
+        self.end(node.birth);
         if self.settings.limit.is_some() {
             self.no_longer_exists();
         }
@@ -619,14 +697,6 @@ impl<K: Kind, const C: usize> Core<K, C> {
         let node = depot.pop(class)?;
         depot.hits += 1;
         Some(node)
-    }
-
-    fn count_birth(&self, birth: Birth, n: u32) {
-        let birth = birth.index();
-        self.stashes.mine(|slot| match slot {
-            Some((counters, _)) => add_wrapping(&counters.born[birth], n),
-            None => _ = self.slotless[birth].fetch_add(n, Relaxed),
-        });
     }
 
     /// Returns a reference for an owned guard; the thread's own where there is one.
@@ -688,10 +758,14 @@ impl<K: Kind, const C: usize> Core<K, C> {
             return Grant::default();
         }
         let parts = 4 * cores();
-        Grant {
-            objects: (self.settings.idle_max / parts / C).min(STASH_MAX),
-            bytes: (self.settings.idle_bytes_max / parts).min(self.settings.stash_bytes_max),
+        let bytes = (self.settings.idle_bytes_max / parts).min(self.settings.stash_bytes_max);
+        let mut objects = (self.settings.idle_max / parts / C).min(STASH_MAX);
+        let heaviest = self.settings.object_bytes_max;
+        if let Some(weight) = self.same_weight {
+            let fitting = bytes.checked_div(weight).unwrap_or(STASH_MAX);
+            objects = if weight <= heaviest { objects.min(fitting) } else { 0 };
         }
+        Grant { objects, bytes, heaviest }
     }
 
     /// Lets time pass, by the pool's own clock.
@@ -724,7 +798,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
             for class in 0..C {
                 let n = stash.unused[class].step(stash.free[class].len());
                 if n > 0 {
-                    surplus.extend(stash.drain(class, n, counters));
+                    surplus.extend(stash.drain(class, n, counters, self.weighed()));
                 }
                 let left = stash.free[class].len();
                 if left == 0 {
@@ -771,7 +845,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
             self.stashes.visit(|counters, stash| {
                 for class in (0..C).rev() {
                     while surplus.bytes() < target && !stash.free[class].is_empty() {
-                        surplus.extend(stash.drain(class, 1, counters));
+                        surplus.extend(stash.drain(class, 1, counters, self.weighed()));
                     }
                 }
             });
@@ -797,7 +871,8 @@ impl<K: Kind, const C: usize> Core<K, C> {
         for _ in 0..1_000 {
             let left_out = self.stashes.visit(|counters, stash| {
                 for class in 0..C {
-                    surplus.extend(stash.drain(class, stash.free[class].len(), counters));
+                    let all = stash.free[class].len();
+                    surplus.extend(stash.drain(class, all, counters, self.weighed()));
                     stash.free[class] = Vec::new();
                 }
                 stash.grant = Grant::default();
@@ -812,17 +887,25 @@ impl<K: Kind, const C: usize> Core<K, C> {
 
     /// Returns the bytes that rest.
     pub(crate) fn idle_bytes(&self) -> u64 {
-        let stashes: usize = self.stashes.shared().map(|it| it.bytes.load(Relaxed)).sum();
+        let stashes: usize = self.stashes.shared().map(|it| self.bytes_of(it)).sum();
         (stashes + self.depot.lock().bytes) as u64
+    }
+
+    /// Returns the bytes that rest with a thread.
+    fn bytes_of(&self, counters: &Counters) -> usize {
+        match self.same_weight {
+            Some(weight) => counters.idle.load(Relaxed) * weight,
+            None => counters.bytes.load(Relaxed),
+        }
     }
 
     /// Guards that were taken while a birth was the current one and are still there.
     fn guards_of(&self, birth: Birth) -> u64 {
         let index = birth.index();
-        let slots = self.stashes.shared().map(|it| it.born[index].load(Relaxed));
-        let sum = slots.fold(self.slotless[index].load(Relaxed), u32::wrapping_add);
+        let slots = self.stashes.shared().map(|it| it.guards_of(birth));
+        let sum = slots.fold(self.slotless[index].load(Relaxed), u64::wrapping_add);
         // A guard that moves from one thread to another while this runs can be seen to leave only.
-        u64::from(u32::try_from(sum.cast_signed()).unwrap_or(0))
+        u64::try_from(sum.cast_signed()).unwrap_or(0)
     }
 
     pub(crate) fn stats(&self, now: Instant) -> PoolStats {
@@ -833,9 +916,9 @@ impl<K: Kind, const C: usize> Core<K, C> {
             (depot.idle, depot.bytes, depot.hits, depot.waiters.len())
         };
         for slot in self.stashes.shared() {
-            idle += slot.idle();
-            idle_bytes += slot.bytes.load(Relaxed);
-            hits += load(&slot.hits);
+            idle += slot.idle.load(Relaxed);
+            idle_bytes += self.bytes_of(slot);
+            hits += slot.hits();
         }
         let in_use = Birth::all().map(|birth| self.guards_of(birth)).sum();
         PoolStats {
@@ -876,7 +959,8 @@ impl<K: Kind, const C: usize> ThreadEnd for Core<K, C> {
                 depot.granted.objects -= stash.grant.objects * C;
                 depot.granted.bytes -= stash.grant.bytes;
                 for class in 0..C {
-                    for node in stash.drain(class, stash.free[class].len(), counters) {
+                    let all = stash.free[class].len();
+                    for node in stash.drain(class, all, counters, self.weighed()) {
                         surplus.extend(depot.push(class, node, &self.settings).err());
                     }
                 }
@@ -925,11 +1009,6 @@ impl<T> Surplus<T> {
     fn bytes(&self) -> u64 {
         self.bytes
     }
-}
-
-#[inline]
-fn add_wrapping(counter: &AtomicU32, n: u32) {
-    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
 fn cores() -> usize {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::{CURRENT, Core, Step, Then, Turn};
+use super::Core;
+use super::entry::Step;
+use super::turn::{CURRENT, Then, Turn};
 use crate::lane::Lane;
 use crate::task::{ShedReason, TaskId};
 

@@ -59,6 +59,7 @@ impl Explanation {
         config.response_cache.show(&mut row);
         config.cache.show(&mut row);
         config.memory.show(&mut row);
+        config.scheduler.show(&mut row);
         config.log.show(&mut row);
         Self { settings, notes: config.notes.clone() }
     }

@@ -19,7 +19,7 @@ use super::{
     source::Gathered,
     tree::{
         self, BACKENDS, Balancer, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log,
-        Parts, ProcessMemory, Resolve, ResponseCache, Server,
+        Parts, ProcessMemory, Resolve, ResponseCache, Scheduler, Server,
     },
 };
 
@@ -177,6 +177,7 @@ impl ConfigLoader {
             response_cache: ResponseCache::resolve(&mut resolver),
             cache: Cache::resolve(&mut resolver),
             memory: ProcessMemory::resolve(&mut resolver),
+            scheduler: Scheduler::resolve(&mut resolver),
             log: Log::resolve(&mut resolver),
             #[cfg(feature = "encryption")]
             encryption: None,

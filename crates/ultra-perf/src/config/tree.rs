@@ -211,6 +211,10 @@ mod readers {
     pub(super) struct Disk;
     pub(super) struct Redis;
     pub(super) struct ProcessMemory;
+    pub(super) struct Scheduler;
+    pub(super) struct SchedulerIo;
+    pub(super) struct SchedulerCpu;
+    pub(super) struct SchedulerBlocking;
     pub(super) struct Log;
 }
 
@@ -523,6 +527,54 @@ section! {
 }
 
 section! {
+    /// Work in the background and work that is done for others: how much of it runs at a time, and how
+    /// much waits. The accelerator's own is that of refreshing stale answers, purging and compressing.
+    Scheduler = "scheduler" {
+        /// Longest time that a task in the background may run.
+        task_timeout: Duration = Fixed("30s"), from "1ms", to "1d", alias [seconds("task_timeout")];
+        /// Tasks of one level that may wait in a lane; the next one is refused.
+        queue: usize = Fixed("10000"), from "1", to "1000000";
+        /// Memory that tasks which say what they need may take together. Under pressure it is half of
+        /// that, and at the critical level nothing.
+        memory_budget: ByteSize = Fixed("256MiB"), from "1MiB";
+    }
+    with { io: SchedulerIo, cpu: SchedulerCpu, blocking: SchedulerBlocking, }
+}
+
+section! {
+    /// The lane of futures.
+    SchedulerIo = "scheduler.io" {
+        /// Futures that may run at a time.
+        max_in_flight: usize = Fixed("1000"), from "1", to "1000000", alias [plain("max_async_tasks")];
+    }
+}
+
+section! {
+    /// The lane of what computes.
+    SchedulerCpu = "scheduler.cpu" {
+        /// Threads that compute.
+        threads: usize = Computed(
+            "the number of cores",
+            |cx| cx.machine.cores.clamp(1, 1024).to_string(),
+        ), from "1", to "1024", alias [plain("max_processes")];
+        /// How much these threads yield to those that serve requests: 0 not, 19 to everybody. Linux.
+        nice: usize = Fixed("0"), to "19";
+    }
+}
+
+section! {
+    /// The lane of what waits in the kernel.
+    SchedulerBlocking = "scheduler.blocking" {
+        /// Closures that may run at a time.
+        max: usize = Computed(
+            "twice the number of cores",
+            |cx| (2 * cx.machine.cores).clamp(2, 512).to_string(),
+        ), from "1", to "512",
+            alias [plain("PERFORMANCE_MAX_WORKERS"), plain("max_workers"), plain("max_threads")];
+    }
+}
+
+section! {
     /// What is logged, and how.
     Log = "log" {
         /// Least severe level that is logged, with exceptions per module.
@@ -541,7 +593,7 @@ impl Disk {
 }
 
 /// Every section, in the order of the reference.
-pub(super) const SECTIONS: [Section; 11] = [
+pub(super) const SECTIONS: [Section; 15] = [
     Server::SECTION,
     Balancer::SECTION,
     Breaker::SECTION,
@@ -552,6 +604,10 @@ pub(super) const SECTIONS: [Section; 11] = [
     Disk::SECTION,
     Redis::SECTION,
     ProcessMemory::SECTION,
+    Scheduler::SECTION,
+    SchedulerIo::SECTION,
+    SchedulerCpu::SECTION,
+    SchedulerBlocking::SECTION,
     Log::SECTION,
 ];
 

@@ -35,13 +35,19 @@ impl Kind for Objects {
         Object { alive: Arc::clone(&self.0), mark: loom::cell::UnsafeCell::new(0) }
     }
 
-    fn restore(&self, _object: &mut Object) -> usize {
+    fn same_weight(&self) -> Option<usize> {
+        Some(1)
+    }
+
+    fn is_plain(&self) -> bool {
+        true
+    }
+
+    fn weigh(&self, _object: &Object) -> usize {
         1
     }
 
-    fn plain_weight(&self, _object: &Object) -> Option<usize> {
-        Some(1)
-    }
+    fn reset(&self, _object: &mut Object) {}
 }
 
 type Pool = Core<Objects, 1>;
@@ -69,7 +75,7 @@ fn take_and_put(pool: &Arc<Pool>) {
 }
 
 fn idle(pool: &Arc<Pool>) -> usize {
-    pool.stashes.shared().map(Counters::idle).sum::<usize>() + pool.depot.lock().idle
+    pool.stashes.shared().map(|it| it.idle.load(Relaxed)).sum::<usize>() + pool.depot.lock().idle
 }
 
 fn explore(model: impl Fn() + Send + Sync + 'static) {
