@@ -23,6 +23,8 @@ use crate::task::TaskId;
 mod loom_tests;
 
 /// The tasks that one drainer has claimed.
+// Aligned, so that the batches of two workers share no line.
+#[repr(align(128))]
 pub(crate) struct Batch<T, E> {
     inner: Mutex<Inner<T, E>>,
 }

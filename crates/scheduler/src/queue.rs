@@ -33,7 +33,7 @@ pub(crate) const SHARE: u32 = 16;
 /// No place: the end of a list.
 const NIL: u32 = u32::MAX;
 /// A table with more places than this gives most of them back when few are used.
-const KEEP: usize = if cfg!(test) { 8 } else { 1 << 14 };
+const KEEP: usize = if cfg!(test) { 8 } else { 1_024 };
 
 /// What a queue holds at most, waiting tasks only.
 #[derive(Clone, Debug)]

@@ -63,6 +63,8 @@ pub(super) struct GivenUp {
     pub(super) retry_after: Duration,
 }
 
+// Aligned, so that neither another lane nor the scheduler's count of references shares a line with it.
+#[repr(align(128))]
 pub(crate) struct LaneCore {
     pub(crate) lane: Lane,
     pub(crate) state: Mutex<LaneState>,
@@ -449,8 +451,8 @@ impl LaneCore {
 
     /// Locks the lane, on the way of every task.
     ///
-    /// The lock is held for some hundred nanoseconds, so spinning that long beats giving the processor
-    /// away, which is what `parking_lot` does after a few rounds.
+    /// The lock is held for some hundred nanoseconds, for a batch a microsecond or two, so spinning that
+    /// long beats giving the processor away, which is what `parking_lot` does after a few rounds.
     pub(super) fn lock(&self) -> MutexGuard<'_, LaneState> {
         for _ in 0..SPINS {
             if let Some(state) = self.state.try_lock() {
