@@ -16,7 +16,7 @@ use bytes::Bytes;
 use clap::Args;
 use fastrand::Rng;
 use http::header::{CACHE_CONTROL, HeaderValue};
-use http::{Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -86,7 +86,7 @@ pub(crate) fn serve(options: &BackendOptions) -> io::Result<()> {
             stream.set_nodelay(true)?;
             let state = Arc::clone(&state);
             tokio::spawn(async move {
-                let service = service_fn(|_| answer(&state));
+                let service = service_fn(|request| answer(&state, request));
                 // A connection that breaks is the client's affair.
                 _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             });
@@ -94,12 +94,21 @@ pub(crate) fn serve(options: &BackendOptions) -> io::Result<()> {
     })
 }
 
-async fn answer(state: &State) -> Result<Response<Full<Bytes>>, Infallible> {
+/// Answers what is not to be stored, is fresh for long, or is stale at once, by the first of the path.
+async fn answer<B>(
+    state: &State,
+    request: Request<B>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let control = match request.uri().path() {
+        path if path.starts_with("/fresh/") => "max-age=3600",
+        path if path.starts_with("/stale/") => "max-age=0, stale-while-revalidate=3600",
+        _ => "no-store",
+    };
     let status =
         if serve_one(state).await { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut response = Response::new(Full::new(Bytes::from_static(&BODY)));
     *response.status_mut() = status;
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(control));
     Ok(response)
 }
 

@@ -3,8 +3,7 @@
 //! A closed loop waits for an answer before it asks again, so a server that stalls is asked less while
 //! it does and looks better than it is (coordinated omission). Here the moments are drawn first, a
 //! Poisson stream, and the latency of a request counts from when it was due, also if the program was
-//! late to send it. Every request has a path of its own and may not be stored, so none is answered by a
-//! cache or along with another.
+//! late to send it.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,9 +35,19 @@ pub(crate) struct Sample {
     pub(crate) good: bool,
 }
 
+/// Names what the request of a number asks for.
+pub(crate) type Paths = fn(u64) -> String;
+
+/// A path of its own for each request, whose answer may not be stored: none is answered by a cache or
+/// along with another.
+pub(crate) fn work(number: u64) -> String {
+    format!("/pages/{number}")
+}
+
 /// Sends `per_second` requests for `length` and returns what became of each.
 pub(crate) async fn run(
     to: SocketAddr,
+    paths: Paths,
     per_second: f64,
     length: Duration,
     seed: u64,
@@ -64,7 +73,7 @@ pub(crate) async fn run(
         }
         let idle = Arc::clone(&idle);
         running.spawn(async move {
-            let asked = timeout(TIMEOUT, idle.ask(to, number)).await;
+            let asked = timeout(TIMEOUT, idle.ask(to, paths(number))).await;
             let good = matches!(asked, Ok(Ok(StatusCode::OK)));
             Sample { due, latency: Instant::now() - start - due, good }
         });
@@ -84,7 +93,7 @@ struct Idle(Mutex<Vec<Connection>>);
 
 impl Idle {
     /// Sends a request over a connection that is free or new.
-    async fn ask(&self, to: SocketAddr, number: u64) -> Result<StatusCode, Failed> {
+    async fn ask(&self, to: SocketAddr, path: String) -> Result<StatusCode, Failed> {
         loop {
             let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut connection = match kept {
@@ -93,7 +102,7 @@ impl Idle {
                 None => connect(to).await?,
             };
             connection.ready().await?;
-            let request = Request::get(format!("/pages/{number}"))
+            let request = Request::get(path.as_str())
                 .header(http::header::HOST, "backends.test")
                 .body(Empty::new())
                 .expect("the path and the header are valid");
@@ -150,7 +159,7 @@ mod tests {
                 });
             }
         });
-        let samples = run(to, 200.0, Duration::from_millis(900), 7).await;
+        let samples = run(to, work, 200.0, Duration::from_millis(900), 7).await;
         server.abort();
         assert!((120..250).contains(&samples.len()), "{} were sent", samples.len());
         let first = samples[0];
@@ -164,7 +173,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let to = listener.local_addr().expect("it is bound");
         drop(listener);
-        let samples = run(to, 500.0, Duration::from_millis(50), 7).await;
+        let samples = run(to, work, 500.0, Duration::from_millis(50), 7).await;
         assert!(!samples.is_empty() && samples.iter().all(|sample| !sample.good));
     }
 }

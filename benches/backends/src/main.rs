@@ -10,6 +10,7 @@ mod backend;
 mod entrants;
 mod load;
 mod page;
+mod refreshes;
 mod timeline;
 
 use std::fs;
@@ -72,7 +73,7 @@ fn measure(options: Options) -> io::Result<ExitCode> {
     let wanted: Vec<Entrant> =
         ENTRANTS.into_iter().filter(|it| cases(it).iter().any(|case| suite.wants(case))).collect();
     if !wanted.is_empty() {
-        let binary = options.binary.map_or_else(build_ultra_perf, Ok)?;
+        let binary = options.binary.clone().map_or_else(build_ultra_perf, Ok)?;
         let per_second = LOAD * 2.0 * capacity();
         let runs = wanted
             .iter()
@@ -91,6 +92,7 @@ fn measure(options: Options) -> io::Result<ExitCode> {
             page::write(folder, &options.page.provenance, per_second, &runs)?;
         }
     }
+    refreshes::rows(&mut suite, || options.binary.clone().map_or_else(build_ultra_perf, Ok))?;
     Ok(suite.finish())
 }
 
@@ -109,7 +111,7 @@ fn run(
         let backends = (1..=3).map(|backend| Backend::start(10 * number + backend));
         let mut backends = backends.collect::<io::Result<Vec<_>>>()?;
         let proxy = Proxy::start(entrant, binary, &backends)?;
-        let load = load::run(proxy.address, per_second, phases.length(), number);
+        let load = load::run(proxy.address, load::work, per_second, phases.length(), number);
         let samples = std::thread::scope(|scope| {
             let played = scope.spawn(|| timeline::play(&phases, fault, &mut backends[0]));
             let samples = runtime.block_on(load);

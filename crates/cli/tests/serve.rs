@@ -93,9 +93,14 @@ fn ultra_perf(directory: &Path) -> Command {
 
 impl Accelerator {
     fn start(directory: &Path, backend: &Backend) -> Self {
+        Self::start_with(directory, backend, &[])
+    }
+
+    fn start_with(directory: &Path, backend: &Backend, more: &[&str]) -> Self {
         let mut child = ultra_perf(directory)
             .args(["serve", "--to", &format!("http://{}", backend.address)])
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "json"])
+            .args(more)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -262,6 +267,28 @@ fn purged_tags_are_asked_for_again() {
     assert_eq!(field(&accelerator.get("/page"), "x-cache"), Some("MISS"));
     for wrong in [&[][..], &["http://shop/page", "--tag", "a"], &["http://shop/page", "--soft"]] {
         assert_eq!(purge(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn several_backends_share_the_requests() {
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b) = (Backend::start(), Backend::start());
+    let file = "response_cache.enabled = false\nbalancer.policy = 'round-robin'\n";
+    std::fs::write(directory.path().join("ultra-perf.toml"), file).unwrap();
+    let more = ["--to", &format!("http://{},weight=2,max=8", b.address)];
+    let accelerator = Accelerator::start_with(directory.path(), &a, &more);
+    for _ in 0..10 {
+        assert!(accelerator.get("/").starts_with("HTTP/1.1 200 OK"));
+    }
+    assert_eq!((a.calls(), b.calls()), (5, 5));
+    let twice = ["check", "--to", "http://a", "--to", "http://b,weight=x", "--to", "https://c"];
+    let wrong = run(directory.path(), &twice);
+    assert_eq!(wrong.status.code(), Some(2));
+    for part in
+        ["number 2: weight must be a whole number", "number 3: must be an http:// URL", "--to"]
+    {
+        assert!(text(&wrong.stderr).contains(part), "{part} in {wrong:?}");
     }
 }
 

@@ -196,6 +196,7 @@ impl Backends {
         let balancer = perf.balancer().build()?;
         let budget = perf.retry_budget().build()?;
         let hedge = perf.hedge(budget.clone()).map(HedgeBuilder::build).transpose()?;
+        let settings = &config.balancer;
         let host =
             if config.server.preserve_host { HostPolicy::Preserve } else { HostPolicy::Origin };
         let instance = fastrand::u64(..);
@@ -215,10 +216,17 @@ impl Backends {
                 tally: Arc::default(),
             });
         }
+        if settings.check_path.is_some() {
+            // Taken for well until a check says otherwise: a start must not be a time without backends.
+            for node in &nodes {
+                for _ in 0..settings.check_rise {
+                    balancer.report_check(&node.id, Ok(()));
+                }
+            }
+        }
         let tallies =
             nodes.iter().map(|node| (Arc::clone(&node.id), Arc::clone(&node.tally))).collect();
         let listener = tokio::spawn(listen(balancer.events(), tallies)).abort_handle();
-        let settings = &config.balancer;
         let sessions = settings.sticky.then(|| {
             let ids = nodes.iter().map(|node| &*node.id);
             Sessions::new(&settings.sticky_cookie, config.signing_key(), ids)

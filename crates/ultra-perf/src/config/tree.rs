@@ -312,8 +312,8 @@ section! {
         /// Key that signs it, as `env:NAME`, `file:PATH`, `hex:...` or `base64:...` with 32 random
         /// bytes; without one a key is drawn at each start. Servers that share clients need the same.
         sticky_key: Option<SigningKey> = Fixed("none");
-        /// Path that is asked of each backend as an active check: below 400 is well. A backend gets
-        /// no traffic before its first checks have succeeded.
+        /// Path that is asked of each backend as an active check: a status from 200 to 399 is well.
+        /// Backends count as well until their checks say otherwise.
         check_path: Option<String> = Fixed("none"), check |path| {
             path.as_deref().map_or(Ok(()), absolute_path)
         };
@@ -568,7 +568,7 @@ section! {
         /// Closures that may run at a time.
         max: usize = Computed(
             "twice the number of cores",
-            |cx| (2 * cx.machine.cores).clamp(2, 512).to_string(),
+            |cx| cx.machine.cores.saturating_mul(2).clamp(2, 512).to_string(),
         ), from "1", to "512",
             alias [plain("PERFORMANCE_MAX_WORKERS"), plain("max_workers"), plain("max_threads")];
     }
