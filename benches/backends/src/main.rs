@@ -3,7 +3,7 @@
 //! Everything is a process of its own: three backends of this program's own (`backend`), whose capacity is
 //! known and which can be made slow, failing, dead or frozen, and `ultra-perf serve` in front of them. The
 //! load is an open loop (`load`), and the `timeline` says what happens when and when p99 has recovered.
-//! Each entrant gets fresh backends and the same requests at the same moments.
+//! For each fault and each entrant they are started anew, and the same requests are due at the same moments.
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -12,6 +12,7 @@ mod load;
 mod page;
 mod timeline;
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,6 +42,9 @@ struct Options {
     /// Use this binary of ultra-perf instead of building it.
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// Write every request to FILE, as comma-separated values.
+    #[arg(long, value_name = "FILE")]
+    requests: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,6 +78,9 @@ fn measure(options: Options) -> io::Result<ExitCode> {
             .iter()
             .map(|entrant| run(entrant, &binary, phases, per_second, seed))
             .collect::<io::Result<Vec<Run>>>()?;
+        if let Some(file) = &options.requests {
+            fs::write(file, runs.iter().flat_map(Run::lines).collect::<String>())?;
+        }
         if show {
             println!("{}", page::table(&runs));
         }
@@ -87,7 +94,7 @@ fn measure(options: Options) -> io::Result<ExitCode> {
     Ok(suite.finish())
 }
 
-/// Runs the timeline with one entrant.
+/// Lets every fault strike with one entrant, each time with fresh processes.
 fn run(
     entrant: &Entrant,
     binary: &Path,
@@ -95,18 +102,22 @@ fn run(
     per_second: f64,
     seed: u64,
 ) -> io::Result<Run> {
-    let mut backends =
-        (1..=3).map(|number| Backend::start(10 * seed + number)).collect::<io::Result<Vec<_>>>()?;
-    let proxy = Proxy::start(entrant, binary, &backends)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let load = load::run(proxy.address, per_second, phases.total(), seed);
-    let samples = std::thread::scope(|scope| {
-        let played = scope.spawn(|| timeline::play(&phases, &mut backends));
-        let samples = runtime.block_on(load);
-        played.join().expect("it panics nowhere").map(|()| samples)
-    })?;
-    Ok(Run::new(entrant.name, phases, samples))
+    let mut of_faults = Vec::new();
+    for (fault, number) in FAULTS.into_iter().zip(10 * seed..) {
+        let backends = (1..=3).map(|backend| Backend::start(10 * number + backend));
+        let mut backends = backends.collect::<io::Result<Vec<_>>>()?;
+        let proxy = Proxy::start(entrant, binary, &backends)?;
+        let load = load::run(proxy.address, per_second, phases.length(), number);
+        let samples = std::thread::scope(|scope| {
+            let played = scope.spawn(|| timeline::play(&phases, fault, &mut backends[0]));
+            let samples = runtime.block_on(load);
+            played.join().expect("it panics nowhere").map(|()| samples)
+        })?;
+        of_faults.push(samples);
+    }
+    Ok(Run::new(entrant.name, phases, of_faults))
 }
 
 /// The names of an entrant's rows: errors, quiet p99, and each fault's begin and end.
@@ -136,9 +147,9 @@ fn rows(suite: &mut Suite, entrant: &Entrant, run: &Run) {
     for index in 0..FAULTS.len() {
         let seen = run.seen(index);
         let (begin, end) = run.phases.of_fault(index);
-        let next = run.phases.of_fault(index + 1).0;
+        let rest = run.phases.rest();
         // What did not recover took at least as long as it was looked at.
-        for (recovered, looked) in [(seen.after_begin, end - begin), (seen.after_end, next - end)] {
+        for (recovered, looked) in [(seen.after_begin, end - begin), (seen.after_end, rest)] {
             row("s", Some(2.0), recovered.unwrap_or(looked).as_secs_f64());
         }
     }

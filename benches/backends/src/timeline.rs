@@ -1,8 +1,10 @@
 //! What happens to the backends and when, and what the clients saw of it.
 //!
-//! One fault follows the other, with a rest between them in which all backends are well. A fault is over
-//! for the clients when every window of a second from then on has a p99 of at most twice that of the quiet
-//! time before the first fault; a request that failed counts as slower than any other in it.
+//! Each fault strikes backends that have just been started, after a quiet time and with a rest behind it:
+//! one that was ejected a moment ago would be out as well, and one of three can be missed, but not two. A
+//! fault is over for the clients when every window of a second from then on has a p99 of at most twice
+//! that of the quiet times; a request that failed counts as slower than any other in it. The courses of
+//! the faults are put behind each other.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,6 +16,8 @@ use crate::load::{Sample, TIMEOUT};
 const SLOWER: u32 = 10;
 /// The p99 that counts as recovered, by that of the quiet time.
 pub(crate) const RECOVERED: f64 = 2.0;
+/// What was due so long before a fault may be under way when it begins, and belongs to it.
+const UNDER_WAY: Duration = Duration::from_millis(250);
 /// A window in which p99 is looked at, and how far it moves on.
 const WINDOW: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(100);
@@ -70,9 +74,9 @@ pub(crate) struct Phases {
 
 impl Phases {
     /// Those of a usual run.
-    pub(crate) const SHORT: Self = Self::of(1, 3, 3, 3);
+    pub(crate) const SHORT: Self = Self::of(1, 2, 3, 2);
     /// Those of a run in full.
-    pub(crate) const FULL: Self = Self::of(1, 3, 5, 4);
+    pub(crate) const FULL: Self = Self::of(1, 2, 4, 3);
 
     const fn of(warm_up: u64, quiet: u64, fault: u64, rest: u64) -> Self {
         Self {
@@ -83,32 +87,42 @@ impl Phases {
         }
     }
 
+    /// How long the load of one fault lasts.
+    pub(crate) fn length(&self) -> Duration {
+        self.warm_up + self.quiet + self.fault + self.rest
+    }
+
+    /// How long all backends are well after a fault.
+    pub(crate) fn rest(&self) -> Duration {
+        self.rest
+    }
+
+    /// When the course of a fault begins.
+    fn start(&self, index: usize) -> Duration {
+        self.length() * u32::try_from(index).expect("there are four")
+    }
+
     /// When a fault begins and ends.
     pub(crate) fn of_fault(&self, index: usize) -> (Duration, Duration) {
-        let before = (self.fault + self.rest) * u32::try_from(index).expect("there are four");
-        let begin = self.warm_up + self.quiet + before;
+        let begin = self.start(index) + self.warm_up + self.quiet;
         (begin, begin + self.fault)
     }
 
-    /// How long the load lasts.
+    /// How long the load for all faults lasts.
     pub(crate) fn total(&self) -> Duration {
-        self.of_fault(FAULTS.len()).0
+        self.start(FAULTS.len())
     }
 }
 
-/// Lets everything happen to the backends in its time; each fault strikes the next of them.
-pub(crate) fn play(phases: &Phases, backends: &mut [Backend]) -> io::Result<()> {
+/// Lets a fault strike a backend and end again, in its time.
+pub(crate) fn play(phases: &Phases, fault: Fault, backend: &mut Backend) -> io::Result<()> {
     let start = Instant::now();
     let wait = |until: Duration| std::thread::sleep(until.saturating_sub(start.elapsed()));
-    for (index, fault) in FAULTS.into_iter().enumerate() {
-        let backend = &mut backends[index % 3];
-        let (begin, end) = phases.of_fault(index);
-        wait(begin);
-        fault.begin(backend)?;
-        wait(end);
-        fault.end(backend)?;
-    }
-    Ok(())
+    let (begin, end) = phases.of_fault(0);
+    wait(begin);
+    fault.begin(backend)?;
+    wait(end);
+    fault.end(backend)
 }
 
 /// What one entrant made of the timeline.
@@ -133,9 +147,13 @@ pub(crate) struct Seen {
 }
 
 impl Run {
-    /// Takes samples that are in the order in which they were due.
-    pub(crate) fn new(name: &'static str, phases: Phases, samples: Vec<Sample>) -> Self {
-        Self { name, phases, samples }
+    /// Takes the samples of each fault, which are in the order in which they were due.
+    pub(crate) fn new(name: &'static str, phases: Phases, of_faults: Vec<Vec<Sample>>) -> Self {
+        let samples = of_faults.into_iter().enumerate().flat_map(|(index, samples)| {
+            let start = phases.start(index);
+            samples.into_iter().map(move |sample| Sample { due: start + sample.due, ..sample })
+        });
+        Self { name, phases, samples: samples.collect() }
     }
 
     /// Requests that were due in a stretch of time.
@@ -144,30 +162,48 @@ impl Run {
         &self.samples[at(from)..at(to).max(at(from))]
     }
 
-    fn counted(&self) -> &[Sample] {
-        self.between(self.phases.warm_up, self.phases.total())
+    /// Requests after the warm-ups.
+    fn counted(&self) -> impl Iterator<Item = &Sample> {
+        (0..FAULTS.len()).flat_map(|index| {
+            let from = self.phases.start(index) + self.phases.warm_up;
+            self.between(from, self.phases.start(index + 1))
+        })
+    }
+
+    /// Every request as a line: the entrant, when it was due and what it took in ms, and if it was good.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        self.samples.iter().map(move |Sample { due, latency, good }| {
+            format!("{},{:.1},{:.1},{good}\n", self.name, ms(*due), ms(*latency))
+        })
     }
 
     /// Requests that count, and those of them that failed.
     pub(crate) fn requests_and_errors(&self) -> (usize, usize) {
-        (self.counted().len(), errors(self.counted()))
+        (self.counted().count(), errors(self.counted()))
     }
 
-    /// The p50 and p99 before the first fault.
+    /// The p50 and p99 of the quiet times.
     pub(crate) fn quiet(&self) -> (Duration, Duration) {
-        let quiet = self.between(self.phases.warm_up, self.phases.of_fault(0).0);
-        (quantile(quiet, 0.5), quantile(quiet, 0.99))
+        let quiet: Vec<Sample> = (0..FAULTS.len())
+            .flat_map(|index| {
+                let begin = self.phases.of_fault(index).0;
+                self.between(begin - self.phases.quiet, begin - UNDER_WAY)
+            })
+            .copied()
+            .collect();
+        (quantile(&quiet, 0.5), quantile(&quiet, 0.99))
     }
 
     /// What was seen of a fault.
     pub(crate) fn seen(&self, index: usize) -> Seen {
         let (begin, end) = self.phases.of_fault(index);
-        let next = self.phases.of_fault(index + 1).0;
-        let during = self.between(begin, next);
+        let over = self.phases.start(index + 1);
+        let during = self.between(begin - UNDER_WAY, over);
         Seen {
             after_begin: self.recovery(begin, end),
-            after_end: self.recovery(end, next),
-            worst_p99: windows(begin, next)
+            after_end: self.recovery(end, over),
+            worst_p99: windows(begin - UNDER_WAY, over)
                 .map(|from| quantile(self.between(from, from + WINDOW), 0.99))
                 .max()
                 .unwrap_or_default(),
@@ -209,8 +245,8 @@ fn windows(from: Duration, to: Duration) -> impl Iterator<Item = Duration> {
     (0..).map(move |step| from + STEP * step).take_while(move |begin| *begin + WINDOW <= to)
 }
 
-fn errors(samples: &[Sample]) -> usize {
-    samples.iter().filter(|sample| !sample.good).count()
+fn errors<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> usize {
+    samples.into_iter().filter(|sample| !sample.good).count()
 }
 
 /// A quantile of latencies, by nearest rank; failed requests are the slowest.
@@ -229,14 +265,18 @@ mod tests {
     /// A request every 10 ms; `what` says what became of those due at a time, in milliseconds.
     fn run(what: impl Fn(u64) -> Result<u64, ()>) -> Run {
         let phases = Phases::SHORT;
-        let samples = (0..phases.total().as_millis() as u64 / 10).map(|number| {
-            let due = Duration::from_millis(number * 10);
-            match what(number * 10) {
-                Ok(ms) => Sample { due, latency: Duration::from_millis(ms), good: true },
-                Err(()) => Sample { due, latency: Duration::ZERO, good: false },
-            }
-        });
-        Run::new("a run", phases, samples.collect())
+        let length = phases.length().as_millis() as u64;
+        let of_fault = |index: u64| {
+            let sample = |number: u64| {
+                let due = Duration::from_millis(number * 10);
+                match what(index * length + number * 10) {
+                    Ok(ms) => Sample { due, latency: Duration::from_millis(ms), good: true },
+                    Err(()) => Sample { due, latency: Duration::ZERO, good: false },
+                }
+            };
+            (0..length / 10).map(sample).collect()
+        };
+        Run::new("a run", phases, (0..FAULTS.len() as u64).map(of_fault).collect())
     }
 
     #[test]
@@ -249,7 +289,7 @@ mod tests {
         assert_eq!(seen.after_begin, Some(Duration::from_millis(1_300)));
         assert_eq!(seen.after_end, Some(Duration::from_millis(100)));
         assert_eq!(seen.worst_p99, Duration::from_millis(500));
-        assert_eq!((seen.errors, seen.requests), (0, 600));
+        assert_eq!((seen.errors, seen.requests), (0, 525));
     }
 
     #[test]
@@ -273,9 +313,9 @@ mod tests {
         assert_eq!((seen.errors, seen.worst_p99), (5, TIMEOUT));
         assert_eq!(run.seen(1).errors, 0);
         let (requests, errors) = run.requests_and_errors();
-        assert_eq!((requests, errors), (2_700, 5));
+        assert_eq!((requests, errors), (4 * 700, 5));
         let course = run.course();
-        assert_eq!(course.len(), 56);
+        assert_eq!(course.len(), 64);
         let at = (begin / 500) as usize;
         assert_eq!((course[at].2, course[at + 1].2), (10.0, 0.0));
     }

@@ -1,10 +1,11 @@
-//! The scheduler beside tokio and rayon: order under a flood, the cost of a task, an overload.
+//! The scheduler beside tokio and rayon: order under a flood, the cost of a task, a crowd, an overload.
 //!
 //! Every engine has two workers on any machine, because the promise is about two workers and a backlog of
 //! ten times as much. The submitter is a thread of its own. A quick run overloads each engine for five
 //! seconds; `--full` does it for thirty, and `--docs` says where the picture goes.
 #![forbid(unsafe_code)]
 
+mod crowd;
 mod engines;
 mod flood;
 mod overhead;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::with_options("scheduler", options.suite);
     flood::rows(&mut suite, rounds, PEERS);
     overhead::rows(&mut suite);
+    crowd::rows(&mut suite);
     let phases = if options.full { Phases::FULL } else { Phases::SHORT };
     let runs = overload::rows(&mut suite, phases);
     if let Some(docs) = &options.page.docs {

@@ -29,12 +29,12 @@ use crate::freshness::Freshness;
 use crate::hasher::DefaultHashBuilder;
 #[cfg(feature = "__lower")]
 use crate::lower::Sealer;
-#[cfg(feature = "__redis")]
-use crate::offload::{Executor, OffloadedWork};
 use crate::lower::{LowerTier, Sink, Tier};
 use crate::memory::{
     Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
 };
+#[cfg(feature = "__redis")]
+use crate::offload::{Executor, OffloadedWork};
 use crate::policy::Policy;
 use crate::prefetch::{self, Prefetch, Prefetcher, Related};
 #[cfg(feature = "__redis")]

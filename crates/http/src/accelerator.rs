@@ -27,13 +27,13 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, reque
 use http_body::Body as _;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use ultra_perf::cache_tiered::{Reservation, Tag, Tier};
 use ultra_perf::memory::MemoryGuard;
 
 use crate::answer::AnswerBody;
 use crate::backends::{BackendBody, Backends, CallError, Called, NoBackend};
+use crate::background::Background;
 use crate::body::{RequestBody, RequestBodyError};
 use crate::fill::{Fill, Pumped};
 use crate::flights::{Filling, Fit, Flights, Landing, Lead, Part};
@@ -54,9 +54,6 @@ const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
 const X_MEMORY_USAGE: HeaderName = HeaderName::from_static("x-memory-usage");
 
-/// Refreshes behind clients' backs that may run at once; more are left to later requests.
-const BACKGROUND_MAX: usize = 64;
-
 /// Times that a request joins a flight before it goes to the origin alone.
 const ROUNDS_MAX: usize = 4;
 
@@ -68,6 +65,7 @@ pub(crate) struct Parts {
     pub(crate) backends: Backends,
     /// `None` passes every request on.
     pub(crate) store: Option<ResponseCache>,
+    pub(crate) background: Background,
     pub(crate) coalesce_timeout: Duration,
     pub(crate) max_request_body_bytes: u64,
     pub(crate) idle_timeout: Duration,
@@ -94,8 +92,7 @@ struct Shared {
     parts: Parts,
     flights: Arc<Flights>,
     traffic: Traffic,
-    refreshes: Arc<Semaphore>,
-    /// Pumps and refreshes: as many as there are connections to the origin, at most.
+    /// Pumps: as many as there are connections to the origin, at most.
     tasks: Mutex<JoinSet<()>>,
     closed: AtomicBool,
 }
@@ -265,7 +262,6 @@ impl Accelerator {
             parts,
             flights: Flights::new(),
             traffic: Traffic::default(),
-            refreshes: Arc::new(Semaphore::new(BACKGROUND_MAX)),
             tasks: Mutex::default(),
             closed: AtomicBool::new(false),
         }))
@@ -277,6 +273,10 @@ impl Accelerator {
 
     pub(crate) fn store(&self) -> Option<&ResponseCache> {
         self.0.parts.store.as_ref()
+    }
+
+    pub(crate) fn background(&self) -> &Background {
+        &self.0.parts.background
     }
 
     pub(crate) fn backends(&self) -> &Backends {
@@ -325,7 +325,7 @@ impl Accelerator {
     /// As [`close`](Self::close), without waiting for the tasks: they go with what is returned.
     fn stop(&self) -> JoinSet<()> {
         self.0.closed.store(true, Ordering::Relaxed);
-        self.0.refreshes.close();
+        self.0.parts.background.stop_refreshes();
         self.0.parts.backends.close();
         std::mem::take(&mut *self.0.tasks.lock())
     }
@@ -697,7 +697,8 @@ impl Accelerator {
 
     /// Refreshes a stale answer, unless somebody is at it or too many refreshes run.
     fn refresh(&self, asked: &Asked, key: &ResponseKey, stale: Arc<StoredResponse>) {
-        let Ok(permit) = Arc::clone(&self.0.refreshes).try_acquire_owned() else { return };
+        let background = &self.0.parts.background;
+        let Some(place) = background.refresh_place() else { return };
         let Some(lead) = self.0.flights.try_lead(key) else { return };
         self.0.traffic.background_refreshes.fetch_add(1, Ordering::Relaxed);
         let this = self.clone();
@@ -716,7 +717,9 @@ impl Accelerator {
             lookup: Lookup { may_store: true, only_if_cached: false },
             target: asked.target.clone(),
         };
-        self.spawn(async move {
+        let bytes = stale.body.len() as u64;
+        // On the heap at once: it is large, and would be moved often on its way.
+        let refresh = Box::pin(async move {
             if let Some(store) = this.store() {
                 let stale = Some(Stale { response: stale, may_serve_on_error: true });
                 let call = Call {
@@ -729,8 +732,8 @@ impl Accelerator {
                 // Its body goes into the store; nobody reads the answer itself.
                 drop(this.ask(store, call, Some(lead)).await);
             }
-            drop(permit);
         });
+        background.refresh(place, bytes, refresh);
     }
 
     /// Passes a request by the cache, and forgets what it has changed.

@@ -49,6 +49,7 @@ pub(crate) struct Admin {
 
 mod balancer;
 mod memory;
+mod scheduler;
 
 type Shared = State<Arc<Admin>>;
 
@@ -69,6 +70,9 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/memory/stats", get(memory::stats))
         .route("/memory/usage", get(memory::usage))
         .route("/memory/cleanup", post(memory::cleanup))
+        .route("/scheduler/stats", get(scheduler::stats))
+        .route("/scheduler/tasks", get(scheduler::tasks))
+        .route("/scheduler/cancel", post(scheduler::cancel))
         .route("/metrics", get(metrics));
     Router::new()
         .nest("/performance", routes)
@@ -342,7 +346,8 @@ async fn manage(
             "expired_removed": removed,
         })));
     }
-    admin.accelerator.clear(level.tier()).await;
+    let accelerator = admin.accelerator.clone();
+    urgently(&admin, async move { accelerator.clear(level.tier()).await }).await?;
     tracing::info!(levels = cleared.join(","), "the cache was cleared by the admin API");
     Ok(Json(json!({
         "timestamp": timestamp(),
@@ -463,7 +468,8 @@ async fn purge(
         let detail = "url must be a whole URL as clients ask for it: http://host:port/path?query";
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     })?;
-    admin.accelerator.purge(&target).await;
+    let (accelerator, key) = (admin.accelerator.clone(), target.clone());
+    urgently(&admin, async move { accelerator.purge(&key).await }).await?;
     tracing::info!(url, "a target was purged by the admin API");
     Ok(Json(json!({ "timestamp": timestamp(), "status": "success", "purged": target })))
 }
@@ -477,11 +483,26 @@ async fn purge_tags(admin: &Admin, tags: &[String], soft: bool) -> Result<Json<V
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
     let numbers: Vec<_> = tags.iter().map(Tag::from).collect();
-    admin.accelerator.purge_tags(&numbers, soft).await;
+    let accelerator = admin.accelerator.clone();
+    urgently(admin, async move { accelerator.purge_tags(&numbers, soft).await }).await?;
     tracing::info!(tags = tags.join(","), soft, "tags were purged by the admin API");
     Ok(Json(json!({
         "timestamp": timestamp(), "status": "success", "purged_tags": tags, "soft": soft,
     })))
+}
+
+/// Does what forgets answers, ahead of what is in the background.
+async fn urgently(
+    admin: &Admin,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Problem> {
+    let done = admin.accelerator.background().urgently("purge", work).await;
+    done.map_err(|error| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("Nothing is sure to be purged: {error}."),
+        )
+    })
 }
 
 fn target_of(url: &str) -> Option<String> {
@@ -533,6 +554,7 @@ async fn metrics(State(admin): Shared) -> Response {
     let mut text = admin.prometheus.render();
     admin.accelerator.traffic().write_prometheus(&mut text);
     admin.accelerator.backends().write_prometheus(&mut text);
+    scheduler::write_prometheus(admin.accelerator.background().scheduler(), &mut text);
     let (_, memory) = read_machine(&admin).await;
     let help = "Memory of this process that is resident.";
     text.push_str(&format!(

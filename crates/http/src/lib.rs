@@ -11,6 +11,7 @@ mod accelerator;
 mod admin;
 mod answer;
 mod backends;
+mod background;
 pub mod body;
 mod fill;
 mod flights;

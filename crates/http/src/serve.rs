@@ -13,11 +13,13 @@ use tower::ServiceExt as _;
 use ultra_perf::cache_tiered::{BuildError, Publisher};
 use ultra_perf::config::{ByteSize, Config};
 use ultra_perf::memory::{GuardError, MemoryGuardBuilder, Registration, TooManyReclaimers};
+use ultra_perf::scheduler::{self, Scheduler};
 use ultra_perf::{CacheReclaimer, UltraPerf, loadbalancer, resilience};
 
 use crate::accelerator::{Accelerator, Parts, Running};
 use crate::admin::{self, Admin};
 use crate::backends::{Backends, BackendsError, IdleConnections};
+use crate::background::Background;
 use crate::machine::Machine;
 use crate::response_cache::ResponseCache;
 use crate::rules::Policy;
@@ -86,6 +88,9 @@ pub enum StartError {
     /// The system gives no random bytes for a key.
     #[error("no key can be drawn for balancer.sticky_cookie")]
     Key(#[source] std::io::Error),
+    /// The scheduler's threads cannot be started.
+    #[error("the scheduler cannot be started")]
+    Scheduler(#[from] scheduler::BuildError),
     /// The guard has as many reclaimers as it takes.
     #[error("the response cache or the connections cannot be registered with the memory guard")]
     Reclaimer(#[from] TooManyReclaimers),
@@ -148,13 +153,18 @@ impl Server {
         let listener = listen("server.listen", config.server.listen).await?;
         let admin_listener = listen("server.admin", config.server.admin).await?;
 
+        let perf = UltraPerf::new(config.clone());
         let backends = Backends::start(config)?;
+        let scheduler = perf.scheduler().build()?;
         let store = match config.response_cache.enabled {
-            true => Some(open_store(config).await?),
+            true => Some(open_store(&perf, config, &scheduler).await?),
             false => None,
         };
-        let builder = UltraPerf::new(config.clone()).memory_guard();
-        let memory = builder.map(|builder| guard(builder).start()).transpose()?;
+        let memory = perf.memory_guard().map(|builder| guard(builder).start()).transpose()?;
+        let background = Background::new(scheduler, config.scheduler.task_timeout);
+        if let Some(guard) = &memory {
+            background.follow(guard);
+        }
         let mut reclaimers = Vec::new();
         if let Some(memory) = &memory {
             if let Some(store) = &store {
@@ -169,6 +179,7 @@ impl Server {
         let accelerator = Accelerator::new(Parts {
             backends: backends.clone(),
             store,
+            background,
             coalesce_timeout: config.response_cache.coalesce_timeout,
             max_request_body_bytes: config.server.max_body.map_or(u64::MAX, ByteSize::as_u64),
             idle_timeout: config.server.idle_timeout,
@@ -235,6 +246,8 @@ impl Server {
         if let Some(store) = accelerator.store() {
             store.cache.close().await;
         }
+        // The cache has had the last of its values sealed.
+        accelerator.background().close().await;
         Stopped { aborted: drained.aborted }
     }
 }
@@ -244,7 +257,11 @@ async fn listen(path: &'static str, address: SocketAddr) -> Result<TcpListener, 
     TcpListener::bind(address).await.map_err(failed)
 }
 
-async fn open_store(config: &Config) -> Result<ResponseCache, StartError> {
+async fn open_store(
+    perf: &UltraPerf,
+    config: &Config,
+    scheduler: &Scheduler,
+) -> Result<ResponseCache, StartError> {
     let settings = &config.response_cache;
     let window = |window: Duration| (!window.is_zero()).then_some(window);
     let policy = Arc::new(Policy {
@@ -255,9 +272,10 @@ async fn open_store(config: &Config) -> Result<ResponseCache, StartError> {
         ..Policy::default()
     });
     let codec = StoredCodec { policy: Arc::clone(&policy) };
-    let cache = UltraPerf::new(config.clone())
+    let cache = perf
         .cache_with_codec(CACHE_NAME, codec)
         .bytes(config.cache.memory.capacity.as_u64(), weigh)
+        .executor(ultra_perf::offload_to(scheduler))
         .open()
         .await?;
     Ok(ResponseCache::new(cache, policy, settings.max_body.as_usize()))

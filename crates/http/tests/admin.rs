@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write as _,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use accelerator::{Accelerated, outcome, request};
@@ -364,6 +365,69 @@ async fn a_purge_tells_what_it_has_forgotten() {
         let body = json!({ "url": url }).to_string();
         let (status, problem) = proxy.admin("POST", "/cache/purge", &body).await;
         assert_eq!(status, 422, "{url}: {problem}");
+    }
+}
+
+/// Waits until the one task that runs is there, and returns it.
+async fn the_task(proxy: &Accelerated) -> Value {
+    loop {
+        let (status, list) = proxy.admin("GET", "/scheduler/tasks", "").await;
+        assert_eq!(status, 200, "{list}");
+        if let [task] = list["tasks"].as_array().expect("a list").as_slice() {
+            return task.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn work_in_the_background_is_listed_counted_and_can_be_cancelled() {
+    let origin = Origin::start(|request| match request.index {
+        0 => Reply::ok("stale")
+            .header("cache-control", "max-age=1, stale-while-revalidate=600")
+            .header("age", "1"),
+        _ => Reply::hang(),
+    })
+    .await;
+    let proxy = Accelerated::to(&origin).await;
+    proxy.get("/").await;
+    assert_eq!(outcome(&proxy.get("/").await), "STALE");
+    let task = the_task(&proxy).await;
+    let shown = ["name", "lane", "priority", "state", "bytes"].map(|it| task[it].clone());
+    assert_eq!(shown, [json!("refresh"), json!("io"), json!("low"), json!("running"), json!(5)]);
+
+    // A purge does not wait behind it.
+    let purge = "{\"url\":\"http://test/other\"}";
+    assert_eq!(proxy.admin("POST", "/cache/purge", purge).await.0, 200);
+    let id = json!({ "id": task["id"] }).to_string();
+    let (status, told) = proxy.admin("POST", "/scheduler/cancel", &id).await;
+    assert_eq!((status, &told["cancelled"]), (200, &task["id"]));
+    assert_eq!(proxy.admin("POST", "/scheduler/cancel", &id).await.0, 404);
+
+    let (_, stats) = proxy.admin("GET", "/scheduler/stats", "").await;
+    let lane = &stats["lanes"][0];
+    assert_eq!((&lane["lane"], &lane["running"]), (&json!("io"), &json!(0)), "{stats}");
+    let of = |name: &str| {
+        let types = lane["types"].as_array().expect("a list");
+        types.iter().find(|it| it["name"] == name).expect("it has run")["tasks"].clone()
+    };
+    assert_eq!((&of("purge")["done"], &of("refresh")["cancelled"]), (&json!(1), &json!(1)));
+    let figures = metrics(&proxy).await;
+    let line = "scheduler_tasks_total{lane=\"io\",priority=\"low\",outcome=\"cancelled\"} 1";
+    assert!(figures.contains(line), "{figures}");
+
+    for (path, detail) in [
+        ("/scheduler/tasks?limit=0", "from 1 to"),
+        ("/scheduler/tasks?limit=x", "limit"),
+        ("/scheduler/tasks?other=1", "other"),
+    ] {
+        let (status, problem) = proxy.admin("GET", path, "").await;
+        let told = problem["detail"].as_str().unwrap_or_default();
+        assert!(status == 422 && told.contains(detail), "{path}: {problem}");
+    }
+    for id in ["", "x", "-1"] {
+        let body = json!({ "id": id }).to_string();
+        assert_eq!(proxy.admin("POST", "/scheduler/cancel", &body).await.0, 422, "{id}");
     }
 }
 

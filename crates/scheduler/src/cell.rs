@@ -31,18 +31,18 @@ pub(crate) struct Cell<P, T> {
     inner: Mutex<Inner<P, T>>,
 }
 
+// A cell is small, because a lane may hold a hundred thousand of them and each costs a cache line or two.
 struct Inner<P, T> {
     stage: Stage<P, T>,
     /// Who waits for the result.
     joiner: Option<Waker>,
-    /// The future that runs, to be told that it has been ended.
-    runner: Option<Waker>,
 }
 
 enum Stage<P, T> {
     Ready(P),
-    Running,
-    Ended(Result<T, TaskError>),
+    /// With the waker of the future that runs, to be told that it has been ended.
+    Running(Option<Waker>),
+    Ended(Result<T, Box<TaskError>>),
     Taken,
 }
 
@@ -74,7 +74,7 @@ pub(crate) enum Was {
 
 impl<P, T> Cell<P, T> {
     pub(crate) fn new(work: P) -> Self {
-        let inner = Inner { stage: Stage::Ready(work), joiner: None, runner: None };
+        let inner = Inner { stage: Stage::Ready(work), joiner: None };
         Self { stop: AtomicBool::new(false), inner: Mutex::new(inner) }
     }
 
@@ -84,33 +84,35 @@ impl<P, T> Cell<P, T> {
         if !matches!(inner.stage, Stage::Ready(_)) {
             return None;
         }
-        match mem::replace(&mut inner.stage, Stage::Running) {
+        match mem::replace(&mut inner.stage, Stage::Running(None)) {
             Stage::Ready(work) => Some(work),
-            Stage::Running | Stage::Ended(_) | Stage::Taken => None,
+            Stage::Running(_) | Stage::Ended(_) | Stage::Taken => None,
         }
     }
 
     /// Gives the work back for another attempt; refused if the task has ended meanwhile.
     pub(crate) fn put_back(&self, work: P) -> Result<(), P> {
         let mut inner = self.inner.lock();
-        if !matches!(inner.stage, Stage::Running) {
+        if !matches!(inner.stage, Stage::Running(_)) {
             return Err(work);
         }
-        inner.stage = Stage::Ready(work);
-        inner.runner = None;
+        let runner = mem::replace(&mut inner.stage, Stage::Ready(work));
+        drop(inner);
+        drop(runner);
         Ok(())
     }
 
     /// Ends the task, unless it has ended; says where it stood and whom to wake.
     pub(crate) fn end(&self, result: Result<T, TaskError>) -> Option<(Was, Wake)> {
+        let result = result.map_err(Box::new);
         let mut inner = self.inner.lock();
-        let was = match inner.stage {
-            Stage::Ready(_) => Was::Waiting,
-            Stage::Running => Was::Running,
+        let (was, runner) = match &mut inner.stage {
+            Stage::Ready(_) => (Was::Waiting, None),
+            Stage::Running(runner) => (Was::Running, runner.take()),
             Stage::Ended(_) | Stage::Taken => return None,
         };
         let before = mem::replace(&mut inner.stage, Stage::Ended(result));
-        let wake = Wake { joiner: inner.joiner.take(), runner: inner.runner.take() };
+        let wake = Wake { joiner: inner.joiner.take(), runner };
         // Relaxed: what runs finds out for sure under the lock, when it brings its result.
         self.stop.store(true, Relaxed);
         drop(inner);
@@ -131,10 +133,8 @@ impl<P, T> Cell<P, T> {
     /// Leaves the waker of the future that runs; `false` if the task has ended meanwhile.
     pub(crate) fn set_runner(&self, waker: &Waker) -> bool {
         let mut inner = self.inner.lock();
-        if !matches!(inner.stage, Stage::Running) {
-            return false;
-        }
-        match &mut inner.runner {
+        let Stage::Running(runner) = &mut inner.stage else { return false };
+        match runner {
             Some(runner) => runner.clone_from(waker),
             none => *none = Some(waker.clone()),
         }
@@ -145,7 +145,7 @@ impl<P, T> Cell<P, T> {
     pub(crate) fn poll_join(&self, context: &Context<'_>) -> Poll<Result<T, TaskError>> {
         let mut inner = self.inner.lock();
         match inner.stage {
-            Stage::Ready(_) | Stage::Running => {
+            Stage::Ready(_) | Stage::Running(_) => {
                 match &mut inner.joiner {
                     Some(joiner) => joiner.clone_from(context.waker()),
                     none => *none = Some(context.waker().clone()),
@@ -153,8 +153,8 @@ impl<P, T> Cell<P, T> {
                 Poll::Pending
             }
             Stage::Ended(_) => match mem::replace(&mut inner.stage, Stage::Taken) {
-                Stage::Ended(result) => Poll::Ready(result),
-                Stage::Ready(_) | Stage::Running | Stage::Taken => Poll::Pending,
+                Stage::Ended(result) => Poll::Ready(result.map_err(|error| *error)),
+                Stage::Ready(_) | Stage::Running(_) | Stage::Taken => Poll::Pending,
             },
             Stage::Taken => Poll::Ready(Err(TaskError::Cancelled)),
         }
@@ -163,7 +163,7 @@ impl<P, T> Cell<P, T> {
     /// Tells whether the task has ended, and if its result is still here, whether it is a value.
     pub(crate) fn ended(&self) -> Option<bool> {
         match &self.inner.lock().stage {
-            Stage::Ready(_) | Stage::Running => None,
+            Stage::Ready(_) | Stage::Running(_) => None,
             Stage::Ended(result) => Some(result.is_ok()),
             Stage::Taken => Some(true),
         }

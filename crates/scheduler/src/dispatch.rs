@@ -7,7 +7,12 @@
 //! is never a queued task beside a free slot that nobody is on the way to fill. A drainer that finds
 //! more tasks and a free slot starts one more, so a batch needs one wake-up.
 //!
-//! The lock order is: one lane, then the dependencies or the timer. No two lanes are locked together,
+//! A drainer of the rayon pool claims short tasks several at a time and tells the lane later how they
+//! ended; see [`batch`](crate::batch). A slot is given back only when nothing is claimed that was not
+//! started, and whoever claims something while there is a free slot starts one more drainer. So what was
+//! said of queued tasks holds for claimed ones too: none waits beside a free slot.
+//!
+//! The lock order is: one lane, then a batch, the dependencies or the timer. No two lanes are locked together,
 //! and nothing foreign - work, results, wakers, drops - runs under any lock.
 
 mod drainer;

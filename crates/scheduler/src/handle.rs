@@ -74,7 +74,7 @@ impl<T> TaskHandle<T> {
             Some(true) => TaskState::Done,
             Some(false) => TaskState::Failed,
             None => {
-                let mut state = self.core.lane(self.id.lane()).state.lock();
+                let mut state = self.core.lane(self.id.lane()).exact();
                 let found = state.queue.get(self.id);
                 // Between the two looks it may have ended.
                 found.map_or(TaskState::Running, |(_, standing)| state_of(standing))

@@ -50,6 +50,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod batch;
 mod cell;
 mod dispatch;
 #[cfg(feature = "durable-redis")]

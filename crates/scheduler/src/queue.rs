@@ -1,9 +1,11 @@
 //! The ordered queue of one lane: every task from its submission to its end, in one table.
 //!
-//! A task lies at a place of the table and is *held* (something else must happen first), *queued*, or
+//! A task lies at a place of the table and is *held* (something else must happen first), *queued*,
+//! *claimed* (a drainer has it in its batch and may have started it, see [`batch`](crate::batch)), or
 //! *running*; a free place is none of these. The queued tasks of a level form a list through the
 //! table, oldest first, so that any of them can be taken out in place, and those with a deadline a
-//! sorted map. Only the lane's lock guards all this; the time comes from the caller.
+//! sorted map. A claimed task that is given back goes to where it was. Only the lane's lock guards all
+//! this; the time comes from the caller.
 //!
 //! **Which task is next.** The highest level that has one, with the exception below. Within a level the
 //! task that is due first: a deadline is the caller's word, a task without one is due when its level's
@@ -30,8 +32,8 @@ mod tests;
 pub(crate) const SHARE: u32 = 16;
 /// No place: the end of a list.
 const NIL: u32 = u32::MAX;
-/// An empty table with more places than this gives its memory back.
-const KEEP: usize = 4_096;
+/// A table with more places than this gives most of them back when few are used.
+const KEEP: usize = if cfg!(test) { 8 } else { 1_024 };
 
 /// What a queue holds at most, waiting tasks only.
 #[derive(Clone, Debug)]
@@ -69,6 +71,8 @@ pub(crate) enum Standing {
     Listed,
     /// In the map of deadlines of its level.
     Dated,
+    /// In the batch of a drainer; it counts as waiting until it is known that it started.
+    Claimed,
     Running,
 }
 
@@ -88,9 +92,16 @@ pub(crate) struct Queue<T> {
     /// The first free place; the others follow through `next`.
     free: u32,
     used: usize,
+    /// The greatest power of two below the length of the table: where it may be cut off.
+    boundary: usize,
+    /// How many of the places from there on are used.
+    used_above: usize,
     waiting: usize,
     queued: usize,
+    claimed: usize,
     sequence: u64,
+    /// Counts releases: what came first is first.
+    releases: u64,
     levels: [Level; 4],
 }
 
@@ -99,6 +110,8 @@ struct Place<T> {
     class: Class,
     standing: Standing,
     sequence: u64,
+    /// When it was queued, among all releases.
+    order: u64,
     /// When it was queued, or held, or started.
     since: Instant,
     before: u32,
@@ -110,7 +123,8 @@ struct Level {
     newest: u32,
     dated: BTreeMap<(Instant, u64), u32>,
     queued: usize,
-    /// Queued and held.
+    claimed: usize,
+    /// Queued, claimed and held.
     waiting: usize,
     bytes: u64,
     /// How long its tasks may wait before the level is aged.
@@ -128,14 +142,19 @@ impl<T> Queue<T> {
             table: Vec::new(),
             free: NIL,
             used: 0,
+            boundary: 0,
+            used_above: 0,
             waiting: 0,
             queued: 0,
+            claimed: 0,
             sequence: 0,
+            releases: 0,
             levels: targets.map(|target| Level {
                 oldest: NIL,
                 newest: NIL,
                 dated: BTreeMap::new(),
                 queued: 0,
+                claimed: 0,
                 waiting: 0,
                 bytes: 0,
                 target,
@@ -172,27 +191,45 @@ impl<T> Queue<T> {
 
     /// Takes a task in, held; [`room`](Self::room) was asked before.
     pub(crate) fn insert(&mut self, task: T, class: Class, now: Instant) -> TaskId {
+        let index = self.place(task, class, now);
+        TaskId::new(self.lane, index, self.sequence)
+    }
+
+    /// Takes a task in and queues it; [`room`](Self::room) was asked before.
+    pub(crate) fn insert_queued(&mut self, task: T, class: Class, now: Instant) -> TaskId {
+        let index = self.place(task, class, now);
+        self.link(index, now);
+        TaskId::new(self.lane, index, self.sequence)
+    }
+
+    fn place(&mut self, task: T, class: Class, now: Instant) -> u32 {
         self.sequence += 1;
         let place = Place {
             task: Some(task),
             class,
             standing: Standing::Held,
             sequence: self.sequence,
+            order: 0,
             since: now,
             before: NIL,
             next: NIL,
         };
         let index = if self.free == NIL {
+            let index = self.table.len();
             self.table.push(place);
-            (self.table.len() - 1) as u32
+            if index.is_power_of_two() {
+                (self.boundary, self.used_above) = (index, 0);
+            }
+            index as u32
         } else {
             let index = self.free;
             self.free = std::mem::replace(&mut self.table[index as usize], place).next;
             index
         };
         self.used += 1;
+        self.used_above += usize::from(index as usize >= self.boundary);
         self.count_waiting(class, true);
-        TaskId::new(self.lane, index, self.sequence)
+        index
     }
 
     fn count_waiting(&mut self, class: Class, more: bool) {
@@ -231,11 +268,19 @@ impl<T> Queue<T> {
     /// Queues a held task; `false` if it is not there or not held.
     pub(crate) fn release(&mut self, id: TaskId, now: Instant) -> bool {
         let Some(index) = self.find(id) else { return false };
-        let place = &mut self.table[index as usize];
-        if place.standing != Standing::Held {
+        if self.table[index as usize].standing != Standing::Held {
             return false;
         }
+        self.link(index, now);
+        true
+    }
+
+    /// Queues what is at a place, behind all others.
+    fn link(&mut self, index: u32, now: Instant) {
+        self.releases += 1;
+        let place = &mut self.table[index as usize];
         place.since = now;
+        place.order = self.releases;
         let level = &mut self.levels[place.class.priority.index()];
         if let Some(deadline) = place.class.deadline {
             place.standing = Standing::Dated;
@@ -253,7 +298,90 @@ impl<T> Queue<T> {
         }
         level.queued += 1;
         self.queued += 1;
+    }
+
+    /// Takes the next task of a level for a drainer's batch, if `takes` says so.
+    ///
+    /// Only where the order is plain: no other level has a task, so there is nothing to age, and the level
+    /// serves its oldest first.
+    pub(crate) fn claim(
+        &mut self,
+        priority: Priority,
+        takes: impl FnOnce(&T) -> bool,
+    ) -> Option<(TaskId, &mut T)> {
+        let level = &self.levels[priority.index()];
+        if level.queued == 0 || level.queued != self.queued || level.newest_first {
+            return None;
+        }
+        let index = self.first_due(priority.index())?;
+        if !takes(self.table[index as usize].task.as_ref()?) {
+            return None;
+        }
+        self.unlink(index);
+        self.count_claimed(priority, true);
+        let place = &mut self.table[index as usize];
+        place.standing = Standing::Claimed;
+        Some((TaskId::new(self.lane, index, place.sequence), place.task.as_mut()?))
+    }
+
+    fn count_claimed(&mut self, priority: Priority, more: bool) {
+        let level = &mut self.levels[priority.index()];
+        if more {
+            level.claimed += 1;
+            self.claimed += 1;
+        } else {
+            level.claimed -= 1;
+            self.claimed -= 1;
+        }
+    }
+
+    /// Queues a claimed task again, where it was; `false` if it is not there or not claimed.
+    pub(crate) fn give_back(&mut self, id: TaskId) -> bool {
+        let Some(index) = self.find(id) else { return false };
+        let place = &self.table[index as usize];
+        if place.standing != Standing::Claimed {
+            return false;
+        }
+        let (class, sequence, order) = (place.class, place.sequence, place.order);
+        self.count_claimed(class.priority, false);
+        let level = &mut self.levels[class.priority.index()];
+        level.queued += 1;
+        self.queued += 1;
+        if let Some(deadline) = class.deadline {
+            level.dated.insert((deadline, sequence), index);
+            self.table[index as usize].standing = Standing::Dated;
+            return true;
+        }
+        // What was claimed was the oldest, so its place is near the front.
+        let (mut before, mut next) = (NIL, level.oldest);
+        while next != NIL && self.table[next as usize].order < order {
+            (before, next) = (next, self.table[next as usize].next);
+        }
+        if before == NIL {
+            level.oldest = index;
+        } else {
+            self.table[before as usize].next = index;
+        }
+        if next == NIL {
+            level.newest = index;
+        } else {
+            self.table[next as usize].before = index;
+        }
+        let place = &mut self.table[index as usize];
+        (place.before, place.next, place.standing) = (before, next, Standing::Listed);
         true
+    }
+
+    /// Learns that a claimed task has been started at a time; none if it is not there or not claimed.
+    pub(crate) fn begin(&mut self, id: TaskId, started: Instant) -> Option<Next<'_, T>> {
+        let index = self.find(id)?;
+        let place = &self.table[index as usize];
+        if place.standing != Standing::Claimed {
+            return None;
+        }
+        self.count_claimed(place.class.priority, false);
+        self.table[index as usize].standing = Standing::Held;
+        Some(self.run(index, started))
     }
 
     /// Takes a queued task out of its list or map; it is held then.
@@ -282,7 +410,7 @@ impl<T> Queue<T> {
                 level.dated.remove(&(deadline, place.sequence));
                 place.standing = Standing::Held;
             }
-            Standing::Free | Standing::Held | Standing::Running => return,
+            Standing::Free | Standing::Held | Standing::Claimed | Standing::Running => return,
         }
         level.queued -= 1;
         self.queued -= 1;
@@ -381,7 +509,7 @@ impl<T> Queue<T> {
         let index = self.find(id)?;
         match self.table[index as usize].standing {
             Standing::Listed | Standing::Dated => Some(self.run(index, now)),
-            Standing::Free | Standing::Held | Standing::Running => None,
+            Standing::Free | Standing::Held | Standing::Claimed | Standing::Running => None,
         }
     }
 
@@ -410,16 +538,41 @@ impl<T> Queue<T> {
         Some((self.vacate(index)?, class, ran))
     }
 
-    /// Takes out a task that is queued or held, not one that runs.
+    /// Takes out a task that is queued, claimed or held, not one that runs.
+    ///
+    /// Whoever takes out a claimed one has made sure that it has not been started.
     pub(crate) fn remove(&mut self, id: TaskId) -> Option<(T, Class)> {
         let index = self.find(id)?;
-        if self.table[index as usize].standing == Standing::Running {
-            return None;
-        }
-        self.unlink(index);
         let class = self.table[index as usize].class;
+        match self.table[index as usize].standing {
+            Standing::Running => return None,
+            Standing::Claimed => self.count_claimed(class.priority, false),
+            Standing::Free | Standing::Held | Standing::Listed | Standing::Dated => {
+                self.unlink(index);
+            }
+        }
         self.count_waiting(class, false);
         Some((self.vacate(index)?, class))
+    }
+
+    /// Ends a claimed task that started and ended meanwhile; returns it, how long it waited and how long it ran.
+    ///
+    /// None if it is not there or not claimed.
+    pub(crate) fn finish_claimed(
+        &mut self,
+        id: TaskId,
+        started: Instant,
+        ended: Instant,
+    ) -> Option<(T, Duration, Duration)> {
+        let index = self.find(id)?;
+        let place = &self.table[index as usize];
+        if place.standing != Standing::Claimed {
+            return None;
+        }
+        let (class, waited) = (place.class, started.saturating_duration_since(place.since));
+        self.count_claimed(class.priority, false);
+        self.count_waiting(class, false);
+        Some((self.vacate(index)?, waited, ended.saturating_duration_since(started)))
     }
 
     fn vacate(&mut self, index: u32) -> Option<T> {
@@ -429,11 +582,32 @@ impl<T> Queue<T> {
         self.free = index;
         let task = place.task.take();
         self.used -= 1;
-        if self.used == 0 && self.table.capacity() > KEEP {
-            self.table = Vec::new();
-            self.free = NIL;
+        self.used_above -= usize::from(index as usize >= self.boundary);
+        if self.used_above == 0 && self.used <= self.boundary / 2 && self.table.len() > KEEP {
+            self.shrink();
         }
         task
+    }
+
+    /// Gives back the places from the boundary on, none of which is used.
+    ///
+    /// A task cannot be moved, since its id names its place, so one near the end keeps all before it. What
+    /// is left is at most half used, so it takes as many tasks as this looks at before it can be due again.
+    fn shrink(&mut self) {
+        while self.used_above == 0 && self.used <= self.boundary / 2 && self.table.len() > KEEP {
+            self.table.truncate(self.boundary);
+            self.boundary /= 2;
+            let above = self.table.iter().skip(self.boundary);
+            self.used_above = above.filter(|place| place.standing != Standing::Free).count();
+        }
+        self.table.shrink_to_fit();
+        // The first places are taken first, so that the end becomes free again.
+        self.free = NIL;
+        for (index, place) in self.table.iter_mut().enumerate().rev() {
+            if place.standing == Standing::Free {
+                place.next = std::mem::replace(&mut self.free, index as u32);
+            }
+        }
     }
 
     /// Finds the newest queued task of the lowest level below `priority`.
@@ -508,6 +682,26 @@ impl<T> Queue<T> {
     /// Tasks that are queued, of all levels.
     pub(crate) fn queued(&self) -> usize {
         self.queued
+    }
+
+    /// Tasks that are claimed, of all levels.
+    pub(crate) fn claimed(&self) -> usize {
+        self.claimed
+    }
+
+    /// Tells whether a task of a level above `priority` is claimed.
+    pub(crate) fn claimed_above(&self, priority: Priority) -> bool {
+        self.levels[..priority.index()].iter().any(|level| level.claimed > 0)
+    }
+
+    /// Tells whether a task of a level below `priority` is claimed.
+    pub(crate) fn claimed_below(&self, priority: Priority) -> bool {
+        self.levels[priority.index() + 1..].iter().any(|level| level.claimed > 0)
+    }
+
+    /// Returns the highest level that has a queued task.
+    pub(crate) fn top(&self) -> Option<Priority> {
+        Priority::ALL.into_iter().find(|priority| self.levels[priority.index()].queued > 0)
     }
 
     /// Tasks that are queued in a level.

@@ -96,6 +96,8 @@ pub(crate) struct LaneRules {
     /// How many of them run a task.
     pub(crate) busy: usize,
     pub(crate) least: Priority,
+    /// Whether there are such threads.
+    keeps: bool,
     /// When a task was last started.
     pub(crate) last_start: Instant,
 }
@@ -105,7 +107,7 @@ impl LaneRules {
         lane: Lane,
         codel: &[Option<CoDelSettings>; 4],
         limit: LimitSettings,
-        least: Priority,
+        (least, keeps): (Priority, bool),
         now: Instant,
     ) -> Self {
         let limit = MovingLimit::new(lane, limit, now);
@@ -117,8 +119,18 @@ impl LaneRules {
             idle: 0,
             busy: 0,
             least,
+            keeps,
             last_start: now,
         }
+    }
+
+    /// Tells whether tasks of a level may be started in batches.
+    ///
+    /// Not where each start counts: for the delay of the level, for a limit, or for a kept thread that could
+    /// take the task at once.
+    pub(crate) fn batches(&self, priority: Priority) -> bool {
+        let kept = self.keeps && priority <= self.least;
+        !kept && !self.moves && self.codel[priority.index()].is_none()
     }
 
     /// Counts a start.

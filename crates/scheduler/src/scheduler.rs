@@ -244,7 +244,7 @@ impl Scheduler {
 
     /// Says where a task is; none if it has ended.
     pub fn state(&self, id: TaskId) -> Option<TaskState> {
-        let mut state = self.core().lane(id.lane()).state.lock();
+        let mut state = self.core().lane(id.lane()).exact();
         state.queue.get(id).map(|(_, standing)| state_of(standing))
     }
 
@@ -262,7 +262,7 @@ impl Scheduler {
             let (mut running, mut waiting) = (Vec::new(), Vec::new());
             let mut first = 0;
             loop {
-                let state = self.core().lane(lane).state.lock();
+                let state = self.core().lane(lane).exact();
                 for seen in state.queue.page(first, PAGE) {
                     let runs = seen.standing == Standing::Running;
                     let list = if runs { &mut running } else { &mut waiting };
@@ -305,7 +305,7 @@ impl Scheduler {
     fn lane_stats(&self, lane: Lane, now: Instant) -> LaneStats {
         // First, because the watchdog looks at lanes under its own lock.
         let holding = self.core().rules.watchdog.lock().holding(lane);
-        let state = self.core().lane(lane).state.lock();
+        let state = self.core().lane(lane).exact();
         let levels = Priority::ALL.map(|priority| {
             let (counts, wait, run) = state.ledger.level(priority);
             let queued = state.queue.queued_in(priority);
@@ -402,7 +402,7 @@ impl Scheduler {
     /// Tasks that have ended since the scheduler was built.
     fn ended(&self) -> u64 {
         let of_lane = |lane: &crate::dispatch::LaneCore| {
-            lane.state.lock().ledger.rows().iter().map(|row| row.counts.ended()).sum::<u64>()
+            lane.exact().ledger.rows().iter().map(|row| row.counts.ended()).sum::<u64>()
         };
         self.core().lanes.iter().map(of_lane).sum()
     }
@@ -419,7 +419,7 @@ impl fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Scheduler");
         for lane in &self.core().lanes {
-            let state = lane.state.lock();
+            let state = lane.exact();
             let figures = (state.queue.running(), state.slots, state.queue.queued());
             debug.field(
                 lane.lane.name(),
@@ -753,6 +753,8 @@ impl SchedulerBuilder {
             codel: self.rules.codel,
             limit: self.limit(lane, slots[lane.index()]),
             least: self.rules.reserved.0,
+            batches: if lane == Lane::Cpu { cpu_threads } else { 0 },
+            keeps: lane == Lane::Cpu && self.rules.reserved.1 > 0,
         });
         let rules = Rules::new(&self.rules);
         let ticks = rules.ticks;

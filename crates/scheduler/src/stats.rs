@@ -23,20 +23,21 @@ const OTHER: &str = "other";
 pub struct Histogram {
     counts: Box<[u64; BUCKETS]>,
     count: u64,
-    sum: Duration,
-    max: Duration,
+    sum_nanos: u64,
+    max_nanos: u64,
 }
 
 impl Histogram {
     pub(crate) fn new() -> Self {
-        Self { counts: Box::new([0; BUCKETS]), count: 0, sum: Duration::ZERO, max: Duration::ZERO }
+        Self { counts: Box::new([0; BUCKETS]), count: 0, sum_nanos: 0, max_nanos: 0 }
     }
 
     pub(crate) fn record(&mut self, value: Duration) {
-        self.counts[bucket(value)] += 1;
+        let nanos = nanos(value);
+        self.counts[bucket(nanos)] += 1;
         self.count += 1;
-        self.sum = self.sum.saturating_add(value);
-        self.max = self.max.max(value);
+        self.sum_nanos = self.sum_nanos.saturating_add(nanos);
+        self.max_nanos = self.max_nanos.max(nanos);
     }
 
     fn add(&mut self, other: &Self) {
@@ -44,8 +45,8 @@ impl Histogram {
             *count += other;
         }
         self.count += other.count;
-        self.sum = self.sum.saturating_add(other.sum);
-        self.max = self.max.max(other.max);
+        self.sum_nanos = self.sum_nanos.saturating_add(other.sum_nanos);
+        self.max_nanos = self.max_nanos.max(other.max_nanos);
     }
 
     /// Returns how many durations were recorded.
@@ -55,18 +56,17 @@ impl Histogram {
 
     /// Returns the sum of the durations.
     pub fn sum(&self) -> Duration {
-        self.sum
+        Duration::from_nanos(self.sum_nanos)
     }
 
     /// Returns the longest duration.
     pub fn max(&self) -> Duration {
-        self.max
+        Duration::from_nanos(self.max_nanos)
     }
 
     /// Returns the mean; zero if there is none.
     pub fn mean(&self) -> Duration {
-        let count = u32::try_from(self.count).unwrap_or(u32::MAX);
-        self.sum.checked_div(count).unwrap_or_default()
+        Duration::from_nanos(self.sum_nanos.checked_div(self.count).unwrap_or_default())
     }
 
     /// Returns an upper bound of the `q`-quantile, at most a quarter too large; zero if empty.
@@ -76,10 +76,10 @@ impl Histogram {
         for (index, count) in self.counts.iter().enumerate() {
             seen += count;
             if seen >= rank {
-                return upper(index).min(self.max);
+                return upper(index).min(self.max());
             }
         }
-        self.max
+        self.max()
     }
 
     /// Returns the buckets that are not empty: their upper end, and the count in them.
@@ -95,13 +95,19 @@ impl std::fmt::Debug for Histogram {
             .field("count", &self.count)
             .field("p50", &self.quantile(0.5))
             .field("p99", &self.quantile(0.99))
-            .field("max", &self.max)
+            .field("max", &self.max())
             .finish_non_exhaustive()
     }
 }
 
-fn bucket(value: Duration) -> usize {
-    let units = u64::try_from(value.as_nanos()).unwrap_or(u64::MAX) >> 7;
+/// Nanoseconds of a duration, as far as they can be told: 584 years.
+fn nanos(value: Duration) -> u64 {
+    let subsecond = u64::from(value.subsec_nanos());
+    value.as_secs().saturating_mul(1_000_000_000).saturating_add(subsecond)
+}
+
+fn bucket(nanos: u64) -> usize {
+    let units = nanos >> 7;
     if units < 4 {
         return units as usize;
     }
@@ -249,6 +255,8 @@ pub(crate) struct Ledger {
     by_name: HashMap<(&'static str, Priority), u16>,
     /// The most types that get rows of their own.
     types_max: usize,
+    /// How long tasks of each row usually run, in nanoseconds; none before the first has ended.
+    usual: Vec<Option<u64>>,
     /// Where names were last found: few are in use at a time, and a literal keeps its address.
     recent: [Option<Recent>; 16],
 }
@@ -263,7 +271,13 @@ struct Recent {
 
 impl Ledger {
     pub(crate) fn new(types_max: usize) -> Self {
-        Self { rows: Vec::new(), by_name: HashMap::new(), types_max, recent: [None; 16] }
+        Self {
+            rows: Vec::new(),
+            by_name: HashMap::new(),
+            types_max,
+            usual: Vec::new(),
+            recent: [None; 16],
+        }
     }
 
     /// Finds or makes the row of a type at a level.
@@ -291,12 +305,35 @@ impl Ledger {
         }
         let row = self.rows.len() as u16;
         self.rows.push(TypeStats::new(name, priority));
+        self.usual.push(None);
         self.by_name.insert((name, priority), row);
         row
     }
 
     pub(crate) fn get(&mut self, row: u16) -> &mut TypeStats {
         &mut self.rows[row as usize]
+    }
+
+    /// Records how long a task ran and returns its row.
+    ///
+    /// The usual time follows long ones at once and short ones slowly: who acts on it thinks a type short
+    /// only as long as all of its tasks are.
+    pub(crate) fn ran(&mut self, row: u16, ran: Duration) -> &mut TypeStats {
+        let nanos = nanos(ran);
+        let usual = &mut self.usual[row as usize];
+        *usual = Some(match *usual {
+            Some(before) if before > nanos => before - (before - nanos) / 8,
+            Some(before) => before + (nanos - before) / 2,
+            None => nanos,
+        });
+        let row = &mut self.rows[row as usize];
+        row.run.record(ran);
+        row
+    }
+
+    /// Returns how long tasks of a row usually run; none before the first has ended.
+    pub(crate) fn usual(&self, row: u16) -> Option<Duration> {
+        self.usual[row as usize].map(Duration::from_nanos)
     }
 
     pub(crate) fn name(&self, row: u16) -> &'static str {
@@ -328,7 +365,7 @@ mod tests {
         for nanos in (0..200_000).chain((18..60).flat_map(|p| [(1 << p) - 1, 1 << p, (1 << p) + 1]))
         {
             let value = Duration::from_nanos(nanos);
-            let index = bucket(value);
+            let index = bucket(nanos);
             let lower = index.checked_sub(1).map(upper).unwrap_or_default();
             assert!(value >= lower, "{value:?}");
             assert!(value < upper(index) || index == BUCKETS - 1, "{value:?}");

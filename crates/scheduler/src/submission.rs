@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use crate::admission::WhenFull;
-use crate::dispatch::{Core, Options, Task};
+use crate::dispatch::{Core, Options};
 use crate::group::Membership;
 use crate::handle::{TaskHandle, block_on};
 use crate::lane::Lane;
@@ -103,7 +103,9 @@ impl<W: Work> Submission<W> {
     ///
     /// One allocation, one reading of the clock and one short lock; waking a worker if one sleeps.
     pub fn submit(self) -> Result<TaskHandle<W::Output>, SubmitError<Self>> {
-        let (task, id, row, scheduler) = self.take()?;
+        let mut kept = None;
+        let (id, row, scheduler) = self.take(|task| kept = Some(Arc::clone(task)))?;
+        let task = kept.expect("it was shown before it was taken");
         Ok(TaskHandle::new(Arc::clone(scheduler.core()), task, id, row))
     }
 
@@ -113,17 +115,21 @@ impl<W: Work> Submission<W> {
     ///
     /// As [`submit`](Self::submit).
     pub fn spawn(self) -> Result<TaskId, SubmitError<Self>> {
-        self.take().map(|(_, id, ..)| id)
+        self.take(|_| ()).map(|(id, ..)| id)
     }
 
-    #[allow(clippy::type_complexity, reason = "it is taken apart at once")]
-    fn take(self) -> Result<(Arc<W::Task>, TaskId, u16, Scheduler), SubmitError<Self>> {
+    /// Submits the task, of which nobody here keeps anything that `keep` does not.
+    fn take(
+        self,
+        keep: impl FnOnce(&Arc<W::Task>),
+    ) -> Result<(TaskId, u16, Scheduler), SubmitError<Self>> {
         let Self { scheduler, lane, name, options, work } = self;
         let task = Arc::new(work.into_task());
+        keep(&task);
         let mut place = None;
-        let dynamic: Arc<dyn Task> = Arc::clone(&task) as _;
         let core = scheduler.core();
-        let submitted = core.submit(lane, name, &options, std::iter::once(dynamic), |taken| {
+        let mut tasks = std::iter::once(task);
+        let submitted = core.submit(lane, name, &options, &mut tasks, |taken| {
             place = Some((taken.id, taken.row));
         });
         match (submitted, place) {
@@ -131,11 +137,12 @@ impl<W: Work> Submission<W> {
                 if let Some(start) = run {
                     core.run_here(start);
                 }
-                Ok((task, id, row, scheduler))
+                Ok((id, row, scheduler))
             }
             (Ok(_), None) => unreachable!("a task that was taken has a place"),
             (Err(refusal), _) => {
-                let work = W::from_task(&task).expect("nobody else has seen the task");
+                let work = tasks.next().and_then(|task| W::from_task(&task));
+                let work = work.expect("it was not taken, and nobody else has seen it");
                 Err(SubmitError::new(refusal, Self { scheduler, lane, name, options, work }))
             }
         }
@@ -226,8 +233,8 @@ impl<W: Work> Submission<Vec<W>> {
             work.into_iter().map(|it| Arc::new(it.into_task())).collect();
         let core = scheduler.core();
         let mut places = Vec::with_capacity(tasks.len());
-        let dynamic = tasks.iter().map(|task| Arc::clone(task) as Arc<dyn Task>);
-        match core.submit(lane, name, &options, dynamic, |taken| places.push(taken)) {
+        let mut all = tasks.iter().map(Arc::clone);
+        match core.submit(lane, name, &options, &mut all, |taken| places.push(taken)) {
             Ok(run) => {
                 if let Some(start) = run {
                     core.run_here(start);

@@ -152,6 +152,16 @@ pub enum LaneHealth {
     Stalled,
 }
 
+impl fmt::Display for LaneHealth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Healthy => "healthy",
+            Self::Saturated => "saturated",
+            Self::Stalled => "stalled",
+        })
+    }
+}
+
 /// The figures of a lane by which its health is judged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneFigures {

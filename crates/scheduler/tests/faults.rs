@@ -247,3 +247,37 @@ fn submissions_cancellations_and_the_end_at_once_lose_no_task() {
         ended.into_iter().for_each(|thread| thread.join().expect("no task is lost"));
     }
 }
+
+#[test]
+fn a_crowd_that_is_cancelled_at_once_leaves_nothing_and_the_next_one_is_served() {
+    const CROWD: usize = 100_000;
+    let scheduler = Scheduler::builder().cpu_threads(1).build().unwrap();
+    let (release, released) = sync_channel::<()>(1);
+    let (started, begun) = sync_channel::<()>(1);
+    let plug = scheduler.cpu("plug", move |_| {
+        started.send(()).unwrap();
+        released.recv().is_err()
+    });
+    let plug = plug.priority(Priority::Critical).submit().unwrap();
+    begun.recv().unwrap();
+    let payload = Payload::new();
+    for _ in 0..2 {
+        let mut group = scheduler.group();
+        let tasks = (0..CROWD).map(|_| {
+            let payload = payload.clone();
+            move |_: &scheduler::TaskContext<'_>| drop(payload)
+        });
+        group.spawn_all(scheduler.cpu_all("crowd", tasks)).unwrap();
+        assert_eq!(payload.others(), CROWD);
+        assert!(scheduler.cpu("more", |_| ()).spawn().is_err(), "the level is full");
+        drop(group);
+        assert_eq!(payload.others(), 0);
+        let ids: Vec<_> = scheduler.tasks(10).iter().map(|task| task.id).collect();
+        assert_eq!(ids, [plug.id()]);
+    }
+    let next = scheduler.cpu("next", |_| 1).submit().unwrap();
+    drop(release);
+    assert_eq!((plug.wait(), next.wait()), (Ok(true), Ok(1)));
+    let stats = scheduler.stats();
+    assert_eq!(stats.lane(Lane::Cpu).levels[2].counts.cancelled, 2 * CROWD as u64);
+}

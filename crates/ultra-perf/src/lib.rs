@@ -62,6 +62,8 @@ pub use memory;
 pub use reclaim::CacheReclaimer;
 #[cfg(feature = "loadbalancer")]
 pub use resilience;
+#[cfg(all(feature = "scheduler", feature = "redis"))]
+pub use schedule::offload_to;
 #[cfg(feature = "scheduler")]
 pub use scheduler;
 #[cfg(any(feature = "disk", feature = "redis"))]

@@ -34,9 +34,29 @@ impl UltraPerf {
         if settings.cpu.nice > 0 {
             builder = builder.cpu_nice(i32::try_from(settings.cpu.nice).unwrap_or(19));
         }
-        let level = |builder: SchedulerBuilder, priority| {
-            builder.level_tasks(priority, settings.queue)
-        };
+        let level =
+            |builder: SchedulerBuilder, priority| builder.level_tasks(priority, settings.queue);
         Priority::ALL.into_iter().fold(builder, level)
+    }
+}
+
+/// Runs what a cache hands away on the lane `Cpu`, when a cache is built with
+/// [`executor`](cache_tiered::CacheBuilder::executor).
+///
+/// Opening what a caller waits for is `High`, sealing what goes to Redis is `Low`. What the scheduler
+/// refuses, the cache does on tokio's blocking threads.
+#[cfg(feature = "redis")]
+pub fn offload_to(
+    scheduler: &Scheduler,
+) -> impl Fn(cache_tiered::OffloadedWork, Box<dyn FnOnce() + Send>) + Send + Sync + 'static {
+    use cache_tiered::OffloadedWork;
+    let scheduler = scheduler.clone();
+    move |why, work| {
+        let (name, priority) = match why {
+            OffloadedWork::Read => ("open", Priority::High),
+            _ => ("seal", Priority::Low),
+        };
+        // Refused, the work is dropped, and so done elsewhere.
+        drop(scheduler.cpu(name, move |_| work()).priority(priority).spawn());
     }
 }

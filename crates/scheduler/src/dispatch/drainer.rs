@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Core;
 use super::entry::Step;
-use super::turn::{CURRENT, Then, Turn};
+use super::turn::{CURRENT, Seat, Then, Turn};
 use crate::lane::Lane;
 use crate::task::{ShedReason, TaskId};
 
@@ -49,13 +49,21 @@ impl Drainer {
             return;
         }
         self.started = true;
+        let core = Arc::clone(&self.core);
+        let batch = rayon::current_thread_index().and_then(|it| core.lane(self.lane).batch(it));
+        let mut seat = batch.map(|batch| Seat { batch, batched: false });
         let mut ended = None;
         let mut then = Then::Linger;
         loop {
-            match self.turn(ended.take(), then) {
+            match self.turn(seat.as_mut(), ended.take(), then) {
                 Turn::Start(start) => {
-                    let id = start.id;
-                    ended = self.core.run(start).map(|step| (id, step));
+                    ended = match &seat {
+                        Some(Seat { batch, batched: true }) => core.run_batch(start, batch),
+                        _ => {
+                            let id = start.id;
+                            core.run(start).map(|step| (id, step))
+                        }
+                    };
                     then = Then::Linger;
                 }
                 Turn::Linger => {
@@ -87,16 +95,21 @@ impl Drainer {
         for count in 0.. {
             let more = count < tasks && (count == 0 || began.elapsed() < time);
             let then = if more { Then::More } else { Then::Stop };
-            let Turn::Start(start) = self.turn(ended.take(), then) else { return };
+            let Turn::Start(start) = self.turn(None, ended.take(), then) else { return };
             let id = start.id;
             ended = self.core.run(start).map(|step| (id, step));
         }
     }
 
-    fn turn(&mut self, ended: Option<(TaskId, Step)>, then: Then) -> Turn {
+    fn turn(
+        &mut self,
+        seat: Option<&mut Seat<'_>>,
+        ended: Option<(TaskId, Step)>,
+        then: Then,
+    ) -> Turn {
         // Whatever happens in here, the slot is accounted for.
         self.slot = false;
-        let turn = self.core.turn(self.lane, ended, then);
+        let turn = self.core.turn(self.lane, seat, ended, then);
         self.slot = !matches!(turn, Turn::Over);
         turn
     }

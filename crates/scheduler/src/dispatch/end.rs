@@ -23,7 +23,7 @@ impl Core {
             // One that is on its way to run now is dealt with by its drainer.
             let removed = (was == Was::Waiting).then(|| state.queue.remove(id)).flatten();
             removed.map(|(entry, _)| {
-                here.has_room();
+                here.has_room(1);
                 empty = state.queue.len() == 0;
                 state.left(id, entry, false)
             })
@@ -53,9 +53,13 @@ impl Core {
         let here = self.lane(id.lane());
         let ending = Ending::of(&error);
         let (left, empty) = {
-            let mut state = here.state.lock();
+            let mut state = here.exact();
+            if state.queue.get(id)?.1 == Standing::Claimed {
+                // It has been started, and its drainer is about to say how it ended.
+                return None;
+            }
             let (entry, _) = state.queue.remove(id)?;
-            here.has_room();
+            here.has_room(1);
             (state.left(id, entry, false), state.queue.len() == 0)
         };
         if let Some((_, wake)) = left.entry.task.end(error) {
@@ -73,7 +77,7 @@ impl Core {
         match due {
             Due::Wait(id) => {
                 let waits = {
-                    let mut state = self.lane(id.lane()).state.lock();
+                    let mut state = self.lane(id.lane()).exact();
                     let found = state.queue.get(id);
                     found.is_some_and(|(_, standing)| standing != Standing::Running)
                 };
@@ -83,7 +87,7 @@ impl Core {
             }
             Due::Run(id) => {
                 let runs = {
-                    let mut state = self.lane(id.lane()).state.lock();
+                    let mut state = self.lane(id.lane()).exact();
                     let found = state.queue.get(id);
                     found.is_some_and(|(_, standing)| standing == Standing::Running)
                 };
@@ -115,7 +119,7 @@ impl Core {
     /// Ends all tasks of a lane that wait and returns their ids.
     pub(crate) fn end_waiting(self: &Arc<Self>, lane: Lane, error: &TaskError) -> Vec<TaskId> {
         let waiting: Vec<TaskId> = {
-            let state = self.lane(lane).state.lock();
+            let state = self.lane(lane).exact();
             let all = state.queue.iter();
             all.filter(|it| it.standing != Standing::Running).map(|it| it.id).collect()
         };
@@ -132,7 +136,7 @@ impl Core {
     /// Ends all tasks of a lane that run, as far as they can be: futures stop, closures are told.
     pub(crate) fn end_running(self: &Arc<Self>, lane: Lane, error: &TaskError) {
         let running: Vec<(TaskId, u16, Arc<dyn Task>)> = {
-            let state = self.lane(lane).state.lock();
+            let state = self.lane(lane).exact();
             let all = state.queue.iter().filter(|it| it.standing == Standing::Running);
             all.map(|it| (it.id, it.task.row, Arc::clone(&it.task.task))).collect()
         };

@@ -119,6 +119,11 @@ impl Entry {
     pub(crate) fn row(&self) -> u16 {
         self.row
     }
+
+    /// Tells whether nothing hangs on the task, so that it may start and end in a batch.
+    pub(super) fn is_plain(&self) -> bool {
+        self.extra.is_none() && !self.dependents
+    }
 }
 
 impl Options {
@@ -171,7 +176,7 @@ pub(crate) fn panic_text(payload: Box<dyn std::any::Any + Send>) -> String {
 pub(crate) fn state_of(standing: Standing) -> TaskState {
     match standing {
         Standing::Held | Standing::Free => TaskState::Held,
-        Standing::Listed | Standing::Dated => TaskState::Queued,
+        Standing::Listed | Standing::Dated | Standing::Claimed => TaskState::Queued,
         Standing::Running => TaskState::Running,
     }
 }

@@ -22,7 +22,7 @@ impl Core {
             return Err(Refusal::new(ShedReason::TooManyDependencies { max }));
         }
         for &dependency in &options.after {
-            let standing = self.lane(dependency.lane()).state.lock().dependency(dependency);
+            let standing = self.lane(dependency.lane()).exact().dependency(dependency);
             let reason = match standing {
                 Dependency::Unknown => ShedReason::DependencyUnknown { dependency },
                 Dependency::Forgotten => ShedReason::DependencyForgotten { dependency },
@@ -37,7 +37,7 @@ impl Core {
     pub(super) fn hold(self: &Arc<Self>, id: TaskId, options: &Options) {
         for &dependency in &options.after {
             let standing = {
-                let mut state = self.lane(dependency.lane()).state.lock();
+                let mut state = self.lane(dependency.lane()).exact();
                 let standing = state.dependency(dependency);
                 if matches!(standing, Dependency::Open) {
                     // Under the lane's lock, so that the dependency cannot end in between.

@@ -16,12 +16,12 @@ impl Core {
     /// Takes tasks into a lane, all or none.
     ///
     /// With [`WhenFull::CallerRuns`] a task may come back to be run by the caller.
-    pub(crate) fn submit(
+    pub(crate) fn submit<T: Task + 'static>(
         self: &Arc<Self>,
         lane: Lane,
         name: &'static str,
         options: &Options,
-        tasks: impl ExactSizeIterator<Item = Arc<dyn Task>>,
+        tasks: &mut impl ExactSizeIterator<Item = Arc<T>>,
         mut taken: impl FnMut(Taken),
     ) -> Result<Option<Start>, Refusal> {
         self.check_dependencies(options)?;
@@ -41,6 +41,7 @@ impl Core {
         let mut run = None;
         let mut first = None;
         let mut given_up = Vec::new();
+        let ended;
         {
             let mut state = here.lock();
             let room = state.room(here, options, count, &mut evicted);
@@ -51,7 +52,9 @@ impl Core {
                     let row = state.ledger.row(name, class.priority);
                     state.ledger.get(row).counts.refused += count as u64;
                     let retry_after = state.rules.overload(class.priority, now);
+                    ended = std::mem::take(&mut state.ended);
                     drop(state);
+                    ended.into_iter().for_each(|left| self.settle(left));
                     self.evict(evicted);
                     return Err(Refusal { reason, retry_after });
                 }
@@ -60,10 +63,13 @@ impl Core {
             state.ledger.get(row).counts.submitted += count as u64;
             for task in tasks {
                 let entry = Entry { task, row, dependents: false, extra: None };
-                let id = state.queue.insert(entry, class, now);
+                let id = if plain {
+                    state.queue.insert_queued(entry, class, now)
+                } else {
+                    state.queue.insert(entry, class, now)
+                };
                 taken(Taken { id, row });
                 if plain {
-                    state.queue.release(id, now);
                     here.has_important(&state, class.priority);
                 } else if let Some((entry, _)) = state.queue.get(id) {
                     let mut extra = self.extra(id, options, now);
@@ -80,6 +86,12 @@ impl Core {
                         .map(|next| LaneState::started(ledger, next, now, &self.timer));
                 }
             }
+            if state.queue.claimed_below(class.priority)
+                || class.deadline.is_some() && state.queue.claimed() > 0
+            {
+                // It goes before what was claimed and has not started.
+                here.recall(&mut state);
+            }
             if held.is_empty() && !caller_runs {
                 start = state.take_slot();
             }
@@ -91,7 +103,9 @@ impl Core {
                 given_up = std::mem::take(&mut state.given_up);
             }
             here.queued.store(state.queue.queued(), Relaxed);
+            ended = std::mem::take(&mut state.ended);
         }
+        ended.into_iter().for_each(|left| self.settle(left));
         self.evict(evicted);
         if let Some(first) = first {
             self.start_future(first);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::Core;
 use super::drainer::Drainer;
 use super::entry::{Ending, Start, Step, Task, panic_text};
-use super::state::LaneState;
+use super::state::{Batch, LaneState};
 use crate::cell::Wake;
 use crate::lane::Lane;
 use crate::nice::thread_cpu_time;
@@ -24,6 +24,13 @@ pub(super) enum Then {
     Linger,
     /// Nothing.
     Stop,
+}
+
+/// Where a drainer of a lane with batches sits.
+pub(super) struct Seat<'a> {
+    pub(super) batch: &'a Batch,
+    /// Whether the last turn put something into the batch.
+    pub(super) batched: bool,
 }
 
 /// What a drainer gets.
@@ -103,7 +110,7 @@ impl Core {
                 let next = state.next(Priority::Low, Instant::now(), &self.timer);
                 state.active -= usize::from(next.is_none());
                 have_slot = next.is_some() && state.take_slot();
-                here.has_room();
+                here.has_room(1);
                 (next, std::mem::take(&mut state.given_up))
             };
             self.give_up(Lane::Io, given_up);
@@ -122,9 +129,12 @@ impl Core {
     }
 
     /// Ends a task of a drainer, if there was one, and gives the next, unless the slot goes back.
+    ///
+    /// A drainer with a seat may get further tasks in its batch, and ends those of the last one.
     pub(super) fn turn(
         self: &Arc<Self>,
         lane: Lane,
+        mut seat: Option<&mut Seat<'_>>,
         ended: Option<(TaskId, Step)>,
         then: Then,
     ) -> Turn {
@@ -132,9 +142,15 @@ impl Core {
         let now = Instant::now();
         let mut wake = None;
         let mut left = None;
-        let (next, linger, another, empty, given_up);
+        let (next, linger, mut another, empty, given_up, others);
         {
             let mut state = here.lock();
+            let mut places = 0;
+            if let Some(seat) = &mut seat
+                && std::mem::take(&mut seat.batched)
+            {
+                places = state.settle(seat.batch);
+            }
             match ended {
                 Some((id, Step::Ended(ending, to_wake))) => {
                     wake = Some(to_wake);
@@ -146,23 +162,31 @@ impl Core {
                 None => {}
             }
             let may = then != Then::Stop && state.active <= state.slots;
+            if may && state.wants_recall(now) {
+                here.recall(&mut state);
+            }
             next = if may { state.next(Priority::Low, now, &self.timer) } else { None };
             linger = next.is_none() && may && then == Then::Linger && state.closed.is_none();
             state.active -= usize::from(next.is_none() && !linger);
             another = state.take_slot();
+            if let (Some(seat), Some(next)) = (seat, &next) {
+                seat.batched = state.claim(next, seat.batch, now);
+                if seat.batched && state.active < state.slots {
+                    // Whoever has nothing to do takes a part of the batch.
+                    state.active += 1;
+                    another = true;
+                }
+            }
             here.queued.store(state.queue.queued(), Relaxed);
             given_up = std::mem::take(&mut state.given_up);
+            others = std::mem::take(&mut state.ended);
             empty = state.queue.len() == 0;
-            if next.is_some() {
-                here.has_room();
-            }
+            here.has_room(places + usize::from(next.is_some()));
         }
         if let Some(wake) = wake {
             wake.wake();
         }
-        if let Some(left) = left {
-            self.settle(left);
-        }
+        left.into_iter().chain(others).for_each(|left| self.settle(left));
         if empty {
             self.emptied.notify_waiters();
         }
@@ -212,7 +236,7 @@ impl Core {
     /// Ends the attempt of a future and uses its slot for the next.
     pub(crate) fn future_ended(self: &Arc<Self>, id: TaskId, step: Step) {
         let mut ended = Some((id, step));
-        while let Turn::Start(next) = self.turn(Lane::Io, ended.take(), Then::More) {
+        while let Turn::Start(next) = self.turn(Lane::Io, None, ended.take(), Then::More) {
             match next.task.start(self, next.id, next.priority) {
                 None => return,
                 Some(step) => ended = Some((next.id, step)),
@@ -229,7 +253,7 @@ impl Core {
             None => (Ending::Stopped, Wake::default()),
         };
         self.close(Lane::Io, reason);
-        self.turn(Lane::Io, Some((id, Step::Ended(ending, wake))), Then::Stop);
+        self.turn(Lane::Io, None, Some((id, Step::Ended(ending, wake))), Then::Stop);
     }
 
     /// Runs a closure on this thread, outside of the lane's slots.
@@ -250,10 +274,25 @@ impl Core {
         step
     }
 
-    pub(super) fn run_caught(
+    /// Runs a task and then what is in the batch, until that is empty or one wants another attempt.
+    pub(super) fn run_batch(
         self: &Arc<Self>,
-        Start { id, priority, task }: Start,
-    ) -> Option<Step> {
+        mut start: Start,
+        batch: &Batch,
+    ) -> Option<(TaskId, Step)> {
+        loop {
+            let id = start.id;
+            match self.run(start)? {
+                Step::Ended(ending, wake) => {
+                    wake.wake();
+                    start = batch.next(ending, Instant::now(), |start| start.id)?;
+                }
+                step @ Step::Again(_) => return Some((id, step)),
+            }
+        }
+    }
+
+    fn run_caught(self: &Arc<Self>, Start { id, priority, task }: Start) -> Option<Step> {
         // Work that panics is dealt with inside; here it is the drop of a value that nobody wants.
         catch_unwind(AssertUnwindSafe(|| task.start(self, id, priority))).unwrap_or_else(
             |payload| {
@@ -276,7 +315,7 @@ impl Core {
             return false;
         }
         let start = {
-            let mut state = self.lane(lane).state.lock();
+            let mut state = self.lane(lane).exact();
             let now = Instant::now();
             let LaneState { queue, ledger, active, .. } = &mut *state;
             let Some(next) = queue.start(id, now) else { return false };
@@ -300,12 +339,19 @@ impl Core {
         if lane == Lane::Io {
             return;
         }
+        let here = self.lane(lane);
+        let ended;
         let (start, given_up) = {
             // Whoever holds the lock is about to take the task.
-            let Some(mut state) = self.lane(lane).state.try_lock() else { return };
+            let Some(mut state) = here.state.try_lock() else { return };
+            if state.queue.claimed_above(priority) {
+                here.recall(&mut state);
+            }
             let start = state.next(least, Instant::now(), &self.timer);
+            ended = std::mem::take(&mut state.ended);
             (start, std::mem::take(&mut state.given_up))
         };
+        ended.into_iter().for_each(|left| self.settle(left));
         self.give_up(lane, given_up);
         if let Some(start) = start {
             self.run_here(start);
@@ -343,7 +389,7 @@ impl Core {
                     here.important.wait_for(&mut state, Duration::from_millis(500));
                     state.rules.idle -= 1;
                 };
-                here.has_room();
+                here.has_room(1);
                 (start, std::mem::take(&mut state.given_up))
             };
             self.give_up(Lane::Cpu, given_up);

@@ -49,7 +49,7 @@ impl Core {
     pub(super) fn running(&self, lane: Lane) -> Vec<RunningTask> {
         let mut tasks = Vec::new();
         for first in (0..).step_by(PAGE) {
-            let state = self.lane(lane).state.lock();
+            let state = self.lane(lane).exact();
             if tasks.len() >= state.queue.running() || first >= state.queue.places() {
                 break;
             }

@@ -74,6 +74,43 @@ fn under_overload_the_newest_is_served_and_deadlines_still_hold() {
     assert_eq!(order, [9, 3, 2, 1, 0]);
 }
 
+#[test]
+fn a_crowd_that_leaves_gives_its_places_back_though_some_stay() {
+    let (mut queue, now) = (queue(), Instant::now());
+    let stays: Vec<TaskId> =
+        (0..3).map(|it| push(&mut queue, it, class(Priority::High), now)).collect();
+    assert!(queue.start(stays[0], now).is_some());
+    for round in 0..3 {
+        let crowd: Vec<TaskId> =
+            (0..10_000).map(|it| push(&mut queue, it, class(Priority::Low), now)).collect();
+        assert_eq!(queue.places(), 10_003, "in round {round}");
+        for id in crowd {
+            assert!(queue.remove(id).is_some());
+        }
+        assert!(queue.places() <= KEEP, "in round {round}: {} places", queue.places());
+        let order: Vec<_> = stays.iter().filter_map(|id| queue.class_of(*id)).collect();
+        assert_eq!(order.len(), 3, "nobody who stays is lost");
+    }
+    assert!(queue.finish(stays[0], now).is_some());
+    assert_eq!((serve(&mut queue, now), serve(&mut queue, now)), (Some(1), Some(2)));
+    assert!(queue.places() <= KEEP);
+}
+
+#[test]
+fn a_task_at_the_end_of_the_table_keeps_the_places_before_it_and_is_found() {
+    let (mut queue, now) = (queue(), Instant::now());
+    let crowd: Vec<TaskId> =
+        (0..1_000).map(|it| push(&mut queue, it, class(Priority::Low), now)).collect();
+    let last = push(&mut queue, 7, class(Priority::Low), now);
+    for id in crowd {
+        assert!(queue.remove(id).is_some());
+    }
+    assert_eq!(queue.places(), 1_001);
+    assert_eq!(queue.get(last).map(|(task, _)| *task), Some(7));
+    assert_eq!(serve(&mut queue, now), Some(7));
+    assert!(queue.places() <= KEEP);
+}
+
 /// Keeps `endless` coming for 1,600 starts and counts what the waiting levels get in each window.
 fn least_share(endless: Priority, waiting: &[Priority]) -> Vec<usize> {
     let (mut queue, start) = (queue(), Instant::now());
@@ -182,7 +219,8 @@ fn an_empty_queue_gives_its_table_back() {
         (0..10_000).map(|task| push(&mut queue, task, class(Priority::Low), now)).collect();
     assert!(queue.table.capacity() >= 10_000);
     assert!(ids.into_iter().all(|id| queue.remove(id).is_some()));
-    assert_eq!((queue.table.capacity(), queue.len(), queue.queued()), (0, 0, 0));
+    assert!(queue.table.capacity() <= KEEP);
+    assert_eq!((queue.len(), queue.queued()), (0, 0));
     let id = push(&mut queue, 1, class(Priority::Low), now);
     assert_eq!(
         queue.get(id).map(|(task, standing)| (*task, standing)),
@@ -198,6 +236,9 @@ enum Step {
     Release(usize),
     Remove(usize),
     Pop,
+    Claim(usize),
+    GiveBack(usize),
+    Begin(usize),
     Finish(usize),
     Again(usize),
     Evict(usize),
@@ -212,6 +253,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::Release),
         2 => any::<usize>().prop_map(Step::Remove),
         5 => Just(Step::Pop),
+        3 => (0..4_usize).prop_map(Step::Claim),
+        2 => any::<usize>().prop_map(Step::GiveBack),
+        1 => any::<usize>().prop_map(Step::Begin),
         3 => any::<usize>().prop_map(Step::Finish),
         1 => any::<usize>().prop_map(Step::Again),
         1 => (0..3_usize).prop_map(Step::Evict),
@@ -258,6 +302,7 @@ proptest! {
         let mut queue = queue();
         let mut now = Instant::now();
         let (mut held, mut queued, mut running) = (Vec::<Naive>::new(), Vec::<Naive>::new(), Vec::<Naive>::new());
+        let mut claimed = Vec::<Naive>::new();
         let mut newest_first = [false; 4];
         // How often each aged level was passed over since its last start.
         let mut passed = [0_u32; 4];
@@ -281,6 +326,40 @@ proptest! {
                 }
                 Step::Remove(pick) if !queued.is_empty() => {
                     let it = queued.remove(pick % queued.len());
+                    prop_assert!(queue.remove(it.id).is_some());
+                    prop_assert!(queue.remove(it.id).is_none());
+                }
+                Step::Claim(level) => {
+                    let alone = queued.iter().all(|it| it.level == level) && !newest_first[level];
+                    let first = naive_first(&queued, level, false).filter(|_| alone).map(|it| it.id);
+                    let id = queue.claim(Priority::ALL[level], |_| true).map(|(id, _)| id);
+                    prop_assert_eq!(id, first);
+                    let Some(id) = id else { continue };
+                    prop_assert!(queue.start(id, now).is_none() && !queue.release(id, now));
+                    let at = queued.iter().position(|it| it.id == id).expect("it was queued");
+                    claimed.push(queued.remove(at));
+                }
+                Step::GiveBack(pick) if !claimed.is_empty() => {
+                    let it = claimed.remove(pick % claimed.len());
+                    prop_assert!(queue.give_back(it.id));
+                    prop_assert!(!queue.give_back(it.id));
+                    queued.push(it);
+                }
+                Step::Begin(pick) if !claimed.is_empty() => {
+                    let it = claimed.remove(pick % claimed.len());
+                    let waited = queue.begin(it.id, now).map(|next| next.waited);
+                    prop_assert_eq!(waited, Some(now - it.since));
+                    prop_assert!(queue.begin(it.id, now).is_none());
+                    running.push(it);
+                }
+                Step::Finish(pick) if running.is_empty() && !claimed.is_empty() => {
+                    let it = claimed.remove(pick % claimed.len());
+                    let ended = queue.finish_claimed(it.id, now, now + MS);
+                    prop_assert_eq!(ended.map(|it| (it.1, it.2)), Some((now - it.since, MS)));
+                    prop_assert!(queue.finish_claimed(it.id, now, now).is_none());
+                }
+                Step::Remove(pick) if queued.is_empty() && !claimed.is_empty() => {
+                    let it = claimed.remove(pick % claimed.len());
                     prop_assert!(queue.remove(it.id).is_some());
                     prop_assert!(queue.remove(it.id).is_none());
                 }
@@ -343,7 +422,20 @@ proptest! {
             }
             prop_assert_eq!(queue.queued(), queued.len());
             prop_assert_eq!(queue.running(), running.len());
-            prop_assert_eq!(queue.len(), held.len() + queued.len() + running.len());
+            prop_assert_eq!(queue.claimed(), claimed.len());
+            let above = queue.table.iter().skip(queue.boundary);
+            let above = above.filter(|place| place.standing != Standing::Free).count();
+            prop_assert_eq!(queue.used_above, above);
+            let (places, used) = (queue.places(), queue.len());
+            prop_assert!(places <= KEEP || above > 0 || used > places / 4);
+            let waiting = held.len() + queued.len() + claimed.len();
+            prop_assert_eq!(queue.len(), waiting + running.len());
+            for (index, priority) in Priority::ALL.into_iter().enumerate() {
+                let above = claimed.iter().any(|it| it.level < index);
+                let below = claimed.iter().any(|it| it.level > index);
+                prop_assert_eq!(queue.claimed_above(priority), above);
+                prop_assert_eq!(queue.claimed_below(priority), below);
+            }
         }
         while let Some(id) = queue.pop(Priority::Low, now).map(|next| next.id) {
             queue.finish(id, now);

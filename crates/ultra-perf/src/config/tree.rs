@@ -568,7 +568,7 @@ section! {
         /// Closures that may run at a time.
         max: usize = Computed(
             "twice the number of cores",
-            |cx| (2 * cx.machine.cores).clamp(2, 512).to_string(),
+            |cx| cx.machine.cores.saturating_mul(2).clamp(2, 512).to_string(),
         ), from "1", to "512",
             alias [plain("PERFORMANCE_MAX_WORKERS"), plain("max_workers"), plain("max_threads")];
     }

@@ -1,0 +1,229 @@
+//! The accelerator's own work over HTTP: what runs and waits, how long it took, and a way to end it.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use ultra_perf::scheduler::{
+    Counts, Histogram, LaneStats, LevelStats, MemoryGateStats, Scheduler, SchedulerEvent, TaskId,
+    TaskInfo, TypeStats,
+};
+
+use super::{Admin, Problem, Shared, read_json, timestamp};
+
+/// Tasks of a lane that are listed unless asked otherwise, and at most.
+const LIMIT: usize = 100;
+const LIMIT_MAX: usize = 10_000;
+
+fn scheduler(admin: &Arc<Admin>) -> &Scheduler {
+    admin.accelerator.background().scheduler()
+}
+
+pub(super) async fn stats(State(admin): Shared) -> Json<Value> {
+    let scheduler = scheduler(&admin);
+    let stats = scheduler.stats();
+    let events: Vec<_> = scheduler.events().iter().rev().map(SchedulerEvent::to_string).collect();
+    Json(json!({
+        "timestamp": timestamp(),
+        "lanes": stats.lanes.iter().map(lane).collect::<Vec<_>>(),
+        "memory": scheduler.memory_stats().map(memory),
+        "events": events,
+    }))
+}
+
+fn lane(stats: &LaneStats) -> Value {
+    json!({
+        "lane": stats.lane.to_string(),
+        "slots": stats.slots,
+        "running": stats.running,
+        "health": stats.health.to_string(),
+        "levels": stats.levels.iter().map(level).collect::<Vec<_>>(),
+        "types": stats.types.iter().map(kind).collect::<Vec<_>>(),
+    })
+}
+
+fn level(stats: &LevelStats) -> Value {
+    json!({
+        "priority": stats.priority.to_string(),
+        "queued": stats.queued,
+        "held": stats.held,
+        "waiting_bytes": stats.waiting_bytes,
+        "oldest_seconds": stats.oldest.as_secs_f64(),
+        "tasks": counts(&stats.counts),
+        "wait": histogram(&stats.wait),
+        "run": histogram(&stats.run),
+    })
+}
+
+fn kind(stats: &TypeStats) -> Value {
+    json!({
+        "name": stats.name,
+        "priority": stats.priority.to_string(),
+        "completed": stats.counts.done,
+        "failed": stats.counts.failed,
+        "total_time": stats.run.sum().as_secs_f64(),
+        "tasks": counts(&stats.counts),
+        "wait": histogram(&stats.wait),
+        "run": histogram(&stats.run),
+    })
+}
+
+fn counts(counts: &Counts) -> Value {
+    json!({
+        "submitted": counts.submitted,
+        "done": counts.done,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+        "timed_out": counts.timed_out,
+        "shed": counts.shed,
+        "refused": counts.refused,
+        "retried": counts.retried,
+    })
+}
+
+fn histogram(times: &Histogram) -> Value {
+    json!({
+        "mean_seconds": times.mean().as_secs_f64(),
+        "p50_seconds": times.quantile(0.5).as_secs_f64(),
+        "p99_seconds": times.quantile(0.99).as_secs_f64(),
+        "max_seconds": times.max().as_secs_f64(),
+    })
+}
+
+fn memory(stats: MemoryGateStats) -> Value {
+    json!({
+        "budget_bytes": stats.budget_bytes,
+        "scaled_bytes": stats.scaled_bytes,
+        "used_bytes": stats.used_bytes,
+        "waiting": stats.waiting,
+        "waiting_bytes": stats.waiting_bytes,
+    })
+}
+
+/// What `GET /performance/scheduler/tasks` takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listing {
+    limit: Option<usize>,
+}
+
+pub(super) async fn tasks(
+    State(admin): Shared,
+    listing: Result<Query<Listing>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let limit = match listing {
+        Ok(Query(Listing { limit })) => limit.unwrap_or(LIMIT),
+        Err(error) => {
+            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.body_text()));
+        }
+    };
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        let detail = format!("limit is {limit}: must be from 1 to {LIMIT_MAX}.");
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    }
+    let tasks = scheduler(&admin).tasks(limit);
+    Ok(Json(json!({
+        "timestamp": timestamp(),
+        "tasks": tasks.iter().map(task).collect::<Vec<_>>(),
+    })))
+}
+
+fn task(task: &TaskInfo) -> Value {
+    json!({
+        // As text: JavaScript has no integers of this size.
+        "id": task.id.to_string(),
+        "name": task.name,
+        "lane": task.lane.to_string(),
+        "priority": task.priority.to_string(),
+        "state": task.state.to_string(),
+        "seconds": task.since.as_secs_f64(),
+        "bytes": task.bytes,
+    })
+}
+
+/// What `POST /performance/scheduler/cancel` takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cancel {
+    /// As in the list of tasks.
+    id: String,
+}
+
+pub(super) async fn cancel(
+    State(admin): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let Cancel { id } = read_json(&headers, body).await?;
+    let number = id.parse().map_err(|_| {
+        let detail = format!("id is \"{id}\": must be a number from the list of tasks, as text.");
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    })?;
+    if !TaskId::from_number(number).is_some_and(|id| scheduler(&admin).cancel(id)) {
+        let detail = format!("There is no task {id}; it may have ended.");
+        return Err(Problem::new(StatusCode::NOT_FOUND, detail));
+    }
+    tracing::info!(id, "a task was cancelled by the admin API");
+    Ok(Json(json!({ "timestamp": timestamp(), "status": "success", "cancelled": id })))
+}
+
+/// Appends the Prometheus text of the lanes.
+pub(super) fn write_prometheus(scheduler: &Scheduler, out: &mut String) {
+    let stats = scheduler.stats();
+    let mut family = |name: &str, kind: &str, help: &str, lines: Vec<(String, String)>| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in lines {
+            let _ = writeln!(out, "{name}{{{labels}}} {value}");
+        }
+    };
+    let lanes = |value: &dyn Fn(&LaneStats) -> String| -> Vec<(String, String)> {
+        stats.lanes.iter().map(|it| (format!("lane=\"{}\"", it.lane), value(it))).collect()
+    };
+    let levels = |value: &dyn Fn(&LevelStats) -> String| -> Vec<(String, String)> {
+        let of = |lane: &LaneStats| {
+            let labels = |it: &LevelStats| {
+                (format!("lane=\"{}\",priority=\"{}\"", lane.lane, it.priority), value(it))
+            };
+            lane.levels.iter().map(labels).collect::<Vec<_>>()
+        };
+        stats.lanes.iter().flat_map(of).collect()
+    };
+    let running = lanes(&|it| it.running.to_string());
+    family("scheduler_running", "gauge", "Tasks that run.", running);
+    let slots = lanes(&|it| it.slots.to_string());
+    family("scheduler_slots", "gauge", "Tasks that may run at a time.", slots);
+    let queued = levels(&|it| (it.queued + it.held).to_string());
+    family("scheduler_waiting", "gauge", "Tasks that wait.", queued);
+    let mut outcomes = Vec::new();
+    for lane in &stats.lanes {
+        for level in &lane.levels {
+            let it = &level.counts;
+            for (outcome, count) in [
+                ("done", it.done),
+                ("failed", it.failed),
+                ("cancelled", it.cancelled),
+                ("timed_out", it.timed_out),
+                ("shed", it.shed),
+                ("refused", it.refused),
+            ] {
+                let (lane, priority) = (lane.lane, level.priority);
+                outcomes.push((
+                    format!("lane=\"{lane}\",priority=\"{priority}\",outcome=\"{outcome}\""),
+                    count.to_string(),
+                ));
+            }
+        }
+    }
+    family("scheduler_tasks_total", "counter", "Tasks by how they ended.", outcomes);
+    let waited = levels(&|it| it.wait.sum().as_secs_f64().to_string());
+    let help = "Time that tasks waited before they started.";
+    family("scheduler_wait_seconds_total", "counter", help, waited);
+    let ran = levels(&|it| it.run.sum().as_secs_f64().to_string());
+    family("scheduler_run_seconds_total", "counter", "Time that tasks ran.", ran);
+}
