@@ -41,7 +41,7 @@ pub(crate) type Paths = fn(u64) -> String;
 /// A path of its own for each request, whose answer may not be stored: none is answered by a cache or
 /// along with another.
 pub(crate) fn work(number: u64) -> String {
-    format!("/work/{number}")
+    format!("/pages/{number}")
 }
 
 /// Sends `per_second` requests for `length` and returns what became of each.

@@ -197,7 +197,8 @@ fn ticks(most: f64) -> Vec<f64> {
     let step =
         [0.1, 0.2, 0.5, 1.0].map(|part| part * power).into_iter().find(|step| most / step <= 8.0);
     let step = step.unwrap_or(2.0 * power);
-    (0..=(most / step) as u32).map(|i| f64::from(i) * step).collect()
+    // Whole millionths, so that three times 0.2 reads as 0.6.
+    (0..=(most / step) as u32).map(|i| (f64::from(i) * step * 1e6).round() / 1e6).collect()
 }
 
 #[cfg(test)]
@@ -211,6 +212,7 @@ mod tests {
             assert!((3..=10).contains(&ticks.len()), "{most}: {ticks:?}");
             assert!(ticks[0] == 0.0 && *ticks.last().expect("some") <= most);
         }
+        assert_eq!(ticks(1.0), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
     }
 
     #[test]
