@@ -1,10 +1,12 @@
 //! Three times as much work as there is capacity: what becomes of the important tenth, and of the rest?
 //!
-//! All tasks compute for 1 ms. The capacity is what two workers do when they never wait. Important tasks
-//! arrive at a tenth of it, alone at first, then beside so many others that both are three times the
+//! All tasks compute for 1 ms. The capacity is what two workers do when they never wait, while the source
+//! of the load makes as many tasks as it will and drops them: on a machine of two cores it takes a share of
+//! what the workers could have done, whatever becomes of the tasks. Important tasks arrive at a tenth of it, alone at first, then beside so many others that both are three times the
 //! capacity, then alone again. Arrivals are a Poisson stream that nobody slows down (an open loop), so
 //! what is not shed waits. An answer takes from the submission to the end of the task.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use ultra_perf_bench::{MIN_ROUNDS, Suite};
 
-use crate::engines::{Engine, Entrant, OVERLOADED, RAYON};
+use crate::engines::{Engine, Entrant, OVERLOADED, RAYON, Task};
 use crate::work::{compute, quantile};
 
 const TASK_TIME: Duration = Duration::from_millis(1);
@@ -113,7 +115,7 @@ pub(crate) fn rows(suite: &mut Suite, phases: Phases) -> Vec<Run> {
     if !cases.any(|case| suite.wants(&case)) {
         return Vec::new();
     }
-    let capacity = capacity(&RAYON);
+    let capacity = capacity(&RAYON, OFFERED * capacity(&RAYON, 0.0));
     let mut runs = Vec::new();
     for entrant in OVERLOADED {
         let run = run(&entrant, capacity, phases);
@@ -151,8 +153,9 @@ fn add(suite: &mut Suite, run: &Run) {
     suite.reported(&format!("overload: others shed, {}", run.name), "tasks").observed(shed);
 }
 
-/// Measures what an engine's workers do in a second when they never wait.
-fn capacity(entrant: &Entrant) -> f64 {
+/// Measures what an engine's workers do in a second when they never wait, beside a source of so many tasks
+/// per second.
+fn capacity(entrant: &Entrant, source_per_second: f64) -> f64 {
     let engine = (entrant.make)();
     let done = Arc::new(AtomicU64::new(0));
     let for_a_second = Instant::now() + Duration::from_secs(1);
@@ -161,7 +164,7 @@ fn capacity(entrant: &Entrant) -> f64 {
     }
     thread::sleep(Duration::from_millis(200));
     let (start, before) = (Instant::now(), done.load(Ordering::Relaxed));
-    thread::sleep(Duration::from_millis(700));
+    make_and_drop(source_per_second, Duration::from_millis(700));
     let counted = done.load(Ordering::Relaxed) - before;
     let rate = counted as f64 / start.elapsed().as_secs_f64();
     while Arc::strong_count(&engine) > 1 {
@@ -169,6 +172,38 @@ fn capacity(entrant: &Entrant) -> f64 {
     }
     engine.stop();
     rate
+}
+
+/// Does what a source of tasks does, without an engine that takes them.
+fn make_and_drop(per_second: f64, length: Duration) {
+    let mut rng = Rng::with_seed(1);
+    let start = Instant::now();
+    let mut next = Duration::ZERO;
+    while next < length {
+        wait_until(start, next);
+        if per_second == 0.0 {
+            next = length;
+            continue;
+        }
+        let seen = Arc::new(Seen::default());
+        let ticket = Ticket { seen, start, at: next, high: false, ran: false };
+        drop::<Task>(Box::new(move || ticket.run()));
+        next += gap(&mut rng, per_second);
+    }
+    wait_until(start, length);
+}
+
+/// Sleeps until a time after `start`.
+fn wait_until(start: Instant, time: Duration) {
+    let now = start.elapsed();
+    if now < time {
+        thread::sleep(time - now);
+    }
+}
+
+/// The time to the next of tasks that arrive at random moments.
+fn gap(rng: &mut Rng, per_second: f64) -> Duration {
+    Duration::from_secs_f64(-(1.0 - rng.f64()).ln() / per_second)
 }
 
 fn again(engine: &Arc<dyn Engine>, done: &Arc<AtomicU64>, until: Instant) {
@@ -234,6 +269,7 @@ fn run(entrant: &Entrant, capacity: f64, phases: Phases) -> Run {
     let seen = Arc::new(Seen::default());
     let mut rng = Rng::with_seed(1);
     let start = Instant::now();
+    let mut submitted = Vec::new();
     let mut next = Duration::ZERO;
     let mut end = Duration::ZERO;
     for (length, overload) in phases.all() {
@@ -241,14 +277,14 @@ fn run(entrant: &Entrant, capacity: f64, phases: Phases) -> Run {
         let high_rate = HIGH_SHARE * capacity;
         let rate = if overload { OFFERED * capacity } else { high_rate };
         while next < end {
-            let now = start.elapsed();
-            if now < next {
-                thread::sleep(next - now);
-            }
+            wait_until(start, next);
             let high = rng.f64() * rate < high_rate;
             let ticket = Ticket { seen: Arc::clone(&seen), start, at: next, high, ran: false };
+            if high {
+                submitted.push(next);
+            }
             engine.submit(high, Box::new(move || ticket.run()));
-            next += Duration::from_secs_f64(-(1.0 - rng.f64()).ln() / rate);
+            next += gap(&mut rng, rate);
         }
     }
     // A queue without a bound is left as it is: it would take as long again to empty it.
@@ -256,16 +292,11 @@ fn run(entrant: &Entrant, capacity: f64, phases: Phases) -> Run {
     let take = |times: &Mutex<Vec<Duration>>| times.lock().expect("nobody panics").clone();
     let (low_done, low_shed) = (take(&seen.low_done), take(&seen.low_shed));
     let mut high = seen.high.lock().expect("nobody panics").clone();
+    // What has not come yet takes at least until now.
+    let answered: HashSet<Duration> = high.iter().map(|answer| answer.at).collect();
+    let now = start.elapsed();
+    let missing = submitted.into_iter().filter(|at| !answered.contains(at));
+    high.extend(missing.map(|at| Answer { at, took: now - at }));
     engine.stop();
-    // What has not come yet took at least until now.
-    let missing = seen
-        .high
-        .lock()
-        .expect("nobody panics")
-        .iter()
-        .skip(high.len())
-        .copied()
-        .collect::<Vec<_>>();
-    high.extend(missing);
     Run { name: entrant.name, phases, capacity, high, low_done, low_shed }
 }

@@ -345,7 +345,8 @@ impl Shared {
         let spare = if parts.method.is_idempotent() { body.replay() } else { None };
         let hedge = self.hedge.as_ref().filter(|_| may_hedge(&parts, &body));
         let mut result = match hedge {
-            Some(hedge) => self.hedged(hedge, &pick, &parts, peer).await,
+            // In a box: it is rare, and as large as two attempts.
+            Some(hedge) => Box::pin(self.hedged(hedge, &pick, &parts, peer)).await,
             None => {
                 self.budget.call_at(Instant::now());
                 let admitted = self.admit(&pick).await.map_err(CallError::NoBackend)?;
@@ -497,6 +498,8 @@ impl Shared {
                 Ok(Called { head, body: BackendBody::new(body, lease), times, cookie: None, at })
             }
             Err(failure) => {
+                let error = &failure.error as &dyn std::error::Error;
+                tracing::debug!(backend = &*node.id, error, "a backend gave no answer");
                 let outcome = outcome_of_error(&failure.error);
                 self.settle(node, permit, outcome);
                 lease.complete(outcome);
@@ -628,8 +631,8 @@ async fn listen(mut events: Events, tallies: Vec<(Arc<str>, Arc<Tally>)>) {
             tally.ejected.fetch_add(1, Ordering::Relaxed);
         }
         match change {
-            // The change of the breaker is told beside it.
-            Change::Suspended { .. } => {}
+            // The changes of the breaker are told beside these.
+            Change::Suspended { .. } | Change::Resumed => tracing::debug!("{event}"),
             Change::Ejected { .. }
             | Change::NotEjected { .. }
             | Change::Down { .. }

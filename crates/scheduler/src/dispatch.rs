@@ -19,6 +19,8 @@ mod drainer;
 mod end;
 mod entry;
 mod holds;
+#[cfg(all(test, not(loom)))]
+mod overload_tests;
 mod state;
 mod submit;
 mod turn;

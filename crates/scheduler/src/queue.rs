@@ -32,7 +32,7 @@ mod tests;
 pub(crate) const SHARE: u32 = 16;
 /// No place: the end of a list.
 const NIL: u32 = u32::MAX;
-/// A table with more places than this gives most of them back when few are used.
+/// A table gives no places back below this many.
 const KEEP: usize = if cfg!(test) { 8 } else { 1_024 };
 
 /// What a queue holds at most, waiting tasks only.
@@ -92,10 +92,10 @@ pub(crate) struct Queue<T> {
     /// The first free place; the others follow through `next`.
     free: u32,
     used: usize,
-    /// The greatest power of two below the length of the table: where it may be cut off.
-    boundary: usize,
-    /// How many of the places from there on are used.
-    used_above: usize,
+    /// How many places are used in each block: blocks are 1, 2, 4 and so on long.
+    used_in: [u32; TaskId::PLACES.ilog2() as usize + 1],
+    /// How many places were needed since the table was last looked at.
+    reach: usize,
     waiting: usize,
     queued: usize,
     claimed: usize,
@@ -105,7 +105,8 @@ pub(crate) struct Queue<T> {
     levels: [Level; 4],
 }
 
-struct Place<T> {
+/// One place of the table.
+pub(crate) struct Place<T> {
     task: Option<T>,
     class: Class,
     standing: Standing,
@@ -116,6 +117,26 @@ struct Place<T> {
     since: Instant,
     before: u32,
     next: u32,
+}
+
+impl<T> Place<T> {
+    fn free(since: Instant) -> Self {
+        Self {
+            task: None,
+            class: Class { priority: Priority::Low, deadline: None, bytes: 0 },
+            standing: Standing::Free,
+            sequence: 0,
+            order: 0,
+            since,
+            before: NIL,
+            next: NIL,
+        }
+    }
+}
+
+/// The block of the table in which a place lies.
+fn block(index: u32) -> usize {
+    (index + 1).ilog2() as usize
 }
 
 struct Level {
@@ -142,8 +163,8 @@ impl<T> Queue<T> {
             table: Vec::new(),
             free: NIL,
             used: 0,
-            boundary: 0,
-            used_above: 0,
+            used_in: [0; TaskId::PLACES.ilog2() as usize + 1],
+            reach: 0,
             waiting: 0,
             queued: 0,
             claimed: 0,
@@ -215,19 +236,16 @@ impl<T> Queue<T> {
             next: NIL,
         };
         let index = if self.free == NIL {
-            let index = self.table.len();
             self.table.push(place);
-            if index.is_power_of_two() {
-                (self.boundary, self.used_above) = (index, 0);
-            }
-            index as u32
+            (self.table.len() - 1) as u32
         } else {
             let index = self.free;
             self.free = std::mem::replace(&mut self.table[index as usize], place).next;
             index
         };
         self.used += 1;
-        self.used_above += usize::from(index as usize >= self.boundary);
+        self.used_in[block(index)] += 1;
+        self.reach = self.reach.max(index as usize + 1);
         self.count_waiting(class, true);
         index
     }
@@ -582,32 +600,39 @@ impl<T> Queue<T> {
         self.free = index;
         let task = place.task.take();
         self.used -= 1;
-        self.used_above -= usize::from(index as usize >= self.boundary);
-        if self.used_above == 0 && self.used <= self.boundary / 2 && self.table.len() > KEEP {
-            self.shrink();
-        }
+        self.used_in[block(index)] -= 1;
         task
     }
 
-    /// Gives back the places from the boundary on, none of which is used.
+    /// Cuts off places at the end of the table that nobody has used since the last call, if they are most
+    /// of it, and returns what is to be dropped without the lock.
     ///
-    /// A task cannot be moved, since its id names its place, so one near the end keeps all before it. What
-    /// is left is at most half used, so it takes as many tasks as this looks at before it can be due again.
-    fn shrink(&mut self) {
-        while self.used_above == 0 && self.used <= self.boundary / 2 && self.table.len() > KEEP {
-            self.table.truncate(self.boundary);
-            self.boundary /= 2;
-            let above = self.table.iter().skip(self.boundary);
-            self.used_above = above.filter(|place| place.standing != Standing::Free).count();
+    /// To be called now and then: bursts that come often then find their places again, and a crowd that was
+    /// there once leaves nothing behind. A task cannot be moved, since its id names its place, so one near the
+    /// end keeps all before it.
+    ///
+    /// # Cost
+    ///
+    /// Nothing as a rule; otherwise it moves the places that stay, at most half of them.
+    pub(crate) fn shrink(&mut self) -> Vec<Place<T>> {
+        let used = self.used_in.iter().rposition(|used| *used > 0).map_or(0, |block| 2 << block);
+        let keep = std::mem::take(&mut self.reach).max(used).max(KEEP);
+        if keep > self.table.len() / 2 {
+            return Vec::new();
         }
-        self.table.shrink_to_fit();
-        // The first places are taken first, so that the end becomes free again.
+        let mut table = Vec::with_capacity(keep);
         self.free = NIL;
-        for (index, place) in self.table.iter_mut().enumerate().rev() {
+        for place in &mut self.table[..keep] {
+            let free = Place::free(place.since);
+            table.push(std::mem::replace(place, free));
+        }
+        // The first places are taken first, so that the end becomes free again.
+        for (index, place) in table.iter_mut().enumerate().rev() {
             if place.standing == Standing::Free {
                 place.next = std::mem::replace(&mut self.free, index as u32);
             }
         }
+        std::mem::replace(&mut self.table, table)
     }
 
     /// Finds the newest queued task of the lowest level below `priority`.

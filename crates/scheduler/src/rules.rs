@@ -2,7 +2,7 @@
 //!
 //! The rules themselves are elsewhere and know no locks. Those of one lane lie beside its queue, under the
 //! lane's lock; the memory gate has a lock of its own, taken after a lane's and never before. A tick of the
-//! timer, where anything needs one, ends the windows of the limits and looks for tasks that hold their
+//! timer ends the windows of the limits and looks for tasks that hold their
 //! worker too long. What happened is an event: handed to the builder's function, and remembered, the last
 //! 256 of them.
 
@@ -25,7 +25,7 @@ use crate::watchdog::{HeldTooLong, HoldLimits, Watchdog};
 const EVENTS: usize = 256;
 /// Types of tasks whose memory is estimated.
 const ESTIMATES: usize = 4_096;
-/// How often limits and held workers are looked at.
+/// How often limits, held workers and the sizes of tables are looked at.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// Something a scheduler did, or saw, by itself.
@@ -201,15 +201,11 @@ pub(crate) struct Rules {
     pub(crate) watchdog: Mutex<Watchdog>,
     events: Mutex<VecDeque<SchedulerEvent>>,
     listener: Option<Listener>,
-    /// Whether anything needs a tick.
-    pub(crate) ticks: bool,
     cpu_time: bool,
 }
 
 impl Rules {
     pub(crate) fn new(settings: &RuleSettings) -> Self {
-        let watched = Lane::ALL.iter().any(|lane| settings.hold_limits.of(*lane).is_some());
-        let moves = settings.ranges.iter().any(Option::is_some);
         Self {
             gate: settings.memory_budget.map(|bytes| Mutex::new(MemoryGate::new(bytes))),
             estimates: Mutex::new(Estimates::new(ESTIMATES)),
@@ -217,7 +213,6 @@ impl Rules {
             watchdog: Mutex::new(Watchdog::new(settings.hold_limits)),
             events: Mutex::new(VecDeque::new()),
             listener: settings.listener.clone(),
-            ticks: watched || moves,
             cpu_time: settings.ranges[Lane::Blocking.index()].is_some(),
         }
     }

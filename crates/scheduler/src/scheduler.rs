@@ -757,7 +757,6 @@ impl SchedulerBuilder {
             keeps: lane == Lane::Cpu && self.rules.reserved.1 > 0,
         });
         let rules = Rules::new(&self.rules);
-        let ticks = rules.ticks;
         let core = Core::new(settings, backends, self.dependencies_max, rules);
         let owner = Owner {
             core: Arc::clone(&core),
@@ -777,9 +776,7 @@ impl SchedulerBuilder {
             true
         };
         core.timer.start(fire).map_err(threads)?;
-        if ticks {
-            core.timer.add(Instant::now(), TICK, crate::timer::Due::Tick);
-        }
+        core.timer.add(Instant::now(), TICK, crate::timer::Due::Tick);
         for index in 0..self.rules.reserved.1 {
             let serves = Arc::clone(&core);
             let name = format!("scheduler-reserved-{index}");

@@ -1,4 +1,5 @@
-//! What is looked at from time to time: limits that move, and tasks that hold their worker.
+//! What is looked at from time to time: limits that move, tasks that hold their worker, and tables that
+//! have become too large.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,19 +15,22 @@ use crate::watchdog::RunningTask;
 const PAGE: usize = 4_096;
 
 impl Core {
-    /// Ends the windows of the limits and looks for tasks that hold their worker too long.
+    /// Ends the windows of the limits, cuts off what tables do not need, and looks for tasks that hold their
+    /// worker too long.
     pub(super) fn tick(self: &Arc<Self>) {
         let now = Instant::now();
         // First, so that a listener that panics does not end the ticks.
         self.timer.add(now, TICK, Due::Tick);
         for here in &self.lanes {
-            let (change, start) = {
+            let (change, start, unused) = {
                 let mut state = here.state.lock();
+                let unused = state.queue.shrink();
                 let queued = state.queue.queued();
                 let change = state.rules.limit.tick(queued, now);
                 state.slots = state.rules.limit.get();
-                (change, change.is_some() && state.take_slot())
+                (change, change.is_some() && state.take_slot(), unused)
             };
+            drop(unused);
             if start {
                 self.start_drainer(here.lane);
             }

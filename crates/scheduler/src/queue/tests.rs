@@ -87,13 +87,15 @@ fn a_crowd_that_leaves_gives_its_places_back_though_some_stay() {
         for id in crowd {
             assert!(queue.remove(id).is_some());
         }
-        assert!(queue.places() <= KEEP, "in round {round}: {} places", queue.places());
+        drop(queue.shrink());
+        assert_eq!(queue.places(), 10_003, "they were needed a moment ago");
+        drop(queue.shrink());
+        assert_eq!(queue.places(), KEEP, "in round {round}");
         let order: Vec<_> = stays.iter().filter_map(|id| queue.class_of(*id)).collect();
         assert_eq!(order.len(), 3, "nobody who stays is lost");
     }
     assert!(queue.finish(stays[0], now).is_some());
     assert_eq!((serve(&mut queue, now), serve(&mut queue, now)), (Some(1), Some(2)));
-    assert!(queue.places() <= KEEP);
 }
 
 #[test]
@@ -105,10 +107,12 @@ fn a_task_at_the_end_of_the_table_keeps_the_places_before_it_and_is_found() {
     for id in crowd {
         assert!(queue.remove(id).is_some());
     }
+    drop((queue.shrink(), queue.shrink()));
     assert_eq!(queue.places(), 1_001);
     assert_eq!(queue.get(last).map(|(task, _)| *task), Some(7));
     assert_eq!(serve(&mut queue, now), Some(7));
-    assert!(queue.places() <= KEEP);
+    drop(queue.shrink());
+    assert_eq!(queue.places(), KEEP);
 }
 
 /// Keeps `endless` coming for 1,600 starts and counts what the waiting levels get in each window.
@@ -219,6 +223,7 @@ fn an_empty_queue_gives_its_table_back() {
         (0..10_000).map(|task| push(&mut queue, task, class(Priority::Low), now)).collect();
     assert!(queue.table.capacity() >= 10_000);
     assert!(ids.into_iter().all(|id| queue.remove(id).is_some()));
+    drop((queue.shrink(), queue.shrink()));
     assert!(queue.table.capacity() <= KEEP);
     assert_eq!((queue.len(), queue.queued()), (0, 0));
     let id = push(&mut queue, 1, class(Priority::Low), now);
@@ -239,6 +244,7 @@ enum Step {
     Claim(usize),
     GiveBack(usize),
     Begin(usize),
+    Shrink,
     Finish(usize),
     Again(usize),
     Evict(usize),
@@ -256,6 +262,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..4_usize).prop_map(Step::Claim),
         2 => any::<usize>().prop_map(Step::GiveBack),
         1 => any::<usize>().prop_map(Step::Begin),
+        1 => Just(Step::Shrink),
         3 => any::<usize>().prop_map(Step::Finish),
         1 => any::<usize>().prop_map(Step::Again),
         1 => (0..3_usize).prop_map(Step::Evict),
@@ -388,6 +395,7 @@ proptest! {
                     queue.set_newest_first(Priority::ALL[level], on);
                 }
                 Step::Pass(ms) => now += ms as u32 * MS,
+                Step::Shrink => drop(queue.shrink()),
                 Step::Pop => {
                     let next = queue.pop(Priority::Low, now).map(|next| next.id);
                     prop_assert_eq!(next.is_some(), !queued.is_empty());
@@ -423,11 +431,13 @@ proptest! {
             prop_assert_eq!(queue.queued(), queued.len());
             prop_assert_eq!(queue.running(), running.len());
             prop_assert_eq!(queue.claimed(), claimed.len());
-            let above = queue.table.iter().skip(queue.boundary);
-            let above = above.filter(|place| place.standing != Standing::Free).count();
-            prop_assert_eq!(queue.used_above, above);
-            let (places, used) = (queue.places(), queue.len());
-            prop_assert!(places <= KEEP || above > 0 || used > places / 4);
+            for (index, used) in queue.used_in.iter().enumerate() {
+                let all = queue.table.iter().enumerate();
+                let here = all.filter(|(at, place)| {
+                    block(*at as u32) == index && place.standing != Standing::Free
+                });
+                prop_assert_eq!(here.count(), *used as usize);
+            }
             let waiting = held.len() + queued.len() + claimed.len();
             prop_assert_eq!(queue.len(), waiting + running.len());
             for (index, priority) in Priority::ALL.into_iter().enumerate() {
