@@ -29,6 +29,7 @@ use ultra_perf::config::Balancing;
 use ultra_perf::memory::MemoryGuard;
 
 use crate::accelerator::Accelerator;
+use crate::exposition::{Exposition, Kind};
 use crate::forward::problem;
 use crate::machine::Machine;
 use crate::rules;
@@ -557,10 +558,7 @@ async fn metrics(State(admin): Shared) -> Response {
     scheduler::write_prometheus(admin.accelerator.background().scheduler(), &mut text);
     let (_, memory) = read_machine(&admin).await;
     let help = "Memory of this process that is resident.";
-    text.push_str(&format!(
-        "# HELP memory_usage_bytes {help}\n# TYPE memory_usage_bytes gauge\nmemory_usage_bytes {}\n",
-        memory.rss
-    ));
+    Exposition(&mut text).single("memory_usage_bytes", Kind::Gauge, help, memory.rss);
     if let Some(guard) = &admin.memory {
         memory::write_prometheus(guard, &mut text);
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::exposition::{Exposition, Kind};
 use crate::rules::Outcome;
 
 /// Upper bounds of the buckets in microseconds: 1, 2 and 5 of each decade, and everything above.
@@ -195,9 +196,9 @@ impl Traffic {
                 &self.invalidations,
             ),
         ];
+        let mut out = Exposition(out);
         for (name, help, counter) in counters {
-            let value = counter.load(Ordering::Relaxed);
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+            out.single(name, Kind::Counter, help, counter.load(Ordering::Relaxed));
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The admin API's view of the process's memory: readings, their history, and a clean-up by hand.
 
-use std::fmt::Write as _;
 use std::time::Instant;
 
 use axum::Json;
@@ -15,6 +14,7 @@ use ultra_perf::memory::{
 };
 
 use super::{Problem, Shared, read_json, read_machine, rfc3339, timestamp};
+use crate::exposition::{Exposition, Kind};
 
 /// Points of history in one answer, unless asked otherwise, and at most.
 const POINTS: usize = 60;
@@ -244,70 +244,67 @@ pub(super) fn write_prometheus(guard: &MemoryGuard, text: &mut String) {
     let stats = guard.stats();
     let sample = stats.sample;
     let reclaimable: u64 = guard.reclaimers().reclaimable().iter().map(|(_, bytes)| bytes).sum();
-    let counts: [(&str, &str, &str, f64); 10] = [
-        ("gc_collections_total", "counter", "Runs that reclaimed memory.", stats.runs as f64),
+    let counts: [(&str, Kind, &str, f64); 10] = [
+        ("gc_collections_total", Kind::Counter, "Runs that reclaimed memory.", stats.runs as f64),
         (
             "memory_claimed_bytes_total",
-            "counter",
+            Kind::Counter,
             "Bytes that reclaimers said they freed.",
             stats.claimed_bytes as f64,
         ),
         (
             "memory_observed_bytes_total",
-            "counter",
+            Kind::Counter,
             "Bytes by which resident memory fell meanwhile.",
             stats.observed_bytes as f64,
         ),
         (
             "memory_give_backs_total",
-            "counter",
+            Kind::Counter,
             "Times that the allocator gave memory back.",
             stats.give_backs as f64,
         ),
         (
             "memory_given_back_bytes_total",
-            "counter",
+            Kind::Counter,
             "Bytes by which resident memory fell meanwhile.",
             stats.given_back_bytes as f64,
         ),
         (
             "memory_decayed_bytes_total",
-            "counter",
+            Kind::Counter,
             "Bytes that were dropped because nobody had used them for long.",
             stats.decayed_bytes as f64,
         ),
         (
             "memory_source_failures_total",
-            "counter",
+            Kind::Counter,
             "Files about memory that could not be read.",
             stats.sources.failures as f64,
         ),
         (
             "memory_limit_bytes",
-            "gauge",
+            Kind::Gauge,
             "The nearest limit; 0 without one.",
             sample.limit_bytes as f64,
         ),
         (
             "memory_used_ratio",
-            "gauge",
+            Kind::Gauge,
             "Share of the nearest limit that is in use.",
             sample.share(),
         ),
         (
             "memory_reclaimable_bytes",
-            "gauge",
+            Kind::Gauge,
             "Bytes that reclaimers could free.",
             reclaimable as f64,
         ),
     ];
+    let mut text = Exposition(text);
     for (name, kind, help, value) in counts {
-        _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        text.single(name, kind, help, value);
     }
-    let level = sample.level as u8;
     let help = "How near memory is to its limit: 0 normal, 1 elevated, 2 high, 3 critical.";
-    _ = writeln!(
-        text,
-        "# HELP memory_level {help}\n# TYPE memory_level gauge\nmemory_level {level}"
-    );
+    text.single("memory_level", Kind::Gauge, help, sample.level as u8);
 }

@@ -1,6 +1,5 @@
 //! The accelerator's own work over HTTP: what runs and waits, how long it took, and a way to end it.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::Json;
@@ -15,6 +14,7 @@ use ultra_perf::scheduler::{
 };
 
 use super::{Admin, Problem, Shared, read_json, timestamp};
+use crate::exposition::{Exposition, Kind};
 
 /// Tasks of a lane that are listed unless asked otherwise, and at most.
 const LIMIT: usize = 100;
@@ -175,13 +175,7 @@ pub(super) async fn cancel(
 /// Appends the Prometheus text of the lanes.
 pub(super) fn write_prometheus(scheduler: &Scheduler, out: &mut String) {
     let stats = scheduler.stats();
-    let mut family = |name: &str, kind: &str, help: &str, lines: Vec<(String, String)>| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in lines {
-            let _ = writeln!(out, "{name}{{{labels}}} {value}");
-        }
-    };
+    let mut out = Exposition(out);
     let lanes = |value: &dyn Fn(&LaneStats) -> String| -> Vec<(String, String)> {
         stats.lanes.iter().map(|it| (format!("lane=\"{}\"", it.lane), value(it))).collect()
     };
@@ -195,11 +189,11 @@ pub(super) fn write_prometheus(scheduler: &Scheduler, out: &mut String) {
         stats.lanes.iter().flat_map(of).collect()
     };
     let running = lanes(&|it| it.running.to_string());
-    family("scheduler_running", "gauge", "Tasks that run.", running);
+    out.family("scheduler_running", Kind::Gauge, "Tasks that run.", running);
     let slots = lanes(&|it| it.slots.to_string());
-    family("scheduler_slots", "gauge", "Tasks that may run at a time.", slots);
+    out.family("scheduler_slots", Kind::Gauge, "Tasks that may run at a time.", slots);
     let queued = levels(&|it| (it.queued + it.held).to_string());
-    family("scheduler_waiting", "gauge", "Tasks that wait.", queued);
+    out.family("scheduler_waiting", Kind::Gauge, "Tasks that wait.", queued);
     let mut outcomes = Vec::new();
     for lane in &stats.lanes {
         for level in &lane.levels {
@@ -220,10 +214,10 @@ pub(super) fn write_prometheus(scheduler: &Scheduler, out: &mut String) {
             }
         }
     }
-    family("scheduler_tasks_total", "counter", "Tasks by how they ended.", outcomes);
+    out.family("scheduler_tasks_total", Kind::Counter, "Tasks by how they ended.", outcomes);
     let waited = levels(&|it| it.wait.sum().as_secs_f64().to_string());
     let help = "Time that tasks waited before they started.";
-    family("scheduler_wait_seconds_total", "counter", help, waited);
+    out.family("scheduler_wait_seconds_total", Kind::Counter, help, waited);
     let ran = levels(&|it| it.run.sum().as_secs_f64().to_string());
-    family("scheduler_run_seconds_total", "counter", "Time that tasks ran.", ran);
+    out.family("scheduler_run_seconds_total", Kind::Counter, "Time that tasks ran.", ran);
 }

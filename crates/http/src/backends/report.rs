@@ -1,6 +1,5 @@
 //! What the backends are doing, for the admin API and for Prometheus.
 
-use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use ultra_perf::resilience::{
 };
 
 use super::Backends;
+use crate::exposition::{Exposition, Kind};
 use crate::upstream::UpstreamStats;
 
 /// One backend at a moment.
@@ -89,17 +89,10 @@ impl Backends {
     /// Appends the Prometheus text of everything here.
     pub(crate) fn write_prometheus(&self, out: &mut String) {
         let nodes = self.report();
-        let mut family = |name: &str, kind: &str, help: &str, lines: &[(String, String)]| {
-            // Writing to a string cannot fail.
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for (labels, value) in lines {
-                let _ = writeln!(out, "{name}{labels} {value}");
-            }
-        };
+        let mut out = Exposition(out);
         let each = |value: &dyn Fn(&NodeReport) -> Option<String>| -> Vec<(String, String)> {
-            let line = |node: &NodeReport| {
-                Some((format!("{{backend=\"{}\"}}", node.stats.id), value(node)?))
-            };
+            let line =
+                |node: &NodeReport| Some((format!("backend=\"{}\"", node.stats.id), value(node)?));
             nodes.iter().filter_map(line).collect()
         };
         let outcomes: Vec<_> = nodes
@@ -107,42 +100,42 @@ impl Backends {
             .flat_map(|node| {
                 node.requests.by_name().map(|(outcome, count)| {
                     let id = &node.stats.id;
-                    (format!("{{backend=\"{id}\",outcome=\"{outcome}\"}}"), count.to_string())
+                    (format!("backend=\"{id}\",outcome=\"{outcome}\""), count.to_string())
                 })
             })
             .collect();
         let help = "Requests to a backend by what they said of it.";
-        family("backend_requests_total", "counter", help, &outcomes);
+        out.family("backend_requests_total", Kind::Counter, help, outcomes);
         let states: Vec<_> = nodes
             .iter()
             .map(|node| {
                 let (id, state) = (&node.stats.id, state_name(node.stats.state));
-                (format!("{{backend=\"{id}\",state=\"{state}\"}}"), "1".to_owned())
+                (format!("backend=\"{id}\",state=\"{state}\""), "1".to_owned())
             })
             .collect();
-        family("backend_state", "gauge", "What a backend is doing.", &states);
+        out.family("backend_state", Kind::Gauge, "What a backend is doing.", states);
         let in_flight = each(&|node| Some(node.stats.in_flight.to_string()));
         let help = "Requests that a backend works on.";
-        family("backend_in_flight", "gauge", help, &in_flight);
+        out.family("backend_in_flight", Kind::Gauge, help, in_flight);
         let weight = each(&|node| Some(node.stats.weight.to_string()));
-        family("backend_weight", "gauge", "Weight of a backend.", &weight);
+        out.family("backend_weight", Kind::Gauge, "Weight of a backend.", weight);
         let latency =
             each(&|node| node.stats.latency.map(|latency| latency.as_secs_f64().to_string()));
         let help = "Average time to the head of an answer, as the policy sees it.";
-        family("backend_latency_seconds", "gauge", help, &latency);
+        out.family("backend_latency_seconds", Kind::Gauge, help, latency);
         let ejected = each(&|node| Some(node.ejected.to_string()));
-        family("backend_ejections_total", "counter", "Ejections of a backend.", &ejected);
+        out.family("backend_ejections_total", Kind::Counter, "Ejections of a backend.", ejected);
         let connections: Vec<_> = nodes
             .iter()
             .flat_map(|node| {
                 let id = &node.stats.id;
                 let of = |state: &str, count: usize| {
-                    (format!("{{backend=\"{id}\",state=\"{state}\"}}"), count.to_string())
+                    (format!("backend=\"{id}\",state=\"{state}\""), count.to_string())
                 };
                 [of("active", node.connections.active), of("idle", node.connections.idle)]
             })
             .collect();
-        family("backend_connections", "gauge", "Connections to a backend.", &connections);
+        out.family("backend_connections", Kind::Gauge, "Connections to a backend.", connections);
         let breaker = each(&|node| {
             let number = match node.breaker?.state {
                 State::Closed => "0",
@@ -152,10 +145,10 @@ impl Backends {
             Some(number.to_owned())
         });
         let help = "State of a backend's circuit breaker: 0 closed, 1 open, 2 half-open.";
-        family("circuit_breaker_state", "gauge", help, &breaker);
+        out.family("circuit_breaker_state", Kind::Gauge, help, breaker);
         let opened = each(&|node| Some(node.breaker?.opened.to_string()));
         let help = "Times that a circuit breaker has opened.";
-        family("circuit_breaker_opened_total", "counter", help, &opened);
+        out.family("circuit_breaker_opened_total", Kind::Counter, help, opened);
 
         let (stats, extra) = (self.0.balancer.stats(), self.extra());
         let hedged = extra.hedges.map_or(0, |hedges| hedges.hedged);
@@ -163,39 +156,44 @@ impl Backends {
         for (name, kind, help, value) in [
             (
                 "balancer_waiting",
-                "gauge",
+                Kind::Gauge,
                 "Requests that wait for a backend.",
                 stats.waiting as u64,
             ),
-            ("balancer_shed_total", "counter", "Requests that found all places taken.", stats.shed),
+            (
+                "balancer_shed_total",
+                Kind::Counter,
+                "Requests that found all places taken.",
+                stats.shed,
+            ),
             (
                 "balancer_timed_out_total",
-                "counter",
+                Kind::Counter,
                 "Requests that waited for a backend in vain.",
                 stats.timed_out,
             ),
             (
                 "balancer_panicking",
-                "gauge",
+                Kind::Gauge,
                 "Whether ejections and checks are ignored.",
                 u64::from(stats.panicking),
             ),
             (
                 "balancer_retries_total",
-                "counter",
+                Kind::Counter,
                 "Requests that were sent to another backend.",
                 extra.retried,
             ),
             (
                 "balancer_retry_budget_refused_total",
-                "counter",
+                Kind::Counter,
                 "Retries and hedges that the budget did not give.",
                 extra.budget.refused,
             ),
-            ("balancer_hedges_total", "counter", "Requests that were hedged.", hedged),
-            ("balancer_hedges_won_total", "counter", "Hedges that were the answer.", won),
+            ("balancer_hedges_total", Kind::Counter, "Requests that were hedged.", hedged),
+            ("balancer_hedges_won_total", Kind::Counter, "Hedges that were the answer.", won),
         ] {
-            family(name, kind, help, &[(String::new(), value.to_string())]);
+            out.single(name, kind, help, value);
         }
     }
 }
