@@ -100,6 +100,18 @@ fn a_more_important_task_goes_before_what_was_claimed() {
 }
 
 #[test]
+fn a_more_important_task_that_was_held_goes_before_what_was_claimed() {
+    let Blocked { scheduler, release, behind, log, .. } = blocked(1, 0, 12);
+    let important = Arc::clone(&log);
+    let high = scheduler.cpu("high", move |_| important.lock().expect("nobody panics").push(99));
+    let high = high.priority(Priority::High).queue_timeout(LONG).submit().expect("there is room");
+    drop(release);
+    high.wait().expect("it runs");
+    behind.into_iter().for_each(|handle| assert!(handle.wait().is_ok()));
+    assert_eq!(log.lock().expect("nobody panics")[0], 99);
+}
+
+#[test]
 fn a_nearer_deadline_goes_before_what_was_claimed() {
     let Blocked { release, scheduler, behind, log, .. } = blocked(1, 0, 12);
     let due = Arc::clone(&log);

@@ -74,7 +74,8 @@ impl Core {
         let here = self.lane(lane);
         let mut gated = false;
         let start = {
-            let mut state = here.state.lock();
+            // Whatever has been claimed and not started is queued again, so that this finds its place.
+            let mut state = here.exact();
             let Some(class) = state.queue.class_of(id) else { return };
             let priority = class.priority;
             let Some((entry, Standing::Held)) = state.queue.get(id) else { return };
@@ -118,7 +119,7 @@ impl Core {
             let Some((id, bytes)) = gate.lock().next(now) else { return };
             let here = self.lane(id.lane());
             let start = {
-                let mut state = here.state.lock();
+                let mut state = here.exact();
                 let priority = state.queue.class_of(id).map(|class| class.priority);
                 match (state.queue.get(id), priority) {
                     (Some((entry, Standing::Held)), Some(priority)) => {

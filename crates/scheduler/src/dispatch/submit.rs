@@ -106,7 +106,9 @@ impl Core {
             ended = std::mem::take(&mut state.ended);
         }
         ended.into_iter().for_each(|left| self.settle(left));
-        self.evict(evicted);
+        if !evicted.is_empty() {
+            self.evict(evicted);
+        }
         if let Some(first) = first {
             self.start_future(first);
         }
