@@ -57,26 +57,32 @@ impl Sessions {
     ///
     /// It is between the client and this server: no backend sees it, and no answer varies by it.
     pub(crate) fn take(&self, headers: &mut HeaderMap) -> Option<usize> {
-        let is_ours = |pair: &str| pair.split_once('=').is_some_and(|it| it.0.trim() == self.name);
-        let lines = headers.get_all(COOKIE).iter();
-        let texts: Vec<&str> = lines.filter_map(|line| line.to_str().ok()).collect();
-        let ours = texts.iter().flat_map(|line| line.split(';')).find(|pair| is_ours(pair))?;
-        let value = ours.split_once('=').map_or("", |(_, value)| value.trim());
-        let at = self.backends.iter().position(|(known, _)| is_same(known, value));
-        let others: Vec<_> = texts
-            .iter()
-            .flat_map(|line| line.split(';'))
-            .map(str::trim)
-            .filter(|pair| !pair.is_empty() && !is_ours(pair))
-            .collect();
-        let others = others.join("; ");
+        // As bytes: what other cookies hold is none of our business, and need not be text.
+        let pairs =
+            headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|it| *it == b';'));
+        let (mut ours, mut others) = (None, Vec::new());
+        for pair in pairs.map(<[u8]>::trim_ascii).filter(|pair| !pair.is_empty()) {
+            match self.value_in(pair) {
+                Some(value) => ours = ours.or(Some(value)),
+                None => others.push(pair),
+            }
+        }
+        let ours = ours?;
+        let at = self.backends.iter().position(|(known, _)| is_same(known.as_bytes(), ours));
+        let others = HeaderValue::from_bytes(&others.join(&b"; "[..]));
         headers.remove(COOKIE);
-        if let Ok(others) = HeaderValue::from_str(&others)
+        if let Ok(others) = others
             && !others.is_empty()
         {
             headers.insert(COOKIE, others);
         }
         at
+    }
+
+    /// The value of a cookie if it is ours.
+    fn value_in<'a>(&self, pair: &'a [u8]) -> Option<&'a [u8]> {
+        let rest = pair.strip_prefix(self.name.as_bytes())?.trim_ascii_start();
+        Some(rest.strip_prefix(b"=")?.trim_ascii())
     }
 
     /// Returns the `Set-Cookie` that keeps a client on a backend.
@@ -114,9 +120,9 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Compares in a time that depends on the lengths alone.
-fn is_same(known: &str, value: &str) -> bool {
+fn is_same(known: &[u8], value: &[u8]) -> bool {
     known.len() == value.len()
-        && known.bytes().zip(value.bytes()).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+        && known.iter().zip(value).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 #[cfg(test)]
@@ -156,6 +162,20 @@ mod tests {
                 assert_eq!(kept, left, "{line}");
             }
         }
+    }
+
+    #[test]
+    fn other_cookies_go_on_byte_for_byte() {
+        let sessions = sessions("s");
+        let ours = sessions.cookie(0);
+        let pair = ours.as_bytes().split(|it| *it == b';').next().expect("a pair");
+        let line = [&b"a=caf\xe9; s2=x; "[..], pair].concat();
+        let mut headers = HeaderMap::new();
+        headers.append(COOKIE, HeaderValue::from_bytes(&line).expect("a line"));
+        headers.append(COOKIE, HeaderValue::from_static("b=2"));
+        assert_eq!(sessions.take(&mut headers), Some(0));
+        let left: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(left, [b"a=caf\xe9; s2=x; b=2"]);
     }
 
     #[test]
