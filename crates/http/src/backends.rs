@@ -310,7 +310,8 @@ impl Backends {
             let admitted = shared.admit(&pick).await.map_err(CallError::NoBackend)?;
             shared.attempt(admitted, parts, body, peer).await.map_err(|failed| failed.error)
         } else {
-            shared.call_one_of(pick, parts, body, peer).await
+            // In a box, so that the way through a single backend is not as large as all of this.
+            Box::pin(shared.call_one_of(pick, parts, body, peer)).await
         };
         let mut called = called?;
         if let Some(sessions) = &shared.sessions
