@@ -12,12 +12,13 @@ pub(crate) const FEATURES: &str = "--features \
      cache-tiered/messagepack,cache-tiered/redis-rs,\
      memory/cpu-profile,memory/glibc,memory/jemalloc-profile,memory/serde,\
      resilience/http,resilience/rate-limit,resilience/tower,\
-     loadbalancer/grpc,loadbalancer/discovery,loadbalancer/tower,loadbalancer/webhook,scheduler/tower,scheduler/durable-redis";
+     loadbalancer/grpc,loadbalancer/discovery,loadbalancer/tower,loadbalancer/webhook,\
+     scheduler/tower,scheduler/durable-redis,scheduler/durable-postgres";
 
-/// Installs the Debian package without letting it start or keep a server: the tests start their own.
+/// Installs the Debian package `$1` without letting it start or keep a server: the tests start their own.
 ///
 /// Debian asks `policy-rc.d` before it starts a service; one that is there already is left alone.
-const INSTALL_REDIS: &str = "
+const INSTALL: &str = "
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
     trap 'rm -f $policy' EXIT
@@ -26,13 +27,17 @@ if [ ! -e $policy ]; then
     chmod 755 $policy
 fi
 apt-get update --quiet || echo 'going on with the package lists that are here'
-DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends redis-server
-if [ -d /run/systemd/system ]; then systemctl disable --quiet redis-server || true; fi
+DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends \"$1\"
+if [ -d /run/systemd/system ]; then systemctl disable --quiet \"$1\" || true; fi
 ";
+
+/// Where Debian keeps the servers of Postgres, a folder for each version and none in the search path.
+const DEBIAN_POSTGRES: &str = "/usr/lib/postgresql";
 
 /// Runs all tests, or those that `args` select.
 pub(crate) fn run(args: &[String]) -> Outcome {
     provide_redis()?;
+    provide_postgres()?;
     let runner = match repo::installed("cargo-nextest") {
         true => "nextest run",
         false => "test --no-fail-fast --lib --bins --tests --examples",
@@ -48,16 +53,32 @@ pub(crate) fn run(args: &[String]) -> Outcome {
 
 /// Installs a Redis server where there is none.
 pub(crate) fn provide_redis() -> Outcome {
-    if repo::installed("redis-server") {
+    provide("redis-server", "redis", || repo::installed("redis-server"))
+}
+
+/// Installs a Postgres server where there is none.
+fn provide_postgres() -> Outcome {
+    provide("postgresql", "postgresql", || {
+        let versions = std::fs::read_dir(DEBIAN_POSTGRES).into_iter().flatten().flatten();
+        let mut servers = versions.map(|version| version.path().join("bin/initdb"));
+        repo::installed("initdb") || servers.any(|server| server.is_file())
+    })
+}
+
+/// Installs a package of Debian unless what it brings is there; elsewhere says what is missing.
+fn provide(debian: &str, macos: &str, is_there: impl Fn() -> bool) -> Outcome {
+    if is_there() {
         return Ok(());
     }
-    let missing = "the tests need redis-server and it is not installed: `apt-get install redis-server` \
-                   on Debian and Ubuntu, `brew install redis` on macOS";
+    let missing = format!(
+        "the tests need {debian} and it is not installed: `apt-get install {debian}` on Debian and \
+         Ubuntu, `brew install {macos}` on macOS"
+    );
     let root = || repo::output(repo::program("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
     if !(repo::installed("apt-get") && root()) {
-        return Err(missing.to_owned());
+        return Err(missing);
     }
-    eprintln!("redis-server is not installed; installing it from the distribution");
-    let done = repo::succeeds_aloud(repo::program("sh").args(["-c", INSTALL_REDIS]));
-    if done && repo::installed("redis-server") { Ok(()) } else { Err(missing.to_owned()) }
+    eprintln!("{debian} is not installed; installing it from the distribution");
+    let done = repo::succeeds_aloud(repo::program("sh").args(["-c", INSTALL, "sh", debian]));
+    if done && is_there() { Ok(()) } else { Err(missing) }
 }

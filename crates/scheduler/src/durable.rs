@@ -1,33 +1,34 @@
-//! Jobs that outlive the process: a queue in Redis, worked on by any number of machines.
+//! Jobs that outlive the process: a queue in Redis or Postgres, worked on by any number of machines.
 //!
 //! A closure cannot leave its process, so durable work is a [`Job`]: a name and data that serde can
-//! write. [`DurableQueue`] keeps jobs in Redis through `apalis` and hands each to some worker. A worker
+//! write. [`DurableQueue`] keeps jobs in a store through `apalis` and hands each to some worker. A worker
 //! that dies stops its heartbeats; after [`missed_heartbeats`](DurableSettings::missed_heartbeats) of them
 //! the others put its jobs back and one of them runs them again. So a job runs **at least once**, and may
 //! run twice: its handler has to bear that, for instance by doing what is done under a key of the job.
 //! [`Job::idempotency_key`] keeps the same job from being *queued* twice within a time; it does not make
 //! its effects happen once.
 //!
-//! How many jobs a worker runs at once is [`concurrency`](DurableSettings::concurrency), which also bounds
-//! what it fetches ahead: what a worker has fetched nobody else can run while it lives.
+//! How many jobs a worker runs at once is [`concurrency`](DurableSettings::concurrency). In Redis it also
+//! bounds what a worker fetches ahead, which nobody else can run while it lives; in Postgres a worker
+//! fetches a job when it can run it.
 //!
 //! Order between priorities is a matter of one process; durable queues are first in, first out. A handler
 //! that has heavy work to do submits it to a [`Scheduler`](crate::Scheduler) and awaits the handle.
 
 use std::fmt;
 use std::future::Future;
-use std::marker::PhantomData;
-use std::pin::Pin;
 use std::time::Duration;
 
-use apalis_core::backend::TaskSink as _;
-use apalis_core::error::{BoxDynError, WorkerError};
+use apalis_core::error::BoxDynError;
+use apalis_core::task::Task;
 use apalis_core::task::builder::TaskBuilder;
-use apalis_core::worker::builder::WorkerBuilder;
-use apalis_redis::{Config, ConnectionManager, RedisStorage};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tower::limit::ConcurrencyLimitLayer;
+
+#[cfg(feature = "durable-postgres")]
+mod postgres;
+#[cfg(feature = "durable-redis")]
+mod redis;
 
 /// Work that can be written down: data, and the name of the queue that it goes through.
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + Unpin + 'static {
@@ -90,11 +91,18 @@ pub enum DurableError {
     },
 }
 
-/// A queue of jobs in Redis; clones share its connection.
+/// A queue of jobs in Redis or Postgres; clones share its connections.
 pub struct DurableQueue<J: Job> {
-    storage: RedisStorage<J>,
+    store: Store<J>,
     settings: DurableSettings,
-    job: PhantomData<fn() -> J>,
+}
+
+/// Where the jobs are.
+enum Store<J: Job> {
+    #[cfg(feature = "durable-redis")]
+    Redis(redis::Store<J>),
+    #[cfg(feature = "durable-postgres")]
+    Postgres(postgres::Store<J>),
 }
 
 impl<J: Job> DurableQueue<J> {
@@ -104,19 +112,37 @@ impl<J: Job> DurableQueue<J> {
     ///
     /// [`DurableError::Invalid`] with every problem of the settings, [`DurableError::Store`] if the
     /// server cannot be reached.
+    #[cfg(feature = "durable-redis")]
     pub async fn connect(url: &str, settings: DurableSettings) -> Result<Self, DurableError> {
         check(J::NAME, &settings)?;
-        let connection: ConnectionManager =
-            apalis_redis::connect(url).await.map_err(|error| store::<J>(error.into()))?;
-        let config = Config::default()
-            .queue(J::NAME)
-            .batch_size(settings.concurrency)
-            .heartbeat_interval(settings.heartbeat)
-            .missed_heartbeats(settings.missed_heartbeats);
-        // Without a time the store would give keys one of zero and forget them at once.
-        let config = Config { idempotency_ttl: Some(settings.idempotency_ttl), ..config };
-        let storage = RedisStorage::new(connection).with_config(config);
-        Ok(Self { storage, settings, job: PhantomData })
+        let store = redis::Store::connect(url, &settings).await.map_err(store_failed::<J>)?;
+        Ok(Self { store: Store::Redis(store), settings })
+    }
+
+    /// Connects to a Postgres server, such as `postgres://user@127.0.0.1/database`, and sets its tables up.
+    ///
+    /// The tables are in the schema `apalis`, which queues of all names share; setting them up again
+    /// changes nothing. The role has to be allowed to create a schema and the extension `hstore`. The
+    /// connection is not encrypted. Jobs that have ended are removed after
+    /// [`idempotency_ttl`](DurableSettings::idempotency_ttl), by any worker of the queue.
+    ///
+    /// # Errors
+    ///
+    /// [`DurableError::Invalid`] with every problem of the settings, [`DurableError::Store`] if the
+    /// server cannot be reached or refuses to set the tables up.
+    ///
+    /// # Cost
+    ///
+    /// A job costs one query to queue (two with a key) and two to run. A worker that has nothing to do
+    /// asks every 200 ms. A queue and its clones have four connections at most.
+    #[cfg(feature = "durable-postgres")]
+    pub async fn connect_postgres(
+        url: &str,
+        settings: DurableSettings,
+    ) -> Result<Self, DurableError> {
+        check(J::NAME, &settings)?;
+        let store = postgres::Store::connect(url, &settings).await.map_err(store_failed::<J>)?;
+        Ok(Self { store: Store::Postgres(store), settings })
     }
 
     /// Queues a job; it is in the store when this returns.
@@ -129,14 +155,13 @@ impl<J: Job> DurableQueue<J> {
     ///
     /// Dropped before it is ready, the job may be in the store or not.
     pub async fn push(&self, job: J) -> Result<(), DurableError> {
-        let key = job.idempotency_key();
-        let task = TaskBuilder::new(job);
-        let task = match key {
-            Some(key) => task.idempotency_key(key),
-            None => task,
+        let pushed = match &self.store {
+            #[cfg(feature = "durable-redis")]
+            Store::Redis(store) => store.push(job).await,
+            #[cfg(feature = "durable-postgres")]
+            Store::Postgres(store) => store.push(job).await,
         };
-        let mut storage = self.storage.clone();
-        storage.push_task(task.build()).await.map_err(|error| store::<J>(error.into()))
+        pushed.map_err(store_failed::<J>)
     }
 
     /// Runs jobs under the name of a worker until `stop` is ready and those that run have ended.
@@ -162,21 +187,13 @@ impl<J: Job> DurableQueue<J> {
         Fut: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<BoxDynError> + Send + 'static,
     {
-        let handler = move |job: J| {
-            let ends = run(job);
-            async move { ends.await.map_err(|error| JobFailed(error.into())) }
+        let ended = match &self.store {
+            #[cfg(feature = "durable-redis")]
+            Store::Redis(store) => store.work(worker, run, stop).await,
+            #[cfg(feature = "durable-postgres")]
+            Store::Postgres(store) => store.work(worker, run, stop).await,
         };
-        let worker = WorkerBuilder::new(worker)
-            .backend(self.storage.clone())
-            .layer(ConcurrencyLimitLayer::new(self.settings.concurrency))
-            .build(handler);
-        let stop = async move {
-            stop.await;
-            Ok::<(), std::io::Error>(())
-        };
-        let running: Pin<Box<dyn Future<Output = Result<(), WorkerError>> + Send>> =
-            Box::pin(worker.run_until(stop));
-        running.await.map_err(|error| store::<J>(error.into()))
+        ended.map_err(store_failed::<J>)
     }
 }
 
@@ -187,7 +204,13 @@ struct JobFailed(BoxDynError);
 
 impl<J: Job> Clone for DurableQueue<J> {
     fn clone(&self) -> Self {
-        Self { storage: self.storage.clone(), settings: self.settings, job: PhantomData }
+        let store = match &self.store {
+            #[cfg(feature = "durable-redis")]
+            Store::Redis(store) => Store::Redis(store.clone()),
+            #[cfg(feature = "durable-postgres")]
+            Store::Postgres(store) => Store::Postgres(store.clone()),
+        };
+        Self { store, settings: self.settings }
     }
 }
 
@@ -200,7 +223,17 @@ impl<J: Job> fmt::Debug for DurableQueue<J> {
     }
 }
 
-fn store<J: Job>(source: BoxDynError) -> DurableError {
+/// The job as the stores take it.
+fn task<J: Job>(job: J) -> Task<J> {
+    let key = job.idempotency_key();
+    let task = TaskBuilder::new(job);
+    match key {
+        Some(key) => task.idempotency_key(key).build(),
+        None => task.build(),
+    }
+}
+
+fn store_failed<J: Job>(source: BoxDynError) -> DurableError {
     DurableError::Store { queue: J::NAME, source }
 }
 

@@ -53,7 +53,7 @@ mod admission;
 mod batch;
 mod cell;
 mod dispatch;
-#[cfg(feature = "durable-redis")]
+#[cfg(any(feature = "durable-redis", feature = "durable-postgres"))]
 mod durable;
 mod group;
 mod handle;
@@ -76,7 +76,7 @@ mod watchdog;
 mod work;
 
 pub use admission::{CoDel, CoDelSettings, Order, WhenFull};
-#[cfg(feature = "durable-redis")]
+#[cfg(any(feature = "durable-redis", feature = "durable-postgres"))]
 pub use durable::{DurableError, DurableQueue, DurableSettings, Job};
 pub use group::TaskGroup;
 pub use handle::TaskHandle;

@@ -1,10 +1,13 @@
-//! Durable jobs against a real Redis: what is queued runs, also when a worker is killed in mid-job.
+//! Durable jobs against a real Redis and a real Postgres: what is queued runs, also when a worker is killed
+//! in mid-job. Both stores pass the same cases.
 //!
 //! The worker that is killed is a process of its own: this test binary, started again with the name of
 //! the one test that is a worker and an address in its environment.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,6 +63,39 @@ impl Drop for Killed {
     }
 }
 
+/// A server that belongs to a test.
+enum Server {
+    Redis(Redis),
+    Postgres(Postgres),
+}
+
+impl Server {
+    fn url(&self) -> &str {
+        match self {
+            Self::Redis(server) => &server.url,
+            Self::Postgres(server) => &server.url,
+        }
+    }
+
+    async fn connect(&self, settings: DurableSettings) -> DurableQueue<Mail> {
+        connect(self.url(), settings).await.expect("is up")
+    }
+}
+
+/// Connects to the kind of server that the address names.
+async fn connect(url: &str, settings: DurableSettings) -> Result<DurableQueue<Mail>, DurableError> {
+    match url.starts_with("postgres:") {
+        true => DurableQueue::connect_postgres(url, settings).await,
+        false => DurableQueue::connect(url, settings).await,
+    }
+}
+
+/// A port of the loopback that nobody has now.
+fn free_port() -> u16 {
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    free.local_addr().expect("it is bound").port()
+}
+
 /// A Redis server on a free port of the loopback.
 struct Redis {
     _process: Killed,
@@ -71,18 +107,20 @@ impl Redis {
     fn start() -> Self {
         for _ in 0..10 {
             let folder = TempDir::new().expect("the temporary directory is writable");
-            let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-            let port = free.local_addr().expect("it is bound").port();
-            drop(free);
+            let port = free_port().to_string();
             let process = Command::new("redis-server")
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+                .args(["--port", &port, "--bind", "127.0.0.1", "--save", ""])
                 .current_dir(folder.path())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn()
                 .expect("redis-server: cargo xtask test installs it");
             let mut process = Killed(process);
-            if answers(port, &mut process.0) {
+            let ping = || {
+                let ping = Command::new("redis-cli").args(["-p", &port, "PING"]).output();
+                ping.is_ok_and(|ping| ping.stdout.starts_with(b"PONG"))
+            };
+            if answers(&mut process.0, ping) {
                 let url = format!("redis://127.0.0.1:{port}/");
                 return Self { _process: process, _folder: folder, url };
             }
@@ -91,21 +129,98 @@ impl Redis {
     }
 }
 
-/// Waits for the server; `false` if it ended because somebody else took its port.
-fn answers(port: u16, process: &mut Child) -> bool {
+/// A Postgres server on a free port of the loopback, with a cluster of its own.
+struct Postgres {
+    process: Killed,
+    folder: TempDir,
+    url: String,
+}
+
+impl Postgres {
+    fn start() -> Self {
+        for _ in 0..10 {
+            let folder = TempDir::new().expect("the temporary directory is writable");
+            if is_root(folder.path()) {
+                chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
+            }
+            let made = postgres_command("initdb", folder.path())
+                .args(["-D", "data", "-U", "postgres", "-A", "trust", "--no-sync", "--locale=C"])
+                .output()
+                .expect("initdb: cargo xtask test installs it");
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            let port = free_port().to_string();
+            let process = postgres_command("postgres", folder.path())
+                .args(["-D", "data", "-p", &port, "-c", "listen_addresses=127.0.0.1"])
+                .args(["-c", "unix_socket_directories=", "-c", "fsync=off"])
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("postgres is beside initdb");
+            let mut process = Killed(process);
+            let ready = || {
+                let ask = postgres_command("pg_isready", folder.path())
+                    .args(["-q", "-h", "127.0.0.1", "-p", &port])
+                    .status();
+                ask.is_ok_and(|status| status.success())
+            };
+            if answers(&mut process.0, ready) {
+                let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+                return Self { process, folder, url };
+            }
+        }
+        panic!("no postgres could be started");
+    }
+}
+
+impl Drop for Postgres {
+    /// Stops it as a server is stopped, so that it leaves no shared memory behind.
+    fn drop(&mut self) {
+        let stopped = postgres_command("pg_ctl", self.folder.path())
+            .args(["stop", "-D", "data", "-m", "immediate", "-s"])
+            .status();
+        if stopped.is_ok_and(|status| status.success()) {
+            let _ = self.process.0.wait();
+        }
+    }
+}
+
+/// The user and group that Postgres runs as where the test is root, which it refuses to be.
+const NOBODY: u32 = 65_534;
+
+/// Whether a folder that was just made belongs to root, and so this process is root.
+fn is_root(folder: &Path) -> bool {
+    std::fs::metadata(folder).is_ok_and(|folder| folder.uid() == 0)
+}
+
+/// A program of Postgres, from where Debian keeps it or from the search path, in a folder and as its owner.
+fn postgres_command(program: &str, folder: &Path) -> Command {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<_> = versions.map(|version| version.path().join("bin")).collect();
+    found.retain(|folder| folder.join("initdb").is_file());
+    found.sort();
+    let mut command = match found.pop() {
+        Some(newest) => Command::new(newest.join(program)),
+        None => Command::new(program),
+    };
+    command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null());
+    if std::fs::metadata(folder).is_ok_and(|folder| folder.uid() == NOBODY) {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
+}
+
+/// Waits for a server; `false` if it ended because somebody else took its port.
+fn answers(process: &mut Child, mut ready: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         if process.try_wait().expect("it can be asked").is_some() {
             return false;
         }
-        let port = port.to_string();
-        let ping = Command::new("redis-cli").args(["-p", &port, "PING"]).output();
-        if ping.is_ok_and(|ping| ping.stdout.starts_with(b"PONG")) {
+        if ready() {
             return true;
         }
         thread::sleep(Duration::from_millis(20));
     }
-    panic!("redis-server does not answer");
+    panic!("the server does not answer");
 }
 
 async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -121,11 +236,9 @@ fn runtime() -> tokio::runtime::Runtime {
     builder.worker_threads(2).enable_all().build().expect("threads can be had")
 }
 
-#[test]
-fn every_job_runs_and_never_more_at_once_than_allowed() {
-    let redis = Redis::start();
+fn every_job_runs_and_never_more_at_once_than_allowed(server: &Server) {
     runtime().block_on(async {
-        let queue = DurableQueue::<Mail>::connect(&redis.url, settings(3)).await.expect("is up");
+        let queue = server.connect(settings(3)).await;
         for number in 0..30 {
             queue.push(mail(number)).await.expect("is up");
         }
@@ -158,11 +271,9 @@ fn every_job_runs_and_never_more_at_once_than_allowed() {
     });
 }
 
-#[test]
-fn a_job_with_the_key_of_another_is_queued_once() {
-    let redis = Redis::start();
+fn a_job_with_the_key_of_another_is_queued_once(server: &Server) {
     runtime().block_on(async {
-        let queue = DurableQueue::<Mail>::connect(&redis.url, settings(1)).await.expect("is up");
+        let queue = server.connect(settings(1)).await;
         for number in 0..5 {
             let key = Some("welcome".to_owned());
             queue.push(Mail { number, key }).await.expect("is up");
@@ -186,11 +297,9 @@ fn a_job_with_the_key_of_another_is_queued_once() {
     });
 }
 
-#[test]
-fn a_job_that_fails_is_tried_again() {
-    let redis = Redis::start();
+fn a_job_that_fails_is_tried_again(server: &Server) {
     runtime().block_on(async {
-        let queue = DurableQueue::<Mail>::connect(&redis.url, settings(1)).await.expect("is up");
+        let queue = server.connect(settings(1)).await;
         queue.push(mail(7)).await.expect("is up");
         let attempts = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&attempts);
@@ -214,7 +323,7 @@ fn a_job_that_fails_is_tried_again() {
 fn worker_that_is_killed() {
     let (Ok(url), Ok(folder)) = (std::env::var(ADDRESS), std::env::var(FOLDER)) else { return };
     runtime().block_on(async {
-        let queue = DurableQueue::<Mail>::connect(&url, settings(2)).await.expect("is up");
+        let queue = connect(&url, settings(2)).await.expect("is up");
         let run = move |mail: Mail| {
             let begun = Path::new(&folder).join(mail.number.to_string());
             async move {
@@ -226,18 +335,16 @@ fn worker_that_is_killed() {
     });
 }
 
-#[test]
-fn jobs_of_a_worker_that_is_killed_run_elsewhere_and_none_is_lost() {
-    let redis = Redis::start();
+fn jobs_of_a_worker_that_is_killed_run_elsewhere_and_none_is_lost(server: &Server) {
     let folder = TempDir::new().expect("the temporary directory is writable");
     runtime().block_on(async {
-        let queue = DurableQueue::<Mail>::connect(&redis.url, settings(2)).await.expect("is up");
+        let queue = server.connect(settings(2)).await;
         for number in 0..6 {
             queue.push(mail(number)).await.expect("is up");
         }
         let doomed = Command::new(std::env::current_exe().expect("this binary"))
             .args(["worker_that_is_killed", "--exact", "--test-threads=1"])
-            .env(ADDRESS, &redis.url)
+            .env(ADDRESS, server.url())
             .env(FOLDER, folder.path())
             .stdout(Stdio::null())
             .spawn()
@@ -264,16 +371,123 @@ fn jobs_of_a_worker_that_is_killed_run_elsewhere_and_none_is_lost() {
     });
 }
 
+fn a_key_is_forgotten_after_its_time(server: &Server) {
+    runtime().block_on(async {
+        let ttl = Duration::from_secs(1);
+        let queue = server.connect(DurableSettings { idempotency_ttl: ttl, ..settings(1) }).await;
+        let done = Arc::new(Mutex::new(BTreeSet::new()));
+        let all = Arc::clone(&done);
+        let run = move |mail: Mail| {
+            all.lock().expect("nobody panics").insert(mail.number);
+            async { Ok::<(), std::io::Error>(()) }
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let worker = queue.clone();
+        let worker =
+            tokio::spawn(
+                async move { worker.work("only", run, async { drop(stopped.await) }).await },
+            );
+        let key = || Some("welcome".to_owned());
+        queue.push(Mail { number: 0, key: key() }).await.expect("is up");
+        wait_until("the first job", || done.lock().expect("nobody panics").contains(&0)).await;
+        let start = Instant::now();
+        for number in 1.. {
+            queue.push(Mail { number, key: key() }).await.expect("is up");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if done.lock().expect("nobody panics").len() > 1 {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "the key is never forgotten");
+        }
+        stop.send(()).expect("the worker listens");
+        worker.await.expect("does not panic").expect("the store is up");
+    });
+}
+
+fn a_worker_started_again_under_its_name_does_not_keep_what_it_lost(server: &Server) {
+    runtime().block_on(async {
+        let queue = server.connect(settings(1)).await;
+        queue.push(mail(7)).await.expect("is up");
+        let begun = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&begun);
+        let run = move |_: Mail| {
+            // The first never ends.
+            let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                if first {
+                    std::future::pending::<()>().await;
+                }
+                Ok::<(), std::io::Error>(())
+            }
+        };
+        let (worker, first) = (queue.clone(), run.clone());
+        let died =
+            tokio::spawn(async move { worker.work("only", first, std::future::pending()).await });
+        wait_until("the first attempt", || begun.load(Ordering::SeqCst) == 1).await;
+        died.abort();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let worker =
+            tokio::spawn(
+                async move { queue.work("only", run, async { drop(stopped.await) }).await },
+            );
+        wait_until("the second attempt", || begun.load(Ordering::SeqCst) == 2).await;
+        stop.send(()).expect("the worker listens");
+        worker.await.expect("does not panic").expect("the store is up");
+    });
+}
+
+/// Runs each case against a server of its own.
+macro_rules! against {
+    ($module:ident, $server:expr, [$($case:ident),+ $(,)?]) => {
+        mod $module {
+            use super::*;
+
+            $(
+                #[test]
+                fn $case() {
+                    super::$case(&$server);
+                }
+            )+
+        }
+    };
+}
+
+against!(
+    redis,
+    Server::Redis(Redis::start()),
+    [
+        every_job_runs_and_never_more_at_once_than_allowed,
+        a_job_with_the_key_of_another_is_queued_once,
+        a_key_is_forgotten_after_its_time,
+        a_job_that_fails_is_tried_again,
+        jobs_of_a_worker_that_is_killed_run_elsewhere_and_none_is_lost,
+    ]
+);
+
+against!(
+    postgres,
+    Server::Postgres(Postgres::start()),
+    [
+        every_job_runs_and_never_more_at_once_than_allowed,
+        a_job_with_the_key_of_another_is_queued_once,
+        a_key_is_forgotten_after_its_time,
+        a_job_that_fails_is_tried_again,
+        jobs_of_a_worker_that_is_killed_run_elsewhere_and_none_is_lost,
+        a_worker_started_again_under_its_name_does_not_keep_what_it_lost,
+    ]
+);
+
 #[test]
 fn a_store_that_is_not_there_is_an_error_and_no_panic() {
     runtime().block_on(async {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-        let port = free.local_addr().expect("it is bound").port();
-        drop(free);
-        let url = format!("redis://127.0.0.1:{port}/");
-        let error = DurableQueue::<Mail>::connect(&url, settings(1)).await.expect_err("is down");
-        assert!(matches!(error, DurableError::Store { queue: "mail", .. }), "{error}");
-        let error = DurableQueue::<Mail>::connect("nonsense", settings(1)).await;
-        assert!(matches!(error, Err(DurableError::Store { .. })));
+        for scheme in ["redis", "postgres"] {
+            let url = format!("{scheme}://127.0.0.1:{}/", free_port());
+            let error = connect(&url, settings(1)).await.expect_err("is down");
+            assert!(matches!(error, DurableError::Store { queue: "mail", .. }), "{error}");
+        }
+        for nonsense in ["nonsense", "postgres://a:b:c"] {
+            let error = connect(nonsense, settings(1)).await;
+            assert!(matches!(error, Err(DurableError::Store { .. })), "{nonsense}");
+        }
     });
 }
