@@ -73,8 +73,7 @@ mod tests {
     #[tokio::test]
     async fn work_that_panics_is_nothing_and_is_not_done_again() {
         let caught = executor(|work| {
-            let work = std::panic::AssertUnwindSafe(work);
-            let _ = std::panic::catch_unwind(work.0);
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         });
         let times = Arc::new(Mutex::new(0));
         let counted = Arc::clone(&times);
