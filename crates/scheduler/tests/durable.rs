@@ -436,6 +436,77 @@ fn a_worker_started_again_under_its_name_does_not_keep_what_it_lost(server: &Ser
     });
 }
 
+fn a_long_job_stays_with_its_worker_while_that_lives(server: &Server) {
+    runtime().block_on(async {
+        // A dead worker's jobs would run elsewhere after 3 s.
+        let settings = DurableSettings { missed_heartbeats: 6, ..settings(1) };
+        let queue = server.connect(settings).await;
+        for number in 0..2 {
+            queue.push(mail(number)).await.expect("is up");
+        }
+        let (begun, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let run = {
+            let (begun, ended) = (Arc::clone(&begun), Arc::clone(&ended));
+            move |_: Mail| {
+                begun.fetch_add(1, Ordering::SeqCst);
+                let ended = Arc::clone(&ended);
+                async move {
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    ended.fetch_add(1, Ordering::SeqCst);
+                    Ok::<(), std::io::Error>(())
+                }
+            }
+        };
+        let mut stops = Vec::new();
+        let mut workers = Vec::new();
+        for name in ["one", "two"] {
+            let (stop, stopped) = oneshot::channel::<()>();
+            let (queue, run) = (queue.clone(), run.clone());
+            stops.push(stop);
+            workers.push(tokio::spawn(async move {
+                queue.work(name, run, async { drop(stopped.await) }).await
+            }));
+        }
+        wait_until("two jobs", || ended.load(Ordering::SeqCst) == 2).await;
+        drop(stops);
+        for worker in workers {
+            worker.await.expect("does not panic").expect("the store is up");
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), 2);
+    });
+}
+
+fn what_has_ended_is_removed_after_its_time(server: &Server) {
+    let Server::Postgres(postgres) = server else { panic!("asks Postgres") };
+    let rows = |table: &str| {
+        let count = postgres_command("psql", postgres.folder.path())
+            .args(["-X", "-A", "-t", "-c", &format!("SELECT count(*) FROM apalis.{table}")])
+            .arg(&postgres.url)
+            .stdout(Stdio::piped())
+            .output()
+            .expect("psql is beside initdb");
+        String::from_utf8_lossy(&count.stdout).trim().to_owned()
+    };
+    runtime().block_on(async {
+        let idempotency_ttl = Duration::from_secs(1);
+        let queue = server.connect(DurableSettings { idempotency_ttl, ..settings(2) }).await;
+        for number in 0..5 {
+            queue.push(mail(number)).await.expect("is up");
+        }
+        assert_eq!(rows("jobs"), "5");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let run = |_: Mail| async { Ok::<(), std::io::Error>(()) };
+        let worker =
+            tokio::spawn(
+                async move { queue.work("only", run, async { drop(stopped.await) }).await },
+            );
+        wait_until("no job is left", || rows("jobs") == "0").await;
+        assert_eq!(rows("workers"), "1");
+        stop.send(()).expect("the worker listens");
+        worker.await.expect("does not panic").expect("the store is up");
+    });
+}
+
 /// Runs each case against a server of its own.
 macro_rules! against {
     ($module:ident, $server:expr, [$($case:ident),+ $(,)?]) => {
@@ -461,6 +532,7 @@ against!(
         a_key_is_forgotten_after_its_time,
         a_job_that_fails_is_tried_again,
         jobs_of_a_worker_that_is_killed_run_elsewhere_and_none_is_lost,
+        a_long_job_stays_with_its_worker_while_that_lives,
     ]
 );
 
@@ -473,7 +545,9 @@ against!(
         a_key_is_forgotten_after_its_time,
         a_job_that_fails_is_tried_again,
         jobs_of_a_worker_that_is_killed_run_elsewhere_and_none_is_lost,
+        a_long_job_stays_with_its_worker_while_that_lives,
         a_worker_started_again_under_its_name_does_not_keep_what_it_lost,
+        what_has_ended_is_removed_after_its_time,
     ]
 );
 
