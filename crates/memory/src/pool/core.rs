@@ -29,7 +29,9 @@
 //! A thread that is inside of its stash may lock the depot. So who holds the depot's lock never visits
 //! stashes, and who visits drops nothing until the visit is over: destructors are the user's.
 
-use std::collections::VecDeque;
+mod depot;
+mod stash;
+
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
@@ -37,15 +39,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 
+use self::depot::Depot;
+use self::stash::{Counters, Grant, Stash, increment};
 use super::births::{BIRTHS, Birth, Births};
-use super::waiters::{Waiters, Woken};
+use super::waiters::Woken;
 use crate::raw::{PerThread, ThreadEnd, at_end};
-use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Relaxed};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Relaxed};
 
 /// How many operations of a thread, a power of two, go by before it looks after the pool.
 const UPKEEP_EVERY: u64 = 256;
-/// After so many steps of decay without a use, a stash or the depot is emptied.
-const QUIET_STEPS: u8 = 5;
 /// The most objects that a thread is granted.
 const STASH_MAX: usize = 64;
 
@@ -94,261 +96,6 @@ pub(crate) struct Node<T> {
     birth: Birth,
 }
 
-/// Numbers of one thread. Only the thread writes them, or who has its stash, so an increment is a load
-/// and a store.
-#[derive(Default)]
-struct Counters {
-    /// Guards taken, by birth.
-    taken: [AtomicU64; BIRTHS],
-    /// Guards dropped, by birth.
-    dropped: [AtomicU64; BIRTHS],
-    /// Of the guards taken, those whose object did not come from the stash.
-    past: AtomicU64,
-    /// Objects in the stash.
-    idle: AtomicUsize,
-    /// Bytes in the stash, where objects differ in their weight.
-    bytes: AtomicUsize,
-}
-
-impl Counters {
-    /// Guards taken of objects from the stash.
-    fn hits(&self) -> u64 {
-        let past = self.past.load(Relaxed);
-        let taken: u64 = self.taken.iter().map(|it| it.load(Relaxed)).sum();
-        taken.saturating_sub(past)
-    }
-
-    /// Counts `n` objects more in the stash (wrapping), of whose class it has `len` now.
-    #[inline(always)]
-    fn arrive<const C: usize>(&self, len: usize, n: usize) {
-        // With one class its length is all, which spares a load.
-        let idle = if C == 1 { len } else { self.idle.load(Relaxed).wrapping_add(n) };
-        self.idle.store(idle, Relaxed);
-    }
-
-    /// Guards taken less guards dropped on this thread; wraps.
-    fn guards_of(&self, birth: Birth) -> u64 {
-        let dropped = self.dropped[birth.index()].load(Relaxed);
-        self.taken[birth.index()].load(Relaxed).wrapping_sub(dropped)
-    }
-}
-
-/// Adds one and returns the sum.
-#[inline(always)]
-fn increment(counter: &AtomicU64) -> u64 {
-    let sum = counter.load(Relaxed).wrapping_add(1);
-    counter.store(sum, Relaxed);
-    sum
-}
-
-/// The objects that rest with a thread.
-struct Stash<T, H, const C: usize> {
-    free: [Vec<Box<Node<T>>>; C],
-    unused: [Unused; C],
-    /// How many objects of each class and how many bytes this stash may hold; nothing until the thread is
-    /// known to the pool.
-    grant: Grant,
-    asked: bool,
-    home: Option<Arc<H>>,
-}
-
-/// What of a class was not needed since the last step of decay.
-#[derive(Clone, Copy, Debug, Default)]
-struct Unused {
-    /// The fewest objects there were.
-    low: usize,
-    /// Steps since it was last used.
-    quiet: u8,
-}
-
-impl Unused {
-    /// Notes that one was taken and `left` stay.
-    #[inline]
-    fn left(&mut self, left: usize) {
-        // A branch that is nearly never taken, where a minimum would be a store each time.
-        if left < self.low {
-            self.low = left;
-        }
-    }
-
-    /// Says how many of `len` objects go in this step.
-    fn step(&mut self, len: usize) -> usize {
-        self.quiet = if self.low == len { (self.quiet + 1).min(QUIET_STEPS) } else { 0 };
-        if self.quiet == QUIET_STEPS { len } else { self.low.div_ceil(2) }
-    }
-
-    /// Begins the time until the next step, with `len` objects.
-    fn begin(&mut self, len: usize) {
-        self.low = len;
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Grant {
-    objects: usize,
-    bytes: usize,
-    /// The most bytes of an object that is kept.
-    heaviest: usize,
-}
-
-impl<T, H, const C: usize> Default for Stash<T, H, C> {
-    fn default() -> Self {
-        Self {
-            free: [const { Vec::new() }; C],
-            unused: [Unused::default(); C],
-            grant: Grant::default(),
-            asked: false,
-            home: None,
-        }
-    }
-}
-
-impl<T, H, const C: usize> Stash<T, H, C> {
-    #[inline(always)]
-    fn pop(&mut self, class: usize, counters: &Counters, weighed: bool) -> Option<Box<Node<T>>> {
-        let free = &mut self.free[class];
-        let node = free.pop()?;
-        let left = free.len();
-        self.unused[class].left(left);
-        counters.arrive::<C>(left, usize::MAX);
-        if weighed {
-            let bytes = counters.bytes.load(Relaxed) - node.bytes;
-            counters.bytes.store(bytes, Relaxed);
-        }
-        Some(node)
-    }
-
-    #[inline(always)]
-    fn push(
-        &mut self,
-        class: usize,
-        node: Box<Node<T>>,
-        counters: &Counters,
-        weighed: bool,
-    ) -> Result<(), Box<Node<T>>> {
-        let free = &mut self.free[class];
-        // The room is made elsewhere, see `make_room`: here it would cost more than the rest.
-        if free.len() >= self.grant.objects || free.len() == free.capacity() {
-            return Err(node);
-        }
-        if weighed {
-            let bytes = counters.bytes.load(Relaxed) + node.bytes;
-            if bytes > self.grant.bytes || node.bytes > self.grant.heaviest {
-                return Err(node);
-            }
-            counters.bytes.store(bytes, Relaxed);
-        }
-        free.push(node);
-        counters.arrive::<C>(free.len(), 1);
-        Ok(())
-    }
-
-    /// Allocates room for as many objects of a class as the grant allows.
-    fn make_room(&mut self, class: usize) {
-        let free = &mut self.free[class];
-        free.reserve_exact(self.grant.objects.saturating_sub(free.len()));
-    }
-
-    /// Takes out the `n` objects of a class that have rested longest, without counting them as taken.
-    fn drain(
-        &mut self,
-        class: usize,
-        n: usize,
-        counters: &Counters,
-        weighed: bool,
-    ) -> impl Iterator<Item = Box<Node<T>>> {
-        let left = self.free[class].len() - n;
-        self.unused[class].left(left);
-        counters.arrive::<C>(left, n.wrapping_neg());
-        self.free[class].drain(..n).inspect(move |node| {
-            if weighed {
-                counters.bytes.store(counters.bytes.load(Relaxed) - node.bytes, Relaxed);
-            }
-        })
-    }
-}
-
-/// The objects that rest with nobody, and what is decided about all of them.
-pub(super) struct Depot<T, const C: usize> {
-    /// The front has rested longest.
-    free: [VecDeque<Box<Node<T>>>; C],
-    unused: [Unused; C],
-    idle: usize,
-    bytes: usize,
-    granted: Grant,
-    closed: bool,
-    /// Takes and returns without a stash.
-    operations: u64,
-    hits: u64,
-    /// Objects that exist, where there is a limit.
-    pub(super) existing: usize,
-    pub(super) waiters: Waiters,
-}
-
-impl<T, const C: usize> Depot<T, C> {
-    fn fits(&self, bytes: usize, settings: &Settings) -> bool {
-        !self.closed
-            && self.idle + self.granted.objects < settings.idle_max
-            && self.bytes + self.granted.bytes + bytes <= settings.idle_bytes_max
-    }
-
-    /// How many of `nodes`, from the first on, there is room for.
-    fn fitting(&self, nodes: &[Box<Node<T>>], settings: &Settings) -> usize {
-        if self.closed {
-            return 0;
-        }
-        let objects = settings.idle_max - self.idle - self.granted.objects;
-        let mut bytes = settings.idle_bytes_max - self.bytes - self.granted.bytes;
-        let weights = nodes.iter().take(objects).map(|node| node.bytes);
-        let fits = |weight: &usize| match bytes.checked_sub(*weight) {
-            Some(rest) => {
-                bytes = rest;
-                true
-            }
-            None => false,
-        };
-        weights.take_while(fits).count()
-    }
-
-    fn push(
-        &mut self,
-        class: usize,
-        node: Box<Node<T>>,
-        settings: &Settings,
-    ) -> Result<(), Box<Node<T>>> {
-        if !self.fits(node.bytes, settings) {
-            return Err(node);
-        }
-        self.idle += 1;
-        self.bytes += node.bytes;
-        self.free[class].push_back(node);
-        Ok(())
-    }
-
-    fn pop(&mut self, class: usize) -> Option<Box<Node<T>>> {
-        let node = self.free[class].pop_back()?;
-        self.removed(class, &node);
-        Some(node)
-    }
-
-    fn pop_oldest(&mut self, class: usize) -> Option<Box<Node<T>>> {
-        let node = self.free[class].pop_front()?;
-        self.removed(class, &node);
-        Some(node)
-    }
-
-    fn removed(&mut self, class: usize, node: &Node<T>) {
-        self.idle -= 1;
-        self.bytes -= node.bytes;
-        self.unused[class].left(self.free[class].len());
-    }
-
-    /// Tells how many more guards the limit allows, and how many of those are promised to waiters.
-    pub(super) fn places(&self, limit: usize) -> usize {
-        self.idle + limit.saturating_sub(self.existing)
-    }
-}
-
 /// Numbers that change seldom.
 #[derive(Default)]
 pub(super) struct Totals {
@@ -389,18 +136,6 @@ pub(crate) struct Home<K: Kind, const C: usize> {
 impl<K: Kind, const C: usize> Core<K, C> {
     pub(crate) fn new(kind: K, settings: Settings) -> Arc<Self> {
         let now = (settings.clock)();
-        let depot = Depot {
-            free: [const { VecDeque::new() }; C],
-            unused: [Unused::default(); C],
-            idle: 0,
-            bytes: 0,
-            granted: Grant::default(),
-            closed: false,
-            operations: 0,
-            hits: 0,
-            existing: 0,
-            waiters: Waiters::default(),
-        };
         Arc::new(Self {
             plain: kind.is_plain(),
             same_weight: kind.same_weight(),
@@ -411,7 +146,7 @@ impl<K: Kind, const C: usize> Core<K, C> {
             slotless: Default::default(),
             totals: Totals::default(),
             last_step: Mutex::new(now),
-            depot: CachePadded::new(Mutex::new(depot)),
+            depot: CachePadded::new(Mutex::new(Depot::new())),
         })
     }
 
@@ -936,14 +671,6 @@ impl<K: Kind, const C: usize> Core<K, C> {
             factory_panics: load(&self.totals.factory_panics),
             reset_panics: load(&self.totals.reset_panics),
         }
-    }
-}
-
-impl<T, const C: usize> Depot<T, C> {
-    /// Counts an operation; tells whether it is time to look after the pool.
-    pub(super) fn operate(&mut self) -> bool {
-        self.operations += 1;
-        self.operations.is_multiple_of(UPKEEP_EVERY)
     }
 }
 
