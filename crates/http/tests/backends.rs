@@ -10,7 +10,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use accelerator::{Accelerated, outcome, request};
@@ -19,7 +18,7 @@ use support::{
     client::Answer,
     eventually,
     origin::{Gate, Origin, Received, Reply},
-    soon,
+    soon, until,
 };
 
 /// An answer that no cache keeps.
@@ -57,12 +56,7 @@ async fn node_until(
     what: &str,
     holds: impl Fn(&Value) -> bool,
 ) {
-    let waiting = async {
-        while !holds(&node(proxy, origin).await) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon(what, waiting).await;
+    until(what, async || holds(&node(proxy, origin).await)).await;
 }
 
 /// Waits until a request waits for a backend.

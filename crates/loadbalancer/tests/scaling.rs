@@ -11,7 +11,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener as StdListener, TcpStream as StdStream};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use loadbalancer::{
@@ -20,6 +20,7 @@ use loadbalancer::{
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 
 const IS_WORKER: &str = "LOADBALANCER_TEST_WORKER";
 const PLACES: u32 = 2;
@@ -44,6 +45,7 @@ fn worker_process() {
 fn serve(mut stream: StdStream) {
     let mut lines = BufReader::new(stream.try_clone().expect("a stream")).lines();
     while let Some(Ok(_)) = lines.next() {
+        // This is the work.
         std::thread::sleep(Duration::from_millis(20));
         if writeln!(stream, "{}", std::process::id()).is_err() {
             return;
@@ -82,11 +84,15 @@ async fn call(address: &str) -> std::io::Result<u32> {
 
 /// Waits until the balancer has so many backends.
 async fn until(balancer: &Balancer, backends: usize) {
-    let start = Instant::now();
-    while balancer.stats().backends != backends {
-        assert!(start.elapsed() < PATIENCE, "there are {} backends", balancer.stats().backends);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    // Every change of the set is an event; what has happened before is seen by looking first.
+    let mut events = balancer.events();
+    let changes = async {
+        while balancer.stats().backends != backends {
+            events.next().await.expect("the balancer lives");
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, changes).await;
+    waited.unwrap_or_else(|_| panic!("there are {} backends", balancer.stats().backends));
 }
 
 #[tokio::test]
@@ -107,7 +113,8 @@ async fn load_starts_processes_and_its_end_stops_them_and_no_call_fails() {
     let first = Arc::clone(&balancer.backends()[0].id);
 
     let goes_on = Arc::new(AtomicBool::new(true));
-    let calls = Arc::new(AtomicUsize::new(0));
+    // One permit for each call that has been answered.
+    let calls = Arc::new(Semaphore::new(0));
     let callers: Vec<_> = (0..CALLERS)
         .map(|_| {
             let (balancer, goes_on) = (balancer.clone(), Arc::clone(&goes_on));
@@ -119,7 +126,7 @@ async fn load_starts_processes_and_its_end_stops_them_and_no_call_fails() {
                         balancer.acquire(&Pick::new()).await.expect("there is room in time");
                     processes.insert(call(lease.backend()).await.expect("the worker answers"));
                     lease.complete(Outcome::Success);
-                    calls.fetch_add(1, Ordering::Relaxed);
+                    calls.add_permits(1);
                 }
                 processes
             })
@@ -127,10 +134,8 @@ async fn load_starts_processes_and_its_end_stops_them_and_no_call_fails() {
         .collect();
     until(&balancer, 4).await;
     let others: Vec<_> = balancer.backends().into_iter().map(|it| it.id).collect();
-    let before = calls.load(Ordering::Relaxed);
-    while calls.load(Ordering::Relaxed) < before + 100 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    calls.forget_permits(usize::MAX);
+    drop(calls.acquire_many(100).await.expect("it is open"));
     // One caller goes on while workers are stopped: none of its calls may fail either.
     let mut processes = HashSet::new();
     goes_on.store(false, Ordering::Relaxed);

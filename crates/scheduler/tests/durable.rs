@@ -96,89 +96,100 @@ fn free_port() -> u16 {
     free.local_addr().expect("it is bound").port()
 }
 
-/// A Redis server on a free port of the loopback.
+/// A server on a free port of the loopback, with a folder of its own.
+struct Served {
+    // Dropped in this order.
+    process: Killed,
+    folder: TempDir,
+    port: String,
+}
+
+impl Served {
+    /// Starts one with `begin` until it answers as `ready` says; both get the folder and the port.
+    fn start(begin: impl Fn(&Path, &str) -> Child, ready: impl Fn(&Path, &str) -> bool) -> Self {
+        // Somebody else may take the port in between.
+        for _ in 0..10 {
+            let folder = TempDir::new().expect("the temporary directory is writable");
+            let port = free_port().to_string();
+            let mut process = Killed(begin(folder.path(), &port));
+            if answers(&mut process.0, || ready(folder.path(), &port)) {
+                return Self { process, folder, port };
+            }
+        }
+        panic!("the server could not be started");
+    }
+}
+
 struct Redis {
-    _process: Killed,
-    _folder: TempDir,
+    _server: Served,
     url: String,
 }
 
 impl Redis {
     fn start() -> Self {
-        for _ in 0..10 {
-            let folder = TempDir::new().expect("the temporary directory is writable");
-            let port = free_port().to_string();
-            let process = Command::new("redis-server")
-                .args(["--port", &port, "--bind", "127.0.0.1", "--save", ""])
-                .current_dir(folder.path())
+        let begin = |folder: &Path, port: &str| {
+            Command::new("redis-server")
+                .args(["--port", port, "--bind", "127.0.0.1", "--save", ""])
+                .current_dir(folder)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn()
-                .expect("redis-server: cargo xtask test installs it");
-            let mut process = Killed(process);
-            let ping = || {
-                let ping = Command::new("redis-cli").args(["-p", &port, "PING"]).output();
-                ping.is_ok_and(|ping| ping.stdout.starts_with(b"PONG"))
-            };
-            if answers(&mut process.0, ping) {
-                let url = format!("redis://127.0.0.1:{port}/");
-                return Self { _process: process, _folder: folder, url };
-            }
-        }
-        panic!("no redis-server could be started");
+                .expect("redis-server: cargo xtask test installs it")
+        };
+        let ready = |_: &Path, port: &str| {
+            let ping = Command::new("redis-cli").args(["-p", port, "PING"]).output();
+            ping.is_ok_and(|ping| ping.stdout.starts_with(b"PONG"))
+        };
+        let server = Served::start(begin, ready);
+        let url = format!("redis://127.0.0.1:{}/", server.port);
+        Self { _server: server, url }
     }
 }
 
-/// A Postgres server on a free port of the loopback, with a cluster of its own.
+/// A Postgres server with a cluster of its own.
 struct Postgres {
-    process: Killed,
-    folder: TempDir,
+    server: Served,
     url: String,
 }
 
 impl Postgres {
     fn start() -> Self {
-        for _ in 0..10 {
-            let folder = TempDir::new().expect("the temporary directory is writable");
-            if is_root(folder.path()) {
-                chown(folder.path(), Some(NOBODY), Some(NOBODY)).expect("root may");
+        let begin = |folder: &Path, port: &str| {
+            if is_root(folder) {
+                chown(folder, Some(NOBODY), Some(NOBODY)).expect("root may");
             }
-            let made = postgres_command("initdb", folder.path())
+            let made = postgres_command("initdb", folder)
                 .args(["-D", "data", "-U", "postgres", "-A", "trust", "--no-sync", "--locale=C"])
                 .output()
                 .expect("initdb: cargo xtask test installs it");
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-            let port = free_port().to_string();
-            let process = postgres_command("postgres", folder.path())
-                .args(["-D", "data", "-p", &port, "-c", "listen_addresses=127.0.0.1"])
+            postgres_command("postgres", folder)
+                .args(["-D", "data", "-p", port, "-c", "listen_addresses=127.0.0.1"])
                 .args(["-c", "unix_socket_directories=", "-c", "fsync=off"])
                 .stderr(Stdio::null())
                 .spawn()
-                .expect("postgres is beside initdb");
-            let mut process = Killed(process);
-            let ready = || {
-                let ask = postgres_command("pg_isready", folder.path())
-                    .args(["-q", "-h", "127.0.0.1", "-p", &port])
-                    .status();
-                ask.is_ok_and(|status| status.success())
-            };
-            if answers(&mut process.0, ready) {
-                let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
-                return Self { process, folder, url };
-            }
-        }
-        panic!("no postgres could be started");
+                .expect("postgres is beside initdb")
+        };
+        let ready = |folder: &Path, port: &str| {
+            let ask = postgres_command("pg_isready", folder)
+                .args(["-q", "-h", "127.0.0.1", "-p", port])
+                .status();
+            ask.is_ok_and(|status| status.success())
+        };
+        let server = Served::start(begin, ready);
+        let url = format!("postgres://postgres@127.0.0.1:{}/postgres", server.port);
+        Self { server, url }
     }
 }
 
 impl Drop for Postgres {
     /// Stops it as a server is stopped, so that it leaves no shared memory behind.
     fn drop(&mut self) {
-        let stopped = postgres_command("pg_ctl", self.folder.path())
+        let stopped = postgres_command("pg_ctl", self.server.folder.path())
             .args(["stop", "-D", "data", "-m", "immediate", "-s"])
             .status();
         if stopped.is_ok_and(|status| status.success()) {
-            let _ = self.process.0.wait();
+            let _ = self.server.process.0.wait();
         }
     }
 }
@@ -479,7 +490,7 @@ fn a_long_job_stays_with_its_worker_while_that_lives(server: &Server) {
 fn what_has_ended_is_removed_after_its_time(server: &Server) {
     let Server::Postgres(postgres) = server else { panic!("asks Postgres") };
     let rows = |table: &str| {
-        let count = postgres_command("psql", postgres.folder.path())
+        let count = postgres_command("psql", postgres.server.folder.path())
             .args(["-X", "-A", "-t", "-c", &format!("SELECT count(*) FROM apalis.{table}")])
             .arg(&postgres.url)
             .stdout(Stdio::piped())

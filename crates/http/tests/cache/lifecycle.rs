@@ -11,7 +11,7 @@ use crate::{
     support::{
         eventually,
         origin::{Gate, Origin},
-        soon,
+        soon, until,
     },
 };
 
@@ -159,12 +159,8 @@ async fn requests_that_are_under_way_end_well_before_a_shutdown() {
     }
     origin.wait_for_hits(2).await;
     let stopping = tokio::spawn(proxy.shutdown(Duration::from_secs(30)));
-    let refused = async {
-        while TcpStream::connect(addr).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon("the refusal of new connections", refused).await;
+    let refused = async || TcpStream::connect(addr).await.is_err();
+    until("the refusal of new connections", refused).await;
     gate.open();
     for client in &mut clients {
         let answer = client.answer().await.expect("an answer");

@@ -1,15 +1,11 @@
 //! Two accelerators over one Redis: what one of them forgets, the other does not serve.
 
-use std::time::Duration;
-
 use super::*;
 use crate::{
     accelerator::{Accelerated, outcome},
     redis::Redis,
-    support::origin::Origin,
+    support::{origin::Origin, until},
 };
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn pair(redis: &Redis, origin: &Origin) -> [Accelerated; 2] {
     let keys = [("cache.redis.url", &*redis.url())];
@@ -19,16 +15,12 @@ async fn pair(redis: &Redis, origin: &Origin) -> [Accelerated; 2] {
 
 /// Asks until the answer is what it should be.
 async fn becomes(proxy: &Accelerated, target: &str, body: &str, expected: &str) {
-    let start = std::time::Instant::now();
-    loop {
+    let what = format!("{target}: {body:?}, {expected}");
+    let is_so = async || {
         let answer = proxy.get(target).await;
-        if (answer.text(), outcome(&answer)) == (body, expected) {
-            return;
-        }
-        let seen = (answer.text().to_owned(), outcome(&answer).to_owned());
-        assert!(start.elapsed() < PATIENCE, "{target}: {seen:?} is not {:?}", (body, expected));
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+        (answer.text(), outcome(&answer)) == (body, expected)
+    };
+    until(&what, is_so).await;
 }
 
 /// One figure about Redis.
@@ -40,15 +32,13 @@ async fn figure(proxy: &Accelerated, name: &str) -> u64 {
 
 /// Asks for one page after the other until Redis takes them, and has them all.
 async fn in_service(proxy: &Accelerated) {
-    let start = std::time::Instant::now();
-    for page in 0.. {
+    let mut page = 0;
+    let takes = async || {
+        page += 1;
         proxy.get(&format!("/first/{page}")).await;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if figure(proxy, "writes").await > 0 && figure(proxy, "queue_depth").await == 0 {
-            return;
-        }
-        assert!(start.elapsed() < PATIENCE, "Redis is not in service");
-    }
+        figure(proxy, "writes").await > 0 && figure(proxy, "queue_depth").await == 0
+    };
+    until("Redis in service", takes).await;
 }
 
 /// An origin with a version that changes when it is told.
@@ -114,11 +104,7 @@ async fn what_one_accelerator_has_the_other_takes_from_redis() {
         becomes(&one, &format!("/page/{page}"), "version 0", "HIT").await;
     }
     assert_eq!(origin.hits() - hits, 20);
-    let start = std::time::Instant::now();
-    while figure(&one, "queue_depth").await > 0 {
-        assert!(start.elapsed() < PATIENCE, "not everything has been written");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("everything written", async || figure(&one, "queue_depth").await == 0).await;
     for page in 0..20 {
         becomes(&other, &format!("/page/{page}"), "version 0", "HIT").await;
     }

@@ -5,10 +5,7 @@ pub(crate) mod client;
 pub(crate) mod origin;
 pub(crate) mod proxy;
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{future::Future, time::Duration};
 
 /// How long a test waits for something that must happen; generous, for loaded machines.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,9 +20,15 @@ pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
 
 /// Polls `condition` until it holds, failing the test after [`PATIENCE`].
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not hold within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(what, async || condition()).await;
+}
+
+/// As [`eventually`], for what has to be asked of a server.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon(what, asking).await;
 }
