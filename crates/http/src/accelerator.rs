@@ -679,19 +679,20 @@ impl Accelerator {
     /// Asks the origin for an answer that is not stored: to HEAD, to a range, or under `no-store`.
     async fn ask_unstored(&self, call: Call<'_>) -> Answer {
         let asked = call.asked;
-        let failure =
-            match self.fetch(asked.parts(), RequestBody::Empty, &asked.peer, asked.session).await {
-                Ok(Called { head, body, cookie, .. }) => {
-                    if !rules::is_origin_error(head.status) || !call.may_serve_stale() {
-                        let fwd_status = Some(head.status.as_u16());
-                        let status = CacheStatus { fwd_status, ..call.status() };
-                        // The client's own conditions went along, so a 304 is for the client.
-                        return answer_with(head, body, cookie, Outcome::Miss, status);
-                    }
-                    Failure::of_origin(head.status, ORIGIN_ERROR)
+        let parts = asked.parts();
+        let fetched = self.fetch(parts, RequestBody::Empty, &asked.peer, asked.session).await;
+        let failure = match fetched {
+            Ok(Called { head, body, cookie, .. }) => {
+                if !rules::is_origin_error(head.status) || !call.may_serve_stale() {
+                    let fwd_status = Some(head.status.as_u16());
+                    let status = CacheStatus { fwd_status, ..call.status() };
+                    // The client's own conditions went along, so a 304 is for the client.
+                    return answer_with(head, body, cookie, Outcome::Miss, status);
                 }
-                Err(failure) => failure,
-            };
+                Failure::of_origin(head.status, ORIGIN_ERROR)
+            }
+            Err(failure) => failure,
+        };
         call.fail(&failure)
     }
 

@@ -191,8 +191,8 @@ impl Backends {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(crate) fn start(config: &Config) -> Result<Self, BackendsError> {
-        let perf = UltraPerf::new(config.clone());
+    pub(crate) fn start(perf: &UltraPerf) -> Result<Self, BackendsError> {
+        let config = perf.config();
         let balancer = perf.balancer().build()?;
         let budget = perf.retry_budget().build()?;
         let hedge = perf.hedge(budget.clone()).map(HedgeBuilder::build).transpose()?;

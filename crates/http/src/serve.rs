@@ -154,10 +154,10 @@ impl Server {
         let admin_listener = listen("server.admin", config.server.admin).await?;
 
         let perf = UltraPerf::new(config.clone());
-        let backends = Backends::start(config)?;
+        let backends = Backends::start(&perf)?;
         let scheduler = perf.scheduler().build()?;
         let store = match config.response_cache.enabled {
-            true => Some(open_store(&perf, config, &scheduler).await?),
+            true => Some(open_store(&perf, &scheduler).await?),
             false => None,
         };
         let memory = perf.memory_guard().map(|builder| guard(builder).start()).transpose()?;
@@ -257,11 +257,8 @@ async fn listen(path: &'static str, address: SocketAddr) -> Result<TcpListener, 
     TcpListener::bind(address).await.map_err(failed)
 }
 
-async fn open_store(
-    perf: &UltraPerf,
-    config: &Config,
-    scheduler: &Scheduler,
-) -> Result<ResponseCache, StartError> {
+async fn open_store(perf: &UltraPerf, scheduler: &Scheduler) -> Result<ResponseCache, StartError> {
+    let config = perf.config();
     let settings = &config.response_cache;
     let window = |window: Duration| (!window.is_zero()).then_some(window);
     let policy = Arc::new(Policy {

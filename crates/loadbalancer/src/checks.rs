@@ -1,9 +1,9 @@
 //! Active checks: a task that asks every backend now and then whether it is well.
 //!
-//! A check is a TCP connection, an HTTP request whose status is looked at, or a call of the health service
-//! of gRPC (`grpc`). Backends are asked at
-//! times of their own, spread over the interval and moved by chance, so that neither many backends nor
-//! many balancers are in step. The results go to [`Balancer::report_check`], whose thresholds decide.
+//! A check is a TCP connection, an HTTP request whose status is looked at, or a call of the health
+//! service of gRPC (`grpc`). Backends are asked at times of their own, spread over the interval and moved
+//! by chance, so that neither many backends nor many balancers are in step. The results go to
+//! [`Balancer::report_check`], whose thresholds decide.
 
 #[cfg(feature = "grpc")]
 mod grpc;
@@ -64,8 +64,9 @@ impl Checks {
     /// Starts to check the backends of a balancer, whoever they are over time.
     ///
     /// The address of a backend is its id without `http://` and without what follows the port, so
-    /// `10.0.0.1:8000` and `http://10.0.0.1:8000/` are the same; without a port it is port 80. The balancer must have been built
-    /// with [`checks`](crate::BalancerBuilder::checks) for the results to count.
+    /// `10.0.0.1:8000` and `http://10.0.0.1:8000/` are the same; without a port it is port 80. The
+    /// balancer must have been built with [`checks`](crate::BalancerBuilder::checks) for the results to
+    /// count.
     ///
     /// # Panics
     ///

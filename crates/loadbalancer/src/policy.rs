@@ -38,8 +38,9 @@ pub enum Policy {
     /// Takes the one of a few random backends with the least latency times leases, plus two.
     ///
     /// The latency is the peak EWMA of Finagle: it jumps up with a slow answer and comes down over
-    /// `decay`. A backend that has leases and is silent for longer counts as that slow. A failure counts as a slow answer, so a backend that fails fast is not taken for a
-    /// fast one. Up to 16 backends are all looked at. The default, with 5 choices and 1 s.
+    /// `decay`. A backend that has leases and is silent for longer counts as that slow. A failure counts
+    /// as a slow answer, so a backend that fails fast is not taken for a fast one. Up to 16 backends are
+    /// all looked at. The default, with 5 choices and 1 s.
     PeakEwma {
         /// How many backends are compared; at least 2.
         choices: u32,

@@ -17,9 +17,10 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
-use apalis_core::error::BoxDynError;
+use apalis_core::error::{BoxDynError, WorkerError};
 use apalis_core::task::Task;
 use apalis_core::task::builder::TaskBuilder;
 use serde::Serialize;
@@ -231,6 +232,15 @@ fn task<J: Job>(job: J) -> Task<J> {
         Some(key) => task.idempotency_key(key).build(),
         None => task.build(),
     }
+}
+
+/// A worker of a store that runs until its signal.
+type Running = Pin<Box<dyn Future<Output = Result<(), WorkerError>> + Send>>;
+
+/// A signal to stop, as the workers take it.
+async fn signal(stop: impl Future<Output = ()>) -> std::io::Result<()> {
+    stop.await;
+    Ok(())
 }
 
 fn store_failed<J: Job>(source: BoxDynError) -> DurableError {

@@ -15,11 +15,10 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::Pin;
 use std::time::Duration;
 
 use apalis_core::backend::{TaskSink as _, TaskSinkError};
-use apalis_core::error::{BoxDynError, WorkerError};
+use apalis_core::error::BoxDynError;
 use apalis_core::task::task_id::TaskId;
 use apalis_core::worker::builder::WorkerBuilder;
 use apalis_postgres::{Config, PostgresStorage};
@@ -28,7 +27,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use tokio::time::MissedTickBehavior;
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{DurableSettings, Job, JobFailed, task};
+use super::{DurableSettings, Job, JobFailed, Running, signal, task};
 
 /// Connections that a queue and its clones have at most.
 const CONNECTIONS: u32 = 4;
@@ -147,12 +146,7 @@ impl<J: Job> Store<J> {
             .backend(self.storage())
             .layer(ConcurrencyLimitLayer::new(self.settings.concurrency))
             .build(handler);
-        let stop = async move {
-            stop.await;
-            Ok::<(), std::io::Error>(())
-        };
-        let mut running: Pin<Box<dyn Future<Output = Result<(), WorkerError>> + Send>> =
-            Box::pin(built.run_until(stop));
+        let mut running: Running = Box::pin(built.run_until(signal(stop)));
         // Both are one task: each tick of the second makes the first look for jobs.
         let ended = tokio::select! {
             ended = &mut running => ended,

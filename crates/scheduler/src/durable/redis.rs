@@ -4,15 +4,14 @@
 //! fetches ahead by the batch that it is configured with.
 
 use std::future::Future;
-use std::pin::Pin;
 
 use apalis_core::backend::TaskSink as _;
-use apalis_core::error::{BoxDynError, WorkerError};
+use apalis_core::error::BoxDynError;
 use apalis_core::worker::builder::WorkerBuilder;
 use apalis_redis::{Config, ConnectionManager, RedisStorage};
 use tower::limit::ConcurrencyLimitLayer;
 
-use super::{DurableSettings, Job, JobFailed, task};
+use super::{DurableSettings, Job, JobFailed, Running, signal, task};
 
 /// A queue in Redis; clones share its connection.
 pub(super) struct Store<J: Job> {
@@ -64,12 +63,7 @@ impl<J: Job> Store<J> {
             .backend(self.storage.clone())
             .layer(ConcurrencyLimitLayer::new(self.concurrency))
             .build(handler);
-        let stop = async move {
-            stop.await;
-            Ok::<(), std::io::Error>(())
-        };
-        let running: Pin<Box<dyn Future<Output = Result<(), WorkerError>> + Send>> =
-            Box::pin(worker.run_until(stop));
+        let running: Running = Box::pin(worker.run_until(signal(stop)));
         Ok(running.await?)
     }
 }
