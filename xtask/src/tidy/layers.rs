@@ -29,6 +29,7 @@ const LAYERS: &[Layer] = &[
     layer("crates/memory", "memory", &[]),
     layer("crates/resilience", "resilience", &[]),
     layer("crates/scheduler", "scheduler", &[]),
+    layer("crates/monitor", "monitor", &[]),
     layer("crates/loadbalancer", "loadbalancer", &["resilience"]),
     layer("crates/cache-tiered", "cache-tiered", &["resilience"]),
     layer(

@@ -1,0 +1,3 @@
+//! What recording, remembering, judging and telling cost, beside the libraries that others use.
+
+fn main() {}

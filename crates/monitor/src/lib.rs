@@ -1,0 +1,12 @@
+//! Metrics, their history, alert rules, advice and a score for one process and its machine.
+#![forbid(unsafe_code)]
+
+mod clock;
+mod selector;
+mod series;
+mod source;
+
+pub use clock::{Clock, Moment, SystemClock};
+pub use selector::{Comparison, Matcher, Selector, SelectorError, is_label_name, is_metric_name};
+pub use series::{Kind, Labels, SeriesId, SeriesKey, Unit};
+pub use source::{Aggregate, Matched, Reading, Source, Window};
