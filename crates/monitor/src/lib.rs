@@ -2,11 +2,18 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+mod histogram;
+mod registry;
 mod selector;
 mod series;
 mod source;
 
 pub use clock::{Clock, Moment, SystemClock};
+pub use histogram::{Bucket, Distribution, Histogram, Part};
+pub use registry::{
+    Counter, FamilySnapshot, Gauge, OTHER, Readings, Registry, RegistryOptions, SeriesSnapshot,
+    Snapshot, Value, Watch,
+};
 pub use selector::{Comparison, Matcher, Selector, SelectorError, is_label_name, is_metric_name};
 pub use series::{Kind, Labels, SeriesId, SeriesKey, Unit};
 pub use source::{Aggregate, Matched, Reading, Source, Window};
