@@ -1,6 +1,7 @@
 //! Metrics, their history, alert rules, advice and a score for one process and its machine.
 #![forbid(unsafe_code)]
 
+pub mod alert;
 mod clock;
 mod histogram;
 mod registry;

@@ -1,0 +1,141 @@
+//! What a rule file says about handlers, as plain data; who makes handlers of it is another part.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::selector::Matcher;
+
+use super::event::Severity;
+
+/// A text that is sent but never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<str>);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: impl Into<Arc<str>>) -> Self {
+        Self(text.into())
+    }
+
+    /// Returns the text, for the one place that sends it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<secret>")
+    }
+}
+
+/// A secret in the rule file, or the file that holds it alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// The secret itself.
+    Value(Secret),
+    /// The path of a file; blanks around the secret do not count.
+    File(PathBuf),
+}
+
+/// A handler as a rule file describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandlerSpec {
+    /// Its name, which rules route to.
+    pub id: Arc<str>,
+    /// What it is.
+    pub kind: HandlerKind,
+    /// It gets no message below this level.
+    pub min_severity: Severity,
+    /// Whether it gets resolves.
+    pub send_resolved: bool,
+    /// It gets only messages whose labels meet these; `severity` and `alertname` are among the labels.
+    pub matchers: Vec<Matcher>,
+    /// The labels by which messages are put together.
+    pub group_by: Vec<Arc<str>>,
+    /// How long the first message of a group waits for others.
+    pub group_wait: Duration,
+    /// How long after a message of a group the next waits.
+    pub group_interval: Duration,
+    /// How long one try may take.
+    pub timeout: Duration,
+    /// Tries after the first.
+    pub retries: u32,
+    /// Messages that may wait.
+    pub queue: usize,
+}
+
+impl HandlerSpec {
+    /// Makes a handler with the defaults: all severities, resolves too, no grouping, 10 s and 3 retries.
+    pub fn new(id: impl Into<Arc<str>>, kind: HandlerKind) -> Self {
+        Self {
+            id: id.into(),
+            kind,
+            min_severity: Severity::Info,
+            send_resolved: true,
+            matchers: Vec::new(),
+            group_by: Vec::new(),
+            group_wait: Duration::ZERO,
+            group_interval: Duration::ZERO,
+            timeout: Duration::from_secs(10),
+            retries: 3,
+            queue: 1_000,
+        }
+    }
+}
+
+/// The kinds of handlers that a rule file can ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandlerKind {
+    /// `type = "log"`: a line in the log of the program.
+    Log,
+    /// `type = "channel"`: subscribers inside the program, such as a page.
+    Channel,
+    /// `type = "jsonl"`: a line of JSON in a file.
+    JsonLines {
+        /// The file.
+        path: PathBuf,
+        /// At this size it is renamed and begun anew, in bytes.
+        max_bytes: u64,
+    },
+    /// `type = "webhook"`: the body of Alertmanager's webhooks, version 4.
+    Webhook {
+        /// Where it is sent, with `http` or `https`.
+        url: Arc<str>,
+        /// Headers that are sent with it.
+        headers: Vec<(Arc<str>, Arc<str>)>,
+        /// The bearer token.
+        token: Option<SecretSource>,
+        /// The key of the HMAC signature.
+        hmac: Option<SecretSource>,
+    },
+    /// `type = "alertmanager"`: alerts for Alertmanager's API, sent again while they go on.
+    Alertmanager {
+        /// The base addresses of all of them, with `http` or `https`.
+        urls: Vec<Arc<str>>,
+        /// How often an alert that goes on is sent again.
+        resend: Duration,
+        /// The address that alerts point back to, may be empty.
+        generator_url: Arc<str>,
+        /// The bearer token.
+        token: Option<SecretSource>,
+    },
+}
+
+impl HandlerKind {
+    /// Returns the word of `type`.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Channel => "channel",
+            Self::JsonLines { .. } => "jsonl",
+            Self::Webhook { .. } => "webhook",
+            Self::Alertmanager { .. } => "alertmanager",
+        }
+    }
+}
