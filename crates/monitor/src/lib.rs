@@ -5,6 +5,7 @@ pub mod alert;
 mod clock;
 mod histogram;
 mod registry;
+pub mod insight;
 mod selector;
 mod series;
 mod source;
