@@ -10,7 +10,7 @@ use crate::{Outcome, repo};
 pub(crate) const FEATURES: &str = "--features \
      cache-tiered/sled,cache-tiered/lz4,cache-tiered/encryption,cache-tiered/wincode,\
      cache-tiered/messagepack,cache-tiered/redis-rs,\
-     memory/cpu-profile,memory/glibc,memory/jemalloc-profile,memory/serde,\
+     memory/glibc,memory/jemalloc-profile,memory/serde,\
      resilience/http,resilience/rate-limit,resilience/tower,\
      loadbalancer/grpc,loadbalancer/discovery,loadbalancer/tower,loadbalancer/webhook,\
      scheduler/tower,scheduler/durable-redis,scheduler/durable-postgres";

@@ -7,8 +7,6 @@ mod allocator;
 mod arena;
 #[cfg(feature = "buffers")]
 mod buffer;
-#[cfg(all(feature = "cpu-profile", unix))]
-mod cpu_profile;
 mod error;
 mod guard;
 mod interner;
@@ -33,8 +31,6 @@ pub use allocator::{AllocatorControl, AllocatorStats, GiveBackReport};
 pub use arena::{ArenaPool, ArenaPoolBuilder};
 #[cfg(feature = "buffers")]
 pub use buffer::{BufferPool, BufferPoolBuilder, PooledBuf};
-#[cfg(all(feature = "cpu-profile", unix))]
-pub use cpu_profile::{CpuProfileError, cpu_profile};
 pub use error::{BuildError, Problem};
 pub use guard::{
     CleanupReport, CleanupRequest, CleanupScope, GuardError, GuardStats, MemoryGuard,

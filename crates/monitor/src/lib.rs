@@ -4,6 +4,8 @@
 pub mod alert;
 mod clock;
 mod histogram;
+#[cfg(all(feature = "profiling", unix))]
+mod profile;
 mod registry;
 pub mod insight;
 mod selector;
@@ -12,6 +14,8 @@ mod source;
 
 pub use clock::{Clock, Moment, SystemClock};
 pub use histogram::{Bucket, Distribution, Histogram, Part};
+#[cfg(all(feature = "profiling", unix))]
+pub use profile::{PROFILE_LONGEST, ProfileError, cpu_profile, flame_graph};
 pub use registry::{
     Counter, FamilySnapshot, Gauge, OTHER, Readings, Registry, RegistryOptions, SeriesSnapshot,
     Snapshot, Value, Watch,
