@@ -8,6 +8,8 @@ mod histogram;
 mod profile;
 mod registry;
 pub mod insight;
+mod registry;
+pub mod score;
 mod selector;
 mod series;
 mod source;
