@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::millis;
 use crate::selector::Selector;
@@ -32,7 +32,7 @@ pub(crate) use trend::quantile;
 pub use trend::{POINTS_MAX, POINTS_MIN, Trend, Z_SIGNIFICANT, downsample, theil_sen};
 
 /// What a result rests on.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
     /// The series, as a selector.
     pub metric: String,

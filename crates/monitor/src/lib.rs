@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod alert;
+pub mod advice;
 mod clock;
 mod histogram;
 #[cfg(all(feature = "profiling", unix))]

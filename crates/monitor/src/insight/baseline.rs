@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Evidence, MAD_TO_DEVIATION, ids, quantile};
 use crate::clock::millis;
@@ -21,7 +21,7 @@ const WEEK: Duration = Duration::from_secs(7 * 86_400);
 const VALUES_MIN: usize = 20;
 
 /// Which direction of a metric is bad.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Worse {
     /// More is worse, as for times and errors.

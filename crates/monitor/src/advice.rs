@@ -1,0 +1,359 @@
+//! Recommendations: what to change, why, what it should bring, and whether it did.
+//!
+//! An [`AdviceRule`] looks at readings and returns [`Finding`]s. The [`Advisor`] makes recommendations of
+//! them, with a state each:
+//!
+//! ```text
+//!            found                  apply                   10 minutes later
+//!   (none) ────────▶ open ────────────────────▶ applied ──┬──▶ verified      the target is better
+//!                    │  ▲                                 ├──▶ no_effect     it is not
+//!            dismiss │  │ found in 3 windows in a row     └──▶ rolled_back   something is worse: undone
+//!                    ▼  │
+//!                 dismissed, verified, no_effect, rolled_back
+//! ```
+//!
+//! Applying is a change of configuration through an [`Actuator`], and is undone through it. Before a
+//! change the advisor reads the metric it is for, the 95th percentile, the errors and the memory, and ten
+//! minutes after it reads them again: what made one of them worse by more than a tenth is undone without
+//! being asked. Of one subsystem only one change is on probation at a time, so that an effect has one
+//! cause. A recommendation that has ended opens again only if its evidence holds for three windows.
+
+use serde::{Deserialize, Serialize};
+
+use crate::insight::{Evidence, MetricSpec};
+use crate::score::Score;
+use crate::source::Source;
+
+mod advisor;
+mod guard;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub use advisor::{
+    Advisor, AdvisorOptions, AdvisorState, ApplyError, AuditEntry, AuditEvent, Change,
+};
+pub use guard::{GuardOptions, GuardReading};
+pub use rules::{GenericOptions, generic_rules};
+
+/// What a recommendation is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Category {
+    /// Processors.
+    Cpu,
+    /// Memory.
+    Memory,
+    /// Disks and file systems.
+    Disk,
+    /// Connections and descriptors.
+    Network,
+    /// Times of requests.
+    Latency,
+    /// Requests that fail.
+    Errors,
+    /// Caches.
+    Cache,
+    /// Queues, pools and tasks.
+    Scheduler,
+    /// Backends and how requests are spread.
+    Balancer,
+    /// Databases.
+    Database,
+    /// The monitoring itself.
+    Monitoring,
+}
+
+/// How soon something should be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// When there is time.
+    Low,
+    /// Soon.
+    Medium,
+    /// Today.
+    High,
+    /// Now.
+    Critical,
+}
+
+/// How much work a recommendation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Effort {
+    /// A setting.
+    Low,
+    /// A change of the deployment.
+    Medium,
+    /// A change of the program.
+    High,
+}
+
+/// A change of one setting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Action {
+    /// What is done; `config.set`.
+    pub kind: String,
+    /// The setting, such as `cache.memory.capacity`.
+    pub path: String,
+    /// Its value before.
+    pub from: serde_json::Value,
+    /// Its value after.
+    pub to: serde_json::Value,
+}
+
+impl Action {
+    /// Sets a setting.
+    #[must_use]
+    pub fn set(
+        path: impl Into<String>,
+        from: impl Into<serde_json::Value>,
+        to: impl Into<serde_json::Value>,
+    ) -> Self {
+        Self { kind: "config.set".to_owned(), path: path.into(), from: from.into(), to: to.into() }
+    }
+
+    /// Returns the action that undoes this one.
+    #[must_use]
+    pub fn inverse(&self) -> Self {
+        Self { from: self.to.clone(), to: self.from.clone(), ..self.clone() }
+    }
+}
+
+/// What a change should bring.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Expected {
+    /// The metric.
+    pub metric: String,
+    /// Its value now.
+    pub from: f64,
+    /// Its value after the change.
+    pub to: f64,
+    /// The points that the score would gain, by scoring again with that value.
+    pub points: Option<f64>,
+}
+
+/// What a rule found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// What it is about within the rule, such as the name of a cache; empty if there is only one.
+    pub subject: String,
+    /// What it is about.
+    pub category: Category,
+    /// How soon something should be done.
+    pub priority: Priority,
+    /// The state, with its numbers, in a sentence.
+    pub title: String,
+    /// What exactly to do.
+    pub recommendation: String,
+    /// Why that should help.
+    pub why: String,
+    /// The value that is off.
+    pub current_value: Option<f64>,
+    /// What it should be.
+    pub target_value: Option<f64>,
+    /// What the finding rests on.
+    pub evidence: Vec<Evidence>,
+    /// The change; `None` if people have to act.
+    pub action: Option<Action>,
+    /// What the change should bring.
+    pub expected: Option<Expected>,
+    /// The metric that tells whether the change helped.
+    pub target: Option<MetricSpec>,
+    /// From 0 to 4, the highest over all that the change touches.
+    pub risk: u8,
+    /// How much work it is.
+    pub effort: Effort,
+    /// From 0 to 1.
+    pub confidence: f64,
+}
+
+impl Finding {
+    /// Says what is the case and what to do, for people to act on; the fields are there to add the rest.
+    #[must_use]
+    pub fn advice(
+        category: Category,
+        priority: Priority,
+        title: impl Into<String>,
+        recommendation: impl Into<String>,
+    ) -> Self {
+        Self {
+            subject: String::new(),
+            category,
+            priority,
+            title: title.into(),
+            recommendation: recommendation.into(),
+            why: String::new(),
+            current_value: None,
+            target_value: None,
+            evidence: Vec::new(),
+            action: None,
+            expected: None,
+            target: None,
+            risk: 0,
+            effort: Effort::Medium,
+            confidence: 0.8,
+        }
+    }
+}
+
+/// What rules look at.
+#[derive(Clone, Copy)]
+pub struct AdviceContext<'a> {
+    /// The samples.
+    pub source: &'a dyn Source,
+    /// This moment, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// The score of this moment, for the points that a change should bring.
+    pub score: Option<&'a Score>,
+}
+
+/// Looks at readings and says what should change.
+///
+/// A closure can be one: see [`Advisor::rule`].
+pub trait AdviceRule: Send + Sync {
+    /// Returns the name, such as `cache.undersized`; what is before the first point is the subsystem.
+    fn id(&self) -> &str;
+
+    /// Returns what there is to say; nothing if all is well or too little is known.
+    fn check(&self, context: &AdviceContext<'_>) -> Vec<Finding>;
+}
+
+/// Changes settings, by the way that people change them.
+pub trait Actuator: Send + Sync {
+    /// Sets a setting to a value, after checking it.
+    ///
+    /// # Errors
+    ///
+    /// Why the value was refused; then nothing has changed.
+    fn apply(&self, path: &str, value: &serde_json::Value) -> Result<(), ActuatorError>;
+}
+
+/// A change that was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ActuatorError(pub String);
+
+/// Where a recommendation is in its life.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum State {
+    /// It waits for somebody to act.
+    Open,
+    /// The change is made and on probation.
+    Applied {
+        /// Since when, in milliseconds since 1970.
+        at_ms: i64,
+        /// Who applied it.
+        by: String,
+        /// The guarded metrics before.
+        before: Vec<GuardReading>,
+        /// Why the change, which should be undone, is not.
+        undo_refused: Option<String>,
+    },
+    /// The change helped.
+    Verified {
+        /// Since when.
+        at_ms: i64,
+        /// What changed, in words.
+        reason: String,
+    },
+    /// The change did nothing; it can be undone.
+    NoEffect {
+        /// Since when.
+        at_ms: i64,
+        /// What did not change, in words.
+        reason: String,
+    },
+    /// The change was undone.
+    RolledBack {
+        /// Since when.
+        at_ms: i64,
+        /// What became worse, or who undid it.
+        reason: String,
+    },
+    /// Somebody does not want it.
+    Dismissed {
+        /// Until when; `None` for good.
+        until_ms: Option<i64>,
+        /// Who.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl State {
+    /// Returns the name, as it is serialized.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Applied { .. } => "applied",
+            Self::Verified { .. } => "verified",
+            Self::NoEffect { .. } => "no_effect",
+            Self::RolledBack { .. } => "rolled_back",
+            Self::Dismissed { .. } => "dismissed",
+        }
+    }
+}
+
+/// A recommendation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recommendation {
+    /// The rule and the subject: the same whenever the same is found.
+    pub id: String,
+    /// The rule.
+    pub rule: String,
+    /// What it is about within the rule.
+    pub subject: String,
+    /// What it is about.
+    pub category: Category,
+    /// How soon something should be done.
+    pub priority: Priority,
+    /// The state, with its numbers.
+    pub title: String,
+    /// What exactly to do.
+    pub recommendation: String,
+    /// Why that should help.
+    pub why: String,
+    /// The value that is off.
+    pub current_value: Option<f64>,
+    /// What it should be.
+    pub target_value: Option<f64>,
+    /// What it rests on.
+    pub evidence: Vec<Evidence>,
+    /// The change; `None` if people have to act.
+    pub action: Option<Action>,
+    /// What undoes the change.
+    pub inverse: Option<Action>,
+    /// What the change should bring.
+    pub expected: Option<Expected>,
+    /// From 0 to 4.
+    pub risk: u8,
+    /// How much work it is.
+    pub effort: Effort,
+    /// From 0 to 1.
+    pub confidence: f64,
+    /// Where it is in its life.
+    #[serde(flatten)]
+    pub state: State,
+    /// When it opened, in milliseconds since 1970.
+    pub opened_ms: i64,
+    /// When its rule last found it.
+    pub seen_ms: i64,
+}
+
+impl Recommendation {
+    /// Returns the part of the rule's name before the first point: of one subsystem one change at a time.
+    #[must_use]
+    pub fn subsystem(&self) -> &str {
+        subsystem(&self.rule)
+    }
+}
+
+fn subsystem(rule: &str) -> &str {
+    rule.split_once('.').map_or(rule, |(subsystem, _)| subsystem)
+}

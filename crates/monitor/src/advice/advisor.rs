@@ -1,0 +1,687 @@
+//! The life of recommendations: a state machine over passed time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::guard::Verdict;
+use super::{
+    Actuator, AdviceContext, AdviceRule, Finding, GuardOptions, GuardReading, Recommendation, State,
+};
+use crate::clock::{Moment, millis};
+use crate::insight::MetricSpec;
+use crate::score::Score;
+use crate::source::Source;
+
+/// The form of [`AdvisorState`].
+const VERSION: u32 = 1;
+
+/// The bounds and times of an [`Advisor`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdvisorOptions {
+    /// How often rules look; five minutes by default.
+    pub every: Duration,
+    /// Windows in a row in which a rule must find what had ended, before it opens again; 3 by default.
+    pub reopen_after: u32,
+    /// Windows in a row in which a rule does not find what is open, before it is gone; 3 by default.
+    pub gone_after: u32,
+    /// Recommendations that are kept; 200 by default. Those that ended longest ago go first.
+    pub recommendations_max: usize,
+    /// Entries of the audit list; 500 by default. The oldest go first.
+    pub audit_max: usize,
+    /// How changes are watched.
+    pub guard: GuardOptions,
+}
+
+impl Default for AdvisorOptions {
+    fn default() -> Self {
+        Self {
+            every: Duration::from_secs(300),
+            reopen_after: 3,
+            gone_after: 3,
+            recommendations_max: 200,
+            audit_max: 500,
+            guard: GuardOptions::default(),
+        }
+    }
+}
+
+/// What happened to a recommendation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditEvent {
+    /// A rule found it.
+    Opened,
+    /// It had ended, and its evidence held again.
+    Reopened,
+    /// Its rule no longer finds it.
+    Gone,
+    /// Somebody applied it.
+    Applied,
+    /// The change was refused.
+    ApplyRefused,
+    /// The change helped.
+    Verified,
+    /// The change did nothing.
+    NoEffect,
+    /// The guard undid the change.
+    RolledBack,
+    /// Somebody undid the change.
+    Undone,
+    /// The change should have been undone, and that was refused.
+    UndoRefused,
+    /// Somebody does not want it.
+    Dismissed,
+    /// Its rule panicked; the recommendation is the name of the rule.
+    RulePanicked,
+    /// There was no room for it.
+    Dropped,
+}
+
+/// One entry of the audit list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// The recommendation.
+    pub id: String,
+    /// What happened.
+    pub event: AuditEvent,
+    /// Who did it; empty if the advisor did.
+    pub by: String,
+    /// The setting that changed, and its values before and after.
+    pub change: Option<super::Action>,
+    /// Why, or what came of it.
+    pub reason: String,
+}
+
+/// What an evaluation changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The recommendation.
+    pub id: String,
+    /// What happened.
+    pub event: AuditEvent,
+}
+
+/// Why a recommendation cannot be applied, undone or dismissed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// There is none of this name.
+    #[error("there is no recommendation \"{0}\"")]
+    Unknown(String),
+    /// Its state does not allow it.
+    #[error("the recommendation is {state}, expected {expected}")]
+    State {
+        /// The state it is in.
+        state: &'static str,
+        /// Those that would do.
+        expected: &'static str,
+    },
+    /// It has no action: people have to act.
+    #[error("this is advice for people and has no action")]
+    NoAction,
+    /// Another change of the same subsystem is on probation.
+    #[error("\"{0}\" was applied to the same subsystem and is still being watched")]
+    Busy(String),
+    /// The change was refused.
+    #[error("the change was refused")]
+    Refused(#[source] super::ActuatorError),
+}
+
+/// All that an advisor keeps over a restart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdvisorState {
+    version: u32,
+    recommendations: Vec<Recommendation>,
+    audit: Vec<AuditEntry>,
+}
+
+/// A recommendation and what the advisor counts about it.
+#[derive(Debug)]
+struct Tracked {
+    recommendation: Recommendation,
+    target: Option<MetricSpec>,
+    /// Windows in a row in which the rule found it.
+    found: u32,
+    /// Windows in a row in which it did not.
+    missed: u32,
+    /// When the probation began, by the monotonic clock.
+    applied: Duration,
+    /// Until when it is dismissed, by the monotonic clock.
+    dismissed_until: Option<Duration>,
+}
+
+/// Runs rules, keeps their recommendations, and watches what applied ones do.
+///
+/// # Examples
+///
+/// ```
+/// use monitor::advice::{Advisor, AdvisorOptions, Category, Finding, Priority};
+///
+/// let mut advisor = Advisor::new(AdvisorOptions::default());
+/// advisor.rule("backup.old", |_| {
+///     vec![Finding::advice(
+///         Category::Disk,
+///         Priority::High,
+///         "The last backup is 9 days old",
+///         "Run `backup now`, and look at why the nightly one fails",
+///     )]
+/// });
+/// ```
+pub struct Advisor {
+    options: AdvisorOptions,
+    rules: Vec<Box<dyn AdviceRule>>,
+    tracked: BTreeMap<String, Tracked>,
+    audit: VecDeque<AuditEntry>,
+    evaluated: Option<Duration>,
+}
+
+impl std::fmt::Debug for Advisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Advisor")
+            .field("rules", &self.rules.len())
+            .field("recommendations", &self.tracked.len())
+            .finish_non_exhaustive()
+    }
+}
+
+struct Closure<F> {
+    id: String,
+    check: F,
+}
+
+impl<F: Fn(&AdviceContext<'_>) -> Vec<Finding> + Send + Sync> AdviceRule for Closure<F> {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn check(&self, context: &AdviceContext<'_>) -> Vec<Finding> {
+        (self.check)(context)
+    }
+}
+
+impl Advisor {
+    /// Makes an advisor without rules.
+    #[must_use]
+    pub fn new(options: AdvisorOptions) -> Self {
+        Self {
+            options,
+            rules: Vec::new(),
+            tracked: BTreeMap::new(),
+            audit: VecDeque::new(),
+            evaluated: None,
+        }
+    }
+
+    /// Adds a closure as a rule; what is before the first point of its name is the subsystem.
+    pub fn rule(
+        &mut self,
+        id: impl Into<String>,
+        check: impl Fn(&AdviceContext<'_>) -> Vec<Finding> + Send + Sync + 'static,
+    ) {
+        self.add_rule(Box::new(Closure { id: id.into(), check }));
+    }
+
+    /// Adds a rule.
+    pub fn add_rule(&mut self, rule: Box<dyn AdviceRule>) {
+        self.rules.push(rule);
+    }
+
+    /// Runs the rules if their time has come, ends probations, and returns what changed.
+    ///
+    /// Call it as often as you like. Without an actuator nothing can be undone, so probations go on.
+    ///
+    /// # Cost
+    ///
+    /// What the rules take, once in [`AdvisorOptions::every`]; else a look at each recommendation.
+    pub fn evaluate(
+        &mut self,
+        now: Moment,
+        source: &dyn Source,
+        score: Option<&Score>,
+        actuator: Option<&dyn Actuator>,
+    ) -> Vec<Change> {
+        let mut changes = Vec::new();
+        if let Some(actuator) = actuator {
+            self.end_probations(now, source, actuator, &mut changes);
+        }
+        let due = self.evaluated.is_none_or(|last| now.since(last) >= self.options.every);
+        if due {
+            self.evaluated = Some(now.monotonic);
+            let context = AdviceContext { source, at_ms: now.unix_ms, score };
+            self.run_rules(now, &context, &mut changes);
+            self.make_room(now, &mut changes);
+        }
+        changes
+    }
+
+    /// Returns all recommendations: the urgent ones first, and among equals by name.
+    #[must_use]
+    pub fn recommendations(&self) -> Vec<&Recommendation> {
+        let mut all: Vec<_> = self.tracked.values().map(|one| &one.recommendation).collect();
+        all.sort_by_key(|one| std::cmp::Reverse(one.priority));
+        all
+    }
+
+    /// Returns those that wait for somebody to act, as [`recommendations`](Self::recommendations) orders them.
+    #[must_use]
+    pub fn open(&self) -> Vec<&Recommendation> {
+        let mut open = self.recommendations();
+        open.retain(|one| one.state == State::Open);
+        open
+    }
+
+    /// Returns a recommendation.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Recommendation> {
+        Some(&self.tracked.get(id)?.recommendation)
+    }
+
+    /// Returns what happened, the oldest first.
+    pub fn audit(&self) -> impl DoubleEndedIterator<Item = &AuditEntry> + ExactSizeIterator {
+        self.audit.iter()
+    }
+
+    /// Makes the change of an open recommendation and puts it on probation.
+    ///
+    /// # Errors
+    ///
+    /// If it is not open, has no action, another change of the subsystem is on probation, or the change is
+    /// refused. Then nothing has changed.
+    pub fn apply(
+        &mut self,
+        id: &str,
+        by: &str,
+        now: Moment,
+        source: &dyn Source,
+        actuator: &dyn Actuator,
+    ) -> Result<(), ApplyError> {
+        let one = self.find(id)?;
+        if one.recommendation.state != State::Open {
+            return Err(one.state_error("open"));
+        }
+        let action = one.recommendation.action.clone().ok_or(ApplyError::NoAction)?;
+        let subsystem = one.recommendation.subsystem();
+        let busy = self.tracked.values().map(|other| &other.recommendation).find(|other| {
+            matches!(other.state, State::Applied { .. }) && other.subsystem() == subsystem
+        });
+        if let Some(busy) = busy {
+            return Err(ApplyError::Busy(busy.id.clone()));
+        }
+        let before = self.options.guard.read(source, one.target.as_ref(), now.unix_ms);
+        if let Err(error) = actuator.apply(&action.path, &action.to) {
+            let reason = error.to_string();
+            self.note(now, id, AuditEvent::ApplyRefused, by, Some(action), &reason);
+            return Err(ApplyError::Refused(error));
+        }
+        let one = self.tracked.get_mut(id).expect("found above");
+        one.applied = now.monotonic;
+        one.recommendation.state =
+            State::Applied { at_ms: now.unix_ms, by: by.to_owned(), before, undo_refused: None };
+        self.note(now, id, AuditEvent::Applied, by, Some(action), "");
+        Ok(())
+    }
+
+    /// Undoes the change of a recommendation that was applied.
+    ///
+    /// # Errors
+    ///
+    /// If it is not applied, verified or without effect, or the change is refused. Then nothing has changed.
+    pub fn undo(
+        &mut self,
+        id: &str,
+        by: &str,
+        now: Moment,
+        actuator: &dyn Actuator,
+    ) -> Result<(), ApplyError> {
+        let one = self.find(id)?;
+        match one.recommendation.state {
+            State::Applied { .. } | State::Verified { .. } | State::NoEffect { .. } => {}
+            _ => return Err(one.state_error("applied, verified or no_effect")),
+        }
+        let inverse = one.recommendation.inverse.clone().ok_or(ApplyError::NoAction)?;
+        if let Err(error) = actuator.apply(&inverse.path, &inverse.to) {
+            let reason = error.to_string();
+            self.note(now, id, AuditEvent::UndoRefused, by, Some(inverse), &reason);
+            return Err(ApplyError::Refused(error));
+        }
+        let reason = format!("undone by {by}");
+        self.end(id, State::RolledBack { at_ms: now.unix_ms, reason });
+        self.note(now, id, AuditEvent::Undone, by, Some(inverse), "");
+        Ok(())
+    }
+
+    /// Puts a recommendation aside for a while, or for good.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of this name, or its change is on probation.
+    pub fn dismiss(
+        &mut self,
+        id: &str,
+        by: &str,
+        reason: &str,
+        for_: Option<Duration>,
+        now: Moment,
+    ) -> Result<(), ApplyError> {
+        let one = self.find(id)?;
+        if matches!(one.recommendation.state, State::Applied { .. }) {
+            return Err(one.state_error("any but applied"));
+        }
+        let until_ms = for_.map(|while_| now.unix_ms.saturating_add(millis(while_)));
+        let state = State::Dismissed { until_ms, by: by.to_owned(), reason: reason.to_owned() };
+        self.end(id, state);
+        let one = self.tracked.get_mut(id).expect("found above");
+        one.dismissed_until = for_.map(|while_| now.monotonic.saturating_add(while_));
+        self.note(now, id, AuditEvent::Dismissed, by, None, reason);
+        Ok(())
+    }
+
+    /// Returns all that should outlive the process.
+    #[must_use]
+    pub fn snapshot(&self) -> AdvisorState {
+        let recommendations = self.tracked.values().map(|one| one.recommendation.clone()).collect();
+        AdvisorState {
+            version: VERSION,
+            recommendations,
+            audit: self.audit.iter().cloned().collect(),
+        }
+    }
+
+    /// Takes up what an earlier process left; what is here already stays as it is.
+    ///
+    /// Probations begin anew, because the time in between was not watched. The metric that a change is for
+    /// is known again once its rule finds it; until then the others guard the change.
+    /// A state of another version is passed over.
+    pub fn restore(&mut self, state: AdvisorState, now: Moment) {
+        if state.version != VERSION {
+            return;
+        }
+        for entry in state.audit.into_iter().rev() {
+            if self.audit.len() < self.options.audit_max {
+                self.audit.push_front(entry);
+            }
+        }
+        for recommendation in state.recommendations {
+            if self.tracked.len() >= self.options.recommendations_max {
+                break;
+            }
+            let dismissed_until = match recommendation.state {
+                State::Dismissed { until_ms: Some(until), .. } => {
+                    let left = u64::try_from(until.saturating_sub(now.unix_ms)).unwrap_or(0);
+                    Some(now.monotonic.saturating_add(Duration::from_millis(left)))
+                }
+                _ => None,
+            };
+            self.tracked.entry(recommendation.id.clone()).or_insert(Tracked {
+                recommendation,
+                target: None,
+                found: 0,
+                missed: 0,
+                applied: now.monotonic,
+                dismissed_until,
+            });
+        }
+    }
+
+    fn find(&self, id: &str) -> Result<&Tracked, ApplyError> {
+        self.tracked.get(id).ok_or_else(|| ApplyError::Unknown(id.to_owned()))
+    }
+
+    fn end(&mut self, id: &str, state: State) {
+        if let Some(one) = self.tracked.get_mut(id) {
+            (one.recommendation.state, one.found, one.missed) = (state, 0, 0);
+        }
+    }
+
+    fn note(
+        &mut self,
+        now: Moment,
+        id: &str,
+        event: AuditEvent,
+        by: &str,
+        change: Option<super::Action>,
+        reason: &str,
+    ) {
+        while self.audit.len() >= self.options.audit_max.max(1) {
+            self.audit.pop_front();
+        }
+        self.audit.push_back(AuditEntry {
+            at_ms: now.unix_ms,
+            id: id.to_owned(),
+            event,
+            by: by.to_owned(),
+            change,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Judges the changes whose probation is over.
+    fn end_probations(
+        &mut self,
+        now: Moment,
+        source: &dyn Source,
+        actuator: &dyn Actuator,
+        changes: &mut Vec<Change>,
+    ) {
+        let window = self.options.guard.window;
+        let over: Vec<String> = self
+            .tracked
+            .iter()
+            .filter(|(_, one)| now.since(one.applied) >= window)
+            .filter(|(_, one)| matches!(one.recommendation.state, State::Applied { .. }))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in over {
+            let one = &self.tracked[&id];
+            let State::Applied { before, undo_refused, .. } = &one.recommendation.state else {
+                continue;
+            };
+            let after = self.options.guard.read(source, one.target.as_ref(), now.unix_ms);
+            let verdict = match undo_refused {
+                // Once something was worse it is to be undone, whatever the readings are by now.
+                Some(_) => Verdict::Worse(String::new()),
+                None => self.options.guard.judge(before, &after),
+            };
+            let at_ms = now.unix_ms;
+            let (state, event, change, reason) = match verdict {
+                Verdict::Better(reason) => (
+                    State::Verified { at_ms, reason: reason.clone() },
+                    AuditEvent::Verified,
+                    None,
+                    reason,
+                ),
+                Verdict::Same(reason) => (
+                    State::NoEffect { at_ms, reason: reason.clone() },
+                    AuditEvent::NoEffect,
+                    None,
+                    reason,
+                ),
+                Verdict::Worse(reason) => {
+                    let inverse = one.recommendation.inverse.clone();
+                    let undone = inverse
+                        .as_ref()
+                        .map_or(Ok(()), |inverse| actuator.apply(&inverse.path, &inverse.to));
+                    let before = undo_refused.clone().unwrap_or(reason);
+                    match undone {
+                        Ok(()) => (
+                            State::RolledBack { at_ms, reason: before.clone() },
+                            AuditEvent::RolledBack,
+                            inverse,
+                            before,
+                        ),
+                        Err(error) => {
+                            let refused = error.to_string();
+                            let one = self.tracked.get_mut(&id).expect("listed above");
+                            // Tried again after another window.
+                            one.applied = now.monotonic;
+                            if let State::Applied { undo_refused, .. } =
+                                &mut one.recommendation.state
+                            {
+                                undo_refused.get_or_insert(before);
+                            }
+                            self.note(now, &id, AuditEvent::UndoRefused, "", inverse, &refused);
+                            changes.push(Change { id, event: AuditEvent::UndoRefused });
+                            continue;
+                        }
+                    }
+                }
+            };
+            self.end(&id, state);
+            self.note(now, &id, event, "", change, &reason);
+            changes.push(Change { id, event });
+        }
+    }
+
+    fn run_rules(&mut self, now: Moment, context: &AdviceContext<'_>, changes: &mut Vec<Change>) {
+        let mut found: BTreeMap<String, (String, Finding)> = BTreeMap::new();
+        let mut silent = Vec::new();
+        for rule in &self.rules {
+            let rule_id = rule.id();
+            match catch_unwind(AssertUnwindSafe(|| rule.check(context))) {
+                Ok(findings) => {
+                    let findings = findings.into_iter().take(self.options.recommendations_max);
+                    found.extend(findings.map(|finding| {
+                        let id = match finding.subject.as_str() {
+                            "" => rule_id.to_owned(),
+                            subject => format!("{rule_id}:{subject}"),
+                        };
+                        (id, (rule_id.to_owned(), finding))
+                    }));
+                }
+                Err(_) => silent.push(rule_id.to_owned()),
+            }
+        }
+        // What a rule that panicked would have found is not known: neither found nor missed.
+        for rule in &silent {
+            self.note(now, rule, AuditEvent::RulePanicked, "", None, "");
+            changes.push(Change { id: rule.clone(), event: AuditEvent::RulePanicked });
+        }
+        let mut gone = Vec::new();
+        for (id, one) in &mut self.tracked {
+            if found.contains_key(id) || silent.contains(&one.recommendation.rule) {
+                continue;
+            }
+            (one.found, one.missed) = (0, one.missed.saturating_add(1));
+            if one.recommendation.state == State::Open && one.missed >= self.options.gone_after {
+                gone.push(id.clone());
+            }
+        }
+        for id in gone {
+            self.tracked.remove(&id);
+            self.note(now, &id, AuditEvent::Gone, "", None, "its rule no longer finds it");
+            changes.push(Change { id, event: AuditEvent::Gone });
+        }
+        for (id, (rule, finding)) in found {
+            if let Some(event) = self.take(&id, rule, finding, now) {
+                self.note(now, &id, event, "", None, "");
+                changes.push(Change { id, event });
+            }
+        }
+    }
+
+    /// Takes in a finding and returns what that changed.
+    fn take(
+        &mut self,
+        id: &str,
+        rule: String,
+        finding: Finding,
+        now: Moment,
+    ) -> Option<AuditEvent> {
+        let Some(one) = self.tracked.get_mut(id) else {
+            let target = finding.target.clone();
+            let recommendation = recommend(id, rule, finding, now.unix_ms);
+            let tracked = Tracked {
+                recommendation,
+                target,
+                found: 1,
+                missed: 0,
+                applied: Duration::ZERO,
+                dismissed_until: None,
+            };
+            self.tracked.insert(id.to_owned(), tracked);
+            return Some(AuditEvent::Opened);
+        };
+        (one.found, one.missed) = (one.found.saturating_add(1), 0);
+        one.recommendation.seen_ms = now.unix_ms;
+        one.target.clone_from(&finding.target);
+        match one.recommendation.state {
+            State::Open => {
+                let opened_ms = one.recommendation.opened_ms;
+                one.recommendation = recommend(id, rule, finding, now.unix_ms);
+                one.recommendation.opened_ms = opened_ms;
+                None
+            }
+            State::Applied { .. } => None,
+            State::Dismissed { .. }
+                if one.dismissed_until.is_none_or(|until| now.monotonic < until) =>
+            {
+                one.found = 0;
+                None
+            }
+            _ if one.found >= self.options.reopen_after => {
+                one.recommendation = recommend(id, rule, finding, now.unix_ms);
+                one.dismissed_until = None;
+                Some(AuditEvent::Reopened)
+            }
+            _ => None,
+        }
+    }
+
+    /// Drops what is over the bound: first what ended and is not found any more, then what is least urgent.
+    fn make_room(&mut self, now: Moment, changes: &mut Vec<Change>) {
+        while self.tracked.len() > self.options.recommendations_max {
+            let victim = self
+                .tracked
+                .iter()
+                // The inverse of a change on probation is here only.
+                .filter(|(_, one)| !matches!(one.recommendation.state, State::Applied { .. }))
+                .min_by_key(|(_, one)| {
+                    let recommendation = &one.recommendation;
+                    let open = recommendation.state == State::Open;
+                    (open, recommendation.priority, recommendation.seen_ms)
+                })
+                .map(|(id, _)| id.clone());
+            let Some(id) = victim else { return };
+            self.tracked.remove(&id);
+            self.note(now, &id, AuditEvent::Dropped, "", None, "there are too many");
+            changes.push(Change { id, event: AuditEvent::Dropped });
+        }
+    }
+}
+
+impl Tracked {
+    fn state_error(&self, expected: &'static str) -> ApplyError {
+        ApplyError::State { state: self.recommendation.state.name(), expected }
+    }
+}
+
+fn recommend(id: &str, rule: String, finding: Finding, at_ms: i64) -> Recommendation {
+    let inverse = finding.action.as_ref().map(super::Action::inverse);
+    Recommendation {
+        id: id.to_owned(),
+        rule,
+        subject: finding.subject,
+        category: finding.category,
+        priority: finding.priority,
+        title: finding.title,
+        recommendation: finding.recommendation,
+        why: finding.why,
+        current_value: finding.current_value,
+        target_value: finding.target_value,
+        evidence: finding.evidence,
+        action: finding.action,
+        inverse,
+        expected: finding.expected,
+        risk: finding.risk.min(4),
+        effort: finding.effort,
+        confidence: finding.confidence.clamp(0.0, 1.0),
+        state: State::Open,
+        opened_ms: at_ms,
+        seen_ms: at_ms,
+    }
+}

@@ -1,0 +1,569 @@
+//! The life of recommendations over passed time, and each generic rule once found and once not.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::clock::Moment;
+use crate::insight::Worse;
+use crate::insight::fake::Fake;
+use crate::selector::Selector;
+use crate::source::Aggregate;
+
+const MINUTE: u64 = 60;
+
+fn at(seconds: u64) -> Moment {
+    let monotonic = Duration::from_secs(seconds);
+    Moment { monotonic, unix_ms: 1_000 * seconds as i64 }
+}
+
+/// Keeps the settings that it is told, and refuses when told to.
+#[derive(Default)]
+struct Settings {
+    told: Mutex<Vec<(String, Value)>>,
+    refuse: Mutex<bool>,
+}
+
+impl Settings {
+    fn last(&self) -> Option<Value> {
+        self.told.lock().expect("not poisoned").last().map(|(_, value)| value.clone())
+    }
+}
+
+impl Actuator for Settings {
+    fn apply(&self, path: &str, value: &Value) -> Result<(), ActuatorError> {
+        if *self.refuse.lock().expect("not poisoned") {
+            return Err(ActuatorError("read-only".to_owned()));
+        }
+        self.told.lock().expect("not poisoned").push((path.to_owned(), value.clone()));
+        Ok(())
+    }
+}
+
+fn finding(subject: &str) -> Finding {
+    Finding {
+        subject: subject.to_owned(),
+        action: Some(Action::set("cache.capacity", 64, 96)),
+        target: Some(MetricSpec::new(
+            "hit_ratio",
+            Selector::name("hit_ratio"),
+            Aggregate::Avg,
+            Worse::Lower,
+        )),
+        ..Finding::advice(Category::Cache, Priority::High, "31 % of misses", "Raise 64 to 96")
+    }
+}
+
+/// An advisor with a rule that finds what `found` says.
+fn advisor(found: &'static Mutex<Vec<&'static str>>) -> Advisor {
+    let mut advisor = Advisor::new(AdvisorOptions::default());
+    advisor.rule("cache.undersized", move |_| {
+        found.lock().expect("not poisoned").iter().map(|subject| finding(subject)).collect()
+    });
+    advisor
+}
+
+fn found(subjects: &[&'static str]) -> &'static Mutex<Vec<&'static str>> {
+    Box::leak(Box::new(Mutex::new(subjects.to_vec())))
+}
+
+fn state(advisor: &Advisor, id: &str) -> &'static str {
+    advisor.get(id).map_or("none", |one| one.state.name())
+}
+
+const ID: &str = "cache.undersized:users";
+
+/// Samples a minute: the hit ratio and the 95th percentile change at minute 20.
+fn samples(hit_ratio: [f64; 2], p95: [f64; 2]) -> Fake {
+    let mut fake = Fake::default();
+    let two = |values: [f64; 2]| (0..60).map(move |at| values[usize::from(at > 20)]);
+    fake.gauge("hit_ratio", &[], 0, 60_000, two(hit_ratio));
+    for (minute, seconds) in (0..).zip(two(p95)) {
+        fake.histogram("http_request_duration_seconds", &[], minute * 60_000, &[seconds; 20]);
+    }
+    fake
+}
+
+/// Applies at minute 20 and returns the state of minute 30 with the last setting.
+#[track_caller]
+fn probation(hit_ratio: [f64; 2], p95: [f64; 2]) -> (&'static str, Option<Value>) {
+    let (source, settings) = (samples(hit_ratio, p95), Settings::default());
+    let mut advisor = advisor(found(&["users"]));
+    advisor.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+    advisor.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+    assert_eq!(settings.last(), Some(json!(96)));
+    let almost = at(30 * MINUTE - 1);
+    advisor.evaluate(almost, &source, None, Some(&settings));
+    assert_eq!(state(&advisor, ID), "applied");
+    advisor.evaluate(at(30 * MINUTE), &source, None, Some(&settings));
+    (state(&advisor, ID), settings.last())
+}
+
+#[test]
+fn what_helped_is_verified_and_stays() {
+    assert_eq!(probation([0.7, 0.8], [0.1, 0.1]), ("verified", Some(json!(96))));
+}
+
+#[test]
+fn what_changed_nothing_is_without_effect_and_stays() {
+    assert_eq!(probation([0.7, 0.71], [0.1, 0.1]), ("no_effect", Some(json!(96))));
+    assert_eq!(probation([0.7, 0.65], [0.1, 0.1]), ("no_effect", Some(json!(96))));
+}
+
+#[test]
+fn what_made_the_target_or_another_metric_worse_is_undone() {
+    assert_eq!(probation([0.7, 0.6], [0.1, 0.1]), ("rolled_back", Some(json!(64))));
+    assert_eq!(probation([0.7, 0.8], [0.1, 0.12]), ("rolled_back", Some(json!(64))));
+}
+
+#[test]
+fn an_undo_that_is_refused_is_tried_again() {
+    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+    let mut advisor = advisor(found(&["users"]));
+    advisor.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+    advisor.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+    *settings.refuse.lock().expect("not poisoned") = true;
+    let changes = advisor.evaluate(at(30 * MINUTE), &source, None, Some(&settings));
+    assert!(changes.iter().any(|change| change.event == AuditEvent::UndoRefused));
+    assert_eq!(state(&advisor, ID), "applied");
+    *settings.refuse.lock().expect("not poisoned") = false;
+    // By now the readings are gone; it is undone for the reason there was.
+    advisor.evaluate(at(40 * MINUTE), &Fake::default(), None, Some(&settings));
+    assert_eq!((state(&advisor, ID), settings.last()), ("rolled_back", Some(json!(64))));
+    let State::RolledBack { reason, .. } = &advisor.get(ID).expect("there").state else {
+        panic!("rolled back");
+    };
+    assert_eq!(reason, "target went from 0.7 to 0.5");
+}
+
+#[test]
+fn one_change_of_a_subsystem_is_on_probation_at_a_time() {
+    let (source, settings) = (Fake::default(), Settings::default());
+    let mut advisor = advisor(found(&["users", "pages"]));
+    advisor.rule("sched.parallel", |_| vec![finding("")]);
+    advisor.evaluate(at(0), &source, None, Some(&settings));
+    let mut apply = |id: &str| advisor.apply(id, "ann", at(0), &source, &settings);
+    assert_eq!(apply(ID), Ok(()));
+    assert_eq!(apply("cache.undersized:pages"), Err(ApplyError::Busy(ID.to_owned())));
+    assert_eq!(apply("sched.parallel"), Ok(()));
+    assert_eq!(apply(ID), Err(ApplyError::State { state: "applied", expected: "open" }));
+    assert_eq!(apply("x"), Err(ApplyError::Unknown("x".to_owned())));
+    advisor.evaluate(at(10 * MINUTE), &source, None, Some(&settings));
+    let again = advisor.apply("cache.undersized:pages", "ann", at(11 * MINUTE), &source, &settings);
+    assert_eq!(again, Ok(()));
+}
+
+#[test]
+fn a_change_that_is_refused_leaves_the_recommendation_open() {
+    let (source, settings) = (Fake::default(), Settings::default());
+    *settings.refuse.lock().expect("not poisoned") = true;
+    let mut advisor = advisor(found(&["users"]));
+    advisor.evaluate(at(0), &source, None, None);
+    let refused = ApplyError::Refused(ActuatorError("read-only".to_owned()));
+    assert_eq!(advisor.apply(ID, "ann", at(0), &source, &settings), Err(refused));
+    assert_eq!(state(&advisor, ID), "open");
+    let events: Vec<_> = advisor.audit().map(|entry| entry.event).collect();
+    assert_eq!(events, [AuditEvent::Opened, AuditEvent::ApplyRefused]);
+}
+
+#[test]
+fn advice_for_people_has_nothing_to_apply() {
+    let mut advisor = Advisor::new(AdvisorOptions::default());
+    advisor.rule("a.b", |_| vec![Finding::advice(Category::Cpu, Priority::Low, "a", "b")]);
+    advisor.evaluate(at(0), &Fake::default(), None, None);
+    let applied = advisor.apply("a.b", "ann", at(0), &Fake::default(), &Settings::default());
+    assert_eq!(applied, Err(ApplyError::NoAction));
+}
+
+#[test]
+fn what_is_not_found_for_three_windows_is_gone() {
+    let subjects = found(&["users"]);
+    let mut advisor = advisor(subjects);
+    advisor.evaluate(at(0), &Fake::default(), None, None);
+    subjects.lock().expect("not poisoned").clear();
+    for (minute, expected) in [(5, "open"), (10, "open"), (15, "none")] {
+        advisor.evaluate(at(minute * MINUTE), &Fake::default(), None, None);
+        assert_eq!(state(&advisor, ID), expected, "minute {minute}");
+    }
+}
+
+#[test]
+fn what_ended_opens_again_after_three_windows_of_evidence() {
+    let settings = Settings::default();
+    let source = Fake::default();
+    let subjects = found(&["users"]);
+    let mut advisor = advisor(subjects);
+    advisor.evaluate(at(0), &source, None, Some(&settings));
+    advisor.apply(ID, "ann", at(0), &source, &settings).expect("open");
+    advisor.undo(ID, "bob", at(60), &settings).expect("applied");
+    assert_eq!((state(&advisor, ID), settings.last()), ("rolled_back", Some(json!(64))));
+    let mut look = |minute: u64, there: bool| {
+        *subjects.lock().expect("not poisoned") = if there { vec!["users"] } else { vec![] };
+        advisor.evaluate(at(minute * MINUTE), &source, None, Some(&settings));
+        state(&advisor, ID)
+    };
+    assert_eq!(
+        (look(5, true), look(10, true), look(15, false)),
+        ("rolled_back", "rolled_back", "rolled_back")
+    );
+    // Two looks within one window count once.
+    assert_eq!(
+        (look(20, true), look(21, true), look(22, true)),
+        ("rolled_back", "rolled_back", "rolled_back")
+    );
+    assert_eq!((look(25, true), look(30, true)), ("rolled_back", "open"));
+}
+
+#[test]
+fn what_was_dismissed_stays_so_until_its_time_and_three_windows_more() {
+    let source = Fake::default();
+    let mut advisor = advisor(found(&["users", "pages"]));
+    advisor.evaluate(at(0), &source, None, None);
+    let hour = Some(Duration::from_secs(3_600));
+    advisor.dismiss(ID, "ann", "known", hour, at(0)).expect("open");
+    advisor.dismiss("cache.undersized:pages", "ann", "wanted", None, at(0)).expect("open");
+    let mut states = Vec::new();
+    for minute in (5..=90).step_by(5) {
+        advisor.evaluate(at(minute * MINUTE), &source, None, None);
+        states.push((minute, state(&advisor, ID)));
+    }
+    let opened = states.iter().find(|(_, state)| *state == "open").expect("opens");
+    assert_eq!(opened.0, 70, "at 60, 65 and 70 minutes it is found again");
+    assert_eq!(state(&advisor, "cache.undersized:pages"), "dismissed");
+}
+
+#[test]
+fn a_rule_that_panics_takes_nothing_with_it() {
+    let mut advisor = advisor(found(&["users"]));
+    advisor.rule("bad.rule", |_| panic!("out of order"));
+    let changes = advisor.evaluate(at(0), &Fake::default(), None, None);
+    let events: Vec<_> = changes.iter().map(|change| (change.id.as_str(), change.event)).collect();
+    assert_eq!(events, [("bad.rule", AuditEvent::RulePanicked), (ID, AuditEvent::Opened)]);
+}
+
+#[test]
+fn lists_keep_their_bounds() {
+    let options =
+        AdvisorOptions { recommendations_max: 5, audit_max: 7, ..AdvisorOptions::default() };
+    let mut advisor = Advisor::new(options);
+    advisor.rule("a.many", |_| {
+        (0..50)
+            .map(|at| Finding {
+                subject: at.to_string(),
+                ..Finding::advice(Category::Cpu, Priority::Low, "a", "b")
+            })
+            .collect()
+    });
+    advisor.rule("b.urgent", |_| vec![finding("")]);
+    advisor.evaluate(at(0), &Fake::default(), None, None);
+    assert_eq!((advisor.recommendations().len(), advisor.audit().len()), (5, 7));
+    assert_eq!(advisor.recommendations()[0].id, "b.urgent");
+}
+
+#[test]
+fn the_state_survives_a_restart_and_a_probation_begins_anew() {
+    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+    let mut before = advisor(found(&["users", "pages"]));
+    before.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+    before.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+    before
+        .dismiss(
+            "cache.undersized:pages",
+            "ann",
+            "no",
+            Some(Duration::from_secs(7_200)),
+            at(20 * MINUTE),
+        )
+        .expect("open");
+    let text = serde_json::to_string(&before.snapshot()).expect("plain data");
+
+    let mut after = advisor(found(&["users", "pages"]));
+    // The monotonic clock of another process begins at zero.
+    let start = Moment { monotonic: Duration::ZERO, unix_ms: at(25 * MINUTE).unix_ms };
+    after.restore(serde_json::from_str(&text).expect("its own text"), start);
+    assert_eq!(after.snapshot(), before.snapshot());
+    let later = |minutes: u64| start.after(Duration::from_secs(minutes * MINUTE));
+    after.evaluate(later(9), &source, None, Some(&settings));
+    assert_eq!(state(&after, ID), "applied");
+    after.evaluate(later(10), &source, None, Some(&settings));
+    assert_eq!((state(&after, ID), settings.last()), ("rolled_back", Some(json!(64))));
+    assert_eq!(state(&after, "cache.undersized:pages"), "dismissed");
+}
+
+#[test]
+fn a_recommendation_reads_as_asked_for() {
+    let mut advisor = advisor(found(&["users"]));
+    advisor.evaluate(at(0), &Fake::default(), None, None);
+    let json = serde_json::to_value(advisor.open()).expect("plain data");
+    for field in ["category", "priority", "recommendation", "current_value", "target_value"] {
+        assert!(json[0].get(field).is_some(), "{field}");
+    }
+    assert_eq!((&json[0]["state"], &json[0]["inverse"]["to"]), (&json!("open"), &json!(64)));
+}
+
+/// Ten minutes of a sample each ten seconds.
+fn ten_minutes(fake: &mut Fake, name: &str, labels: &[(&str, &str)], value: impl Fn(i32) -> f64) {
+    fake.gauge(name, labels, 0, 10_000, (0..=60).map(value));
+}
+
+/// Runs the generic rules at the end of ten minutes, or of six hours, and returns titles by name.
+fn titles(fake: &Fake, at_ms: i64) -> Vec<(String, String)> {
+    let context = AdviceContext { source: fake, at_ms, score: None };
+    let mut titles = Vec::new();
+    for rule in generic_rules(&GenericOptions::default()) {
+        for finding in rule.check(&context) {
+            assert!(!finding.evidence.is_empty() && !finding.why.is_empty());
+            assert!(!finding.recommendation.is_empty() && finding.current_value.is_some());
+            titles.push((rule.id().to_owned(), finding.title));
+        }
+    }
+    titles
+}
+
+#[track_caller]
+fn check(build: impl Fn(&mut Fake, f64), bad: f64, good: f64, rule: &str, title: &str) {
+    let mut fake = Fake::default();
+    build(&mut fake, bad);
+    assert_eq!(titles(&fake, 600_000), [(rule.to_owned(), title.to_owned())]);
+    let mut fake = Fake::default();
+    build(&mut fake, good);
+    assert_eq!(titles(&fake, 600_000), []);
+}
+
+#[test]
+fn every_generic_rule_says_state_number_and_action() {
+    let gauge =
+        |name: &'static str| move |fake: &mut Fake, v: f64| ten_minutes(fake, name, &[], |_| v);
+    check(
+        gauge("system_cpu_usage_ratio"),
+        0.93,
+        0.80,
+        "system.cpu_saturation",
+        "Processors are busy 93 % of the time over 10 min",
+    );
+    check(
+        |fake, used| {
+            ten_minutes(fake, "process_resident_memory_bytes", &[], |_| used);
+            ten_minutes(fake, "process_memory_limit_bytes", &[], |_| 1024.0 * 1024.0 * 1024.0);
+        },
+        950.0 * 1024.0 * 1024.0,
+        500.0 * 1024.0 * 1024.0,
+        "memory.high",
+        "The process uses 950 MiB of its 1 GiB of memory (93 %)",
+    );
+    check(
+        |fake, failing| {
+            let total = |each: f64| (0..=60).map(move |at| f64::from(at) * each);
+            fake.counter("http_requests_total", &[("status", "200")], 0, 10_000, total(100.0));
+            fake.counter("http_requests_total", &[("status", "503")], 0, 10_000, total(failing));
+        },
+        10.0,
+        1.0,
+        "requests.errors",
+        "590 of 6490 requests failed over 10 min (9.1 %), 100 % of them at {status=\"503\"}",
+    );
+    check(
+        |fake, open| {
+            ten_minutes(fake, "process_open_fds", &[], |_| open);
+            ten_minutes(fake, "process_max_fds", &[], |_| 1_024.0);
+        },
+        900.0,
+        100.0,
+        "system.descriptors",
+        "900 of 1024 file descriptors are open (88 %)",
+    );
+    check(
+        |fake, used| {
+            let mount = [("mountpoint", "/data")];
+            ten_minutes(fake, "system_filesystem_used_bytes", &mount, |_| used);
+            ten_minutes(fake, "system_filesystem_size_bytes", &mount, |_| 100.0);
+        },
+        95.0,
+        50.0,
+        "system.disk_filling",
+        "`/data` holds 95 B of 100 B (95 %)",
+    );
+    check(
+        gauge("system_psi_io_some_ratio"),
+        0.25,
+        0.05,
+        "system.pressure",
+        "Some task waits for io 25 % of the time over 10 min",
+    );
+    check(
+        |fake, lingering| {
+            ten_minutes(fake, "system_tcp_time_wait", &[], |_| lingering);
+            ten_minutes(fake, "system_tcp_in_use", &[], |_| 300.0);
+        },
+        5_000.0,
+        1_100.0,
+        "system.connection_churn",
+        "5000 closed TCP connections linger, 300 are in use",
+    );
+    check(
+        |fake, each| {
+            let total = (0..=60).map(|at| f64::from(at) * each);
+            let labels = [("metric", "http_requests_total")];
+            fake.counter("monitor_series_overflow_total", &labels, 0, 10_000, total);
+        },
+        2.0,
+        0.0,
+        "monitor.cardinality",
+        "`http_requests_total` has more series than it may: 118 lookups went to `__other__` over 10 min",
+    );
+    check(
+        |fake, each| {
+            let total = (0..=60).map(|at| f64::from(at) * each);
+            fake.counter("monitor_ticks_late_total", &[], 0, 10_000, total);
+        },
+        1.0,
+        0.1,
+        "monitor.late_ticks",
+        "59 readings came late over 10 min",
+    );
+}
+
+#[test]
+fn slow_requests_name_the_stage() {
+    let mut fake = Fake::default();
+    fake.histogram("http_request_duration_seconds", &[], 300_000, &[0.5; 1_000]);
+    fake.histogram("http_request_stage_seconds", &[("stage", "database")], 300_000, &[0.4; 1_000]);
+    fake.histogram("http_request_stage_seconds", &[("stage", "render")], 300_000, &[0.1; 1_000]);
+    let titles = titles(&fake, 600_000);
+    assert_eq!(titles.len(), 1);
+    let (rule, title) = &titles[0];
+    assert_eq!(rule, "requests.latency");
+    assert!(title.starts_with("One of 20 requests takes longer than "), "{title}");
+    assert!(
+        title.ends_with("over 10 min (target 200 ms); stage `database` makes 80 % of it"),
+        "{title}"
+    );
+}
+
+#[test]
+fn memory_that_grows_into_its_limit_is_told_with_a_time() {
+    let mebi = f64::from(1 << 20);
+    for (per_minute, expected) in [(1.0 * mebi, 1), (0.01 * mebi, 0)] {
+        let mut fake = Fake::default();
+        let resident = (0..=360).map(|at| 100.0 * mebi + f64::from(at) * per_minute);
+        fake.gauge("process_resident_memory_bytes", &[], 0, 60_000, resident);
+        fake.gauge("process_memory_limit_bytes", &[], 0, 60_000, [1_024.0 * mebi; 361]);
+        let titles = titles(&fake, 360 * 60_000);
+        assert_eq!(titles.len(), expected, "{titles:?}");
+        if let Some((rule, title)) = titles.first() {
+            assert_eq!(rule, "memory.growth");
+            assert_eq!(
+                title,
+                "Memory grows by 60 MiB an hour and reaches its limit of 1 GiB in 9 h (between 9 h and 9 h)"
+            );
+        }
+    }
+}
+
+#[test]
+fn requests_that_are_slower_than_usual_are_told() {
+    let mut fake = Fake::default();
+    for at in 0..=420 {
+        let seconds = if at > 360 { 0.15 } else { 0.05 + 0.001 * f64::from(at % 3) };
+        fake.histogram(
+            "http_request_duration_seconds",
+            &[],
+            i64::from(at) * 10_000,
+            &[seconds; 10],
+        );
+    }
+    let titles = titles(&fake, 4_200_000);
+    assert_eq!(titles.len(), 1);
+    assert_eq!(titles[0].0, "requests.degraded");
+}
+
+#[test]
+fn nothing_is_said_about_what_is_not_there() {
+    assert_eq!(titles(&Fake::default(), 600_000), []);
+}
+
+/// What can be done to an advisor.
+#[derive(Debug, Clone)]
+enum Step {
+    Find(Vec<&'static str>),
+    Wait(u64),
+    Evaluate,
+    Apply(&'static str),
+    Undo(&'static str),
+    Dismiss(&'static str, Option<u64>),
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let subject = prop::sample::select(vec!["a", "b", "c"]);
+    let step = prop_oneof![
+        prop::sample::subsequence(vec!["a", "b", "c"], 0..=3).prop_map(Step::Find),
+        (1_u64..900).prop_map(Step::Wait),
+        Just(Step::Evaluate),
+        subject.clone().prop_map(Step::Apply),
+        subject.clone().prop_map(Step::Undo),
+        (subject, prop::option::of(1_u64..5_000)).prop_map(|(s, until)| Step::Dismiss(s, until)),
+        Just(Step::Restart),
+    ];
+    prop::collection::vec(step, 0..80)
+}
+
+proptest! {
+    /// Whatever happens in whichever order: only moves of the picture in the module's page are made, the
+    /// setting is what the states say, and one change at most is on probation.
+    #[test]
+    fn only_the_moves_of_the_picture_are_made(steps in steps()) {
+        let subjects = found(&[]);
+        let (source, settings) = (Fake::default(), Settings::default());
+        let mut advisor = advisor(subjects);
+        let mut now = 0;
+        for step in steps {
+            let states = |advisor: &Advisor| {
+                ["a", "b", "c"].map(|subject| state(advisor, &format!("cache.undersized:{subject}")))
+            };
+            let before = states(&advisor);
+            let id = |subject: &str| format!("cache.undersized:{subject}");
+            match &step {
+                Step::Find(which) => *subjects.lock().expect("not poisoned") = which.clone(),
+                Step::Wait(seconds) => now += seconds,
+                Step::Evaluate => {
+                    advisor.evaluate(at(now), &source, None, Some(&settings));
+                }
+                Step::Apply(subject) => {
+                    let _ = advisor.apply(&id(subject), "ann", at(now), &source, &settings);
+                }
+                Step::Undo(subject) => {
+                    let _ = advisor.undo(&id(subject), "ann", at(now), &settings);
+                }
+                Step::Dismiss(subject, until) => {
+                    let until = until.map(Duration::from_secs);
+                    let _ = advisor.dismiss(&id(subject), "ann", "", until, at(now));
+                }
+                Step::Restart => {
+                    let kept = advisor.snapshot();
+                    advisor = self::advisor(subjects);
+                    advisor.restore(kept, at(now));
+                }
+            }
+            let after = states(&advisor);
+            for (was, is) in before.into_iter().zip(after) {
+                let allowed = was == is
+                    || matches!(
+                        (&step, was, is),
+                        (Step::Evaluate, "none", "open")
+                            | (Step::Evaluate, "open", "none")
+                            | (Step::Evaluate, "applied", "no_effect" | "verified" | "rolled_back")
+                            | (Step::Evaluate, "no_effect" | "rolled_back" | "verified" | "dismissed", "open")
+                            | (Step::Apply(_), "open", "applied")
+                            | (Step::Undo(_), "applied" | "no_effect" | "verified", "rolled_back")
+                            | (Step::Dismiss(..), _, "dismissed")
+                    );
+                prop_assert!(allowed, "{:?}: {} became {}", step, was, is);
+            }
+            prop_assert!(after.iter().filter(|state| **state == "applied").count() <= 1);
+        }
+    }
+}
