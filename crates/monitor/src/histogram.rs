@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::exemplar::{Exemplar, Exemplars, TraceId};
 use crate::series::Unit;
 
 /// Each power of two is cut into 2 to this.
@@ -110,6 +111,19 @@ impl Histogram {
     pub fn distribution(&self) -> Arc<Distribution> {
         self.0.read()
     }
+
+    /// Keeps the trace in which a value was measured, unless there is a younger one for such values.
+    ///
+    /// The value itself is recorded apart. `unix_ms` is the time of the wall clock.
+    ///
+    /// # Cost
+    ///
+    /// A lock that is tried and never waited for; the first exemplar of a histogram allocates.
+    pub fn offer_exemplar(&self, value: f64, trace_id: TraceId, unix_ms: i64) {
+        let bits = u64::BITS - ((value * self.0.ticks_per_unit) as u64).leading_zeros();
+        let exemplars = self.0.exemplars.get_or_init(Box::default);
+        exemplars.offer(bits, Exemplar { value, trace_id, unix_ms });
+    }
 }
 
 impl fmt::Debug for Histogram {
@@ -123,6 +137,7 @@ pub(crate) struct HistogramCell {
     groups: [OnceLock<Group>; GROUPS],
     ticks_per_unit: f64,
     scale: f64,
+    exemplars: OnceLock<Box<Exemplars>>,
     read: Mutex<ReadState>,
 }
 
@@ -140,6 +155,7 @@ impl HistogramCell {
             groups: [const { OnceLock::new() }; GROUPS],
             ticks_per_unit,
             scale,
+            exemplars: OnceLock::new(),
             read: Mutex::new(ReadState {
                 words: Vec::new(),
                 total: Arc::new(Distribution::empty(scale)),
@@ -160,6 +176,11 @@ impl HistogramCell {
     #[cold]
     fn group(&self, at: usize) -> &Group {
         self.groups[at].get_or_init(|| Box::new([const { AtomicU64::new(0) }; GROUP]))
+    }
+
+    /// Returns the exemplars that are kept.
+    pub(crate) fn exemplars(&self) -> Vec<Exemplar> {
+        self.exemplars.get().map_or_else(Vec::new, |exemplars| exemplars.read())
     }
 
     /// Returns all that has been recorded; the same allocation as before if nothing was since.

@@ -4,6 +4,8 @@
 pub mod alert;
 pub mod advice;
 mod clock;
+mod exemplar;
+mod exposition;
 mod histogram;
 #[cfg(all(feature = "profiling", unix))]
 mod profile;
@@ -11,18 +13,36 @@ mod registry;
 pub mod insight;
 mod registry;
 pub mod score;
+#[cfg(feature = "otlp")]
+mod otlp;
+#[cfg(feature = "metrics")]
+mod recorder;
+#[cfg(feature = "tower")]
+mod request_layer;
+mod requests;
 mod selector;
 mod series;
 mod source;
+mod timing;
 
 pub use clock::{Clock, Moment, SystemClock};
+pub use exemplar::{Exemplar, TraceId, set_trace_id_source};
+pub use exposition::{Format, Renderer, negotiate, render};
 pub use histogram::{Bucket, Distribution, Histogram, Part};
 #[cfg(all(feature = "profiling", unix))]
 pub use profile::{PROFILE_LONGEST, ProfileError, cpu_profile, flame_graph};
+#[cfg(feature = "otlp")]
+pub use otlp::{OtlpError, OtlpExporter, OtlpOptions, OtlpStats};
+#[cfg(feature = "metrics")]
+pub use recorder::{InstallError, Recorder};
 pub use registry::{
     Counter, FamilySnapshot, Gauge, OTHER, Readings, Registry, RegistryOptions, SeriesSnapshot,
     Snapshot, Value, Watch,
 };
+#[cfg(feature = "tower")]
+pub use request_layer::{Measured, MeasuredBody, MeasuredFuture, RequestLayer};
+pub use requests::{RequestGuard, RequestMetrics, RequestOptions};
 pub use selector::{Comparison, Matcher, Selector, SelectorError, is_label_name, is_metric_name};
 pub use series::{Kind, Labels, SeriesId, SeriesKey, Unit};
 pub use source::{Aggregate, Matched, Reading, Source, Window};
+pub use timing::{Timer, TimerGuard};

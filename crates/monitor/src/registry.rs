@@ -19,6 +19,7 @@ use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
 
 use crate::clock::Moment;
+use crate::exemplar::Exemplar;
 use crate::histogram::{Distribution, Histogram, HistogramCell};
 use crate::selector::{is_label_name, is_metric_name};
 use crate::series::{Kind, Labels, SeriesId, SeriesKey, Unit};
@@ -139,6 +140,8 @@ pub struct SeriesSnapshot {
     pub key: Arc<SeriesKey>,
     /// Its value.
     pub value: Value,
+    /// Of a histogram, for some values the trace in which they were measured.
+    pub exemplars: Vec<Exemplar>,
 }
 
 /// All series of one name at one reading.
@@ -330,6 +333,13 @@ impl Cell {
             Self::Reported { value, .. } => value.clone(),
         }
     }
+
+    fn exemplars(&self) -> Vec<Exemplar> {
+        match self {
+            Self::Histogram(cell) => cell.exemplars(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 impl Default for Registry {
@@ -397,6 +407,11 @@ impl Registry {
                 families.by_name.insert(name, Family::new(kind, unit, help.into()));
             }
         }
+    }
+
+    /// Whether somebody said what a metric is, or a series of it was looked up.
+    pub(crate) fn is_described(&self, name: &str) -> bool {
+        self.0.families.read().by_name.contains_key(&metric_name(name))
     }
 
     /// Returns the counter of a name and labels, making it if it is new.
@@ -669,6 +684,7 @@ impl Families {
                     id: series.id,
                     key: Arc::clone(&series.key),
                     value: series.cell.value(),
+                    exemplars: series.cell.exemplars(),
                 })
                 .collect(),
         });
@@ -677,7 +693,7 @@ impl Families {
 }
 
 /// The unit that a name tells by its end.
-fn unit_of(name: &str) -> Unit {
+pub(crate) fn unit_of(name: &str) -> Unit {
     let name = name.strip_suffix("_total").unwrap_or(name);
     [Unit::Seconds, Unit::Bytes, Unit::Ratio, Unit::Percent]
         .into_iter()
