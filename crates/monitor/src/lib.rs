@@ -1,25 +1,24 @@
 //! Metrics, their history, alert rules, advice and a score for one process and its machine.
 #![forbid(unsafe_code)]
 
-pub mod alert;
 pub mod advice;
+pub mod alert;
 mod clock;
 mod exemplar;
 mod exposition;
 mod histogram;
-#[cfg(all(feature = "profiling", unix))]
-mod profile;
-mod registry;
 pub mod insight;
-mod registry;
-pub mod score;
 #[cfg(feature = "otlp")]
 mod otlp;
+#[cfg(all(feature = "profiling", unix))]
+mod profile;
 #[cfg(feature = "metrics")]
 mod recorder;
+mod registry;
 #[cfg(feature = "tower")]
 mod request_layer;
 mod requests;
+pub mod score;
 mod selector;
 mod series;
 mod source;
@@ -29,10 +28,10 @@ pub use clock::{Clock, Moment, SystemClock};
 pub use exemplar::{Exemplar, TraceId, set_trace_id_source};
 pub use exposition::{Format, Renderer, negotiate, render};
 pub use histogram::{Bucket, Distribution, Histogram, Part};
-#[cfg(all(feature = "profiling", unix))]
-pub use profile::{PROFILE_LONGEST, ProfileError, cpu_profile, flame_graph};
 #[cfg(feature = "otlp")]
 pub use otlp::{OtlpError, OtlpExporter, OtlpOptions, OtlpStats};
+#[cfg(all(feature = "profiling", unix))]
+pub use profile::{PROFILE_LONGEST, ProfileError, cpu_profile, flame_graph};
 #[cfg(feature = "metrics")]
 pub use recorder::{InstallError, Recorder};
 pub use registry::{
