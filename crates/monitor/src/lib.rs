@@ -6,6 +6,7 @@ pub mod alert;
 mod clock;
 mod exemplar;
 mod exposition;
+pub mod collect;
 mod histogram;
 pub mod insight;
 #[cfg(feature = "otlp")]

@@ -7,9 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::guard::Verdict;
-use super::{
-    Actuator, AdviceContext, AdviceRule, Finding, GuardOptions, GuardReading, Recommendation, State,
-};
+use super::{Actuator, AdviceContext, AdviceRule, Finding, GuardOptions, Recommendation, State};
 use crate::clock::{Moment, millis};
 use crate::insight::MetricSpec;
 use crate::score::Score;

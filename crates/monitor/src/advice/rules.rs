@@ -295,8 +295,7 @@ fn errors(look: &Look<'_>) -> Vec<Finding> {
         Category::Errors,
         if ratio > 0.1 { Priority::Critical } else { Priority::High },
         format!(
-            "{} of {requests:.0} requests failed over {} ({}){place}",
-            format_args!("{failed:.0}"),
+            "{failed:.0} of {requests:.0} requests failed over {} ({}){place}",
             words(look.options.window),
             percent(ratio),
         ),

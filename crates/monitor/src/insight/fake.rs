@@ -10,8 +10,11 @@ use crate::source::{Aggregate, Matched, Reading, Source, Window};
 /// Samples by series; a histogram's are the values that came at each moment.
 #[derive(Debug, Default)]
 pub(crate) struct Fake {
-    series: Vec<(Arc<SeriesKey>, Kind, Vec<(i64, Sample)>)>,
+    series: Vec<Series>,
 }
+
+/// A series and its samples, each with its moment.
+type Series = (Arc<SeriesKey>, Kind, Vec<(i64, Sample)>);
 
 #[derive(Debug, Clone)]
 enum Sample {
