@@ -4,9 +4,9 @@
 pub mod advice;
 pub mod alert;
 mod clock;
+pub mod collect;
 mod exemplar;
 mod exposition;
-pub mod collect;
 mod histogram;
 pub mod insight;
 #[cfg(feature = "otlp")]
