@@ -9,6 +9,7 @@ mod ci;
 mod features;
 mod fuzz;
 mod kill;
+mod prometheus;
 mod repo;
 mod soak;
 mod test;
@@ -46,6 +47,8 @@ enum Command {
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
+    /// Let a real Prometheus scrape the monitor, and compare what it reads
+    Prometheus,
     /// Run the long tests in release for as long as told, and watch the memory
     Soak(soak::Options),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
         Command::KillRounds { rounds } => kill::run(rounds),
+        Command::Prometheus => prometheus::run(),
         Command::Soak(options) => soak::run(&options),
     };
     match outcome {

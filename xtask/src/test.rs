@@ -65,6 +65,12 @@ fn provide_postgres() -> Outcome {
     })
 }
 
+/// Installs Prometheus with its promtool where they are missing.
+pub(crate) fn provide_prometheus() -> Outcome {
+    let is_there = || repo::installed("prometheus") && repo::installed("promtool");
+    provide("prometheus", "prometheus", is_there)
+}
+
 /// Installs a package of Debian unless what it brings is there; elsewhere says what is missing.
 fn provide(debian: &str, macos: &str, is_there: impl Fn() -> bool) -> Outcome {
     if is_there() {
