@@ -4,8 +4,8 @@
 //! once a second. Slow values, which people look for, so have a place that fast ones do not take. A
 //! histogram that never gets one pays a pointer.
 //!
-//! Where trace ids come from is said once for the process, see [`set_trace_id_source`]; the request layer
-//! also takes them from `traceparent` headers (<https://www.w3.org/TR/trace-context/>).
+//! Where trace ids come from is said once for the process, see [`set_trace_id_source`]; with the feature
+//! `trace-ids` a layer of `tracing-subscriber` finds them in spans. The request layer also takes them from `traceparent` headers (<https://www.w3.org/TR/trace-context/>).
 
 use std::fmt;
 use std::sync::{LazyLock, OnceLock};

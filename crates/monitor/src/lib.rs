@@ -24,6 +24,8 @@ mod selector;
 mod series;
 mod source;
 mod timing;
+#[cfg(feature = "trace-ids")]
+mod trace_layer;
 
 pub use clock::{Clock, Moment, SystemClock};
 pub use exemplar::{Exemplar, TraceId, set_trace_id_source};
@@ -46,3 +48,5 @@ pub use selector::{Comparison, Matcher, Selector, SelectorError, is_label_name, 
 pub use series::{Kind, Labels, SeriesId, SeriesKey, Unit};
 pub use source::{Aggregate, Matched, Reading, Source, Window};
 pub use timing::{Timer, TimerGuard};
+#[cfg(feature = "trace-ids")]
+pub use trace_layer::TraceIdLayer;
