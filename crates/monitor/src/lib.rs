@@ -8,6 +8,7 @@ pub mod collect;
 mod exemplar;
 mod exposition;
 mod histogram;
+pub mod history;
 pub mod insight;
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -31,6 +32,7 @@ pub use clock::{Clock, Moment, SystemClock};
 pub use exemplar::{Exemplar, TraceId, set_trace_id_source};
 pub use exposition::{Format, Renderer, negotiate, render};
 pub use histogram::{Bucket, Distribution, Histogram, Part};
+pub use history::{History, HistoryOptions};
 #[cfg(feature = "otlp")]
 pub use otlp::{OtlpError, OtlpExporter, OtlpOptions, OtlpStats};
 #[cfg(all(feature = "profiling", unix))]
