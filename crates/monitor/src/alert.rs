@@ -3,18 +3,44 @@
 //! Everything here is pure: time, samples and records are passed in, and what is to be written and sent is
 //! handed out.
 
+mod backtest;
+mod default_rules;
 mod delivery;
+mod engine;
 mod event;
+mod expression;
+mod file;
 mod handler;
+mod instance;
+mod made_up;
+mod plan;
+mod problem;
+mod replay;
+mod rule;
+mod silence;
+mod template;
+pub mod test;
 
+pub use backtest::{BacktestError, BacktestReport, RuleBacktest, backtest};
+pub use default_rules::{CheckReport, DEFAULT_RULES, check};
 pub use delivery::{HandlerKind, HandlerSpec, Secret, SecretSource};
+pub use engine::{AcknowledgeError, AlertSummary, Engine, EngineOptions, OVERFLOW_RULE};
 pub use event::{
     Acknowledgement, AlertEvent, AlertState, AlertView, EndReason, EndedAlert, EventKind,
     Fingerprint, InstanceRecord, LevelRecord, Outcome, Severity,
 };
+pub use expression::{Condition, Gate, Operand, Query, Relation};
 pub use handler::{
     AlertHandler, CallbackHandler, ChannelHandler, DeliveryOptions, HandlerError, HandlerProblem,
     Handling, JsonLinesHandler, LogHandler, Message, handler_of,
 };
 #[cfg(feature = "webhook")]
 pub use handler::{AlertmanagerHandler, UrlError, WebhookHandler, verify_signature};
+pub use made_up::{MadeUp, expand};
+pub use problem::{Place, RuleErrors, RuleProblem};
+pub use rule::{
+    BurnPair, Flap, INSTANCES_MAX, Inhibit, Level, Notify, OnMissing, RULES_MAX, Rule, RuleSet,
+    Signal,
+};
+pub use silence::{Silence, SilenceError};
+pub use template::Template;

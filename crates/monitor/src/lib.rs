@@ -3,6 +3,7 @@
 
 pub mod advice;
 pub mod alert;
+pub mod anomaly;
 mod clock;
 pub mod collect;
 mod exemplar;
