@@ -63,7 +63,7 @@ impl Evidence {
         let read = source.aggregate(&ids, window, aggregate);
         Self {
             metric: selector.to_string(),
-            aggregate: name(aggregate),
+            aggregate: aggregate.word(),
             from_ms: window.from_ms,
             to_ms: window.to_ms,
             value: read.map(|read| read.value),
@@ -153,23 +153,4 @@ fn chart_step(window: Window) -> i64 {
 
 fn ids(source: &dyn Source, selector: &Selector) -> Vec<SeriesId> {
     source.matching(selector).iter().map(|matched| matched.id).collect()
-}
-
-/// The name of an aggregate, as rule files have it.
-pub(crate) fn name(aggregate: Aggregate) -> String {
-    match aggregate {
-        Aggregate::Last => "last".to_owned(),
-        Aggregate::Avg => "avg".to_owned(),
-        Aggregate::Min => "min".to_owned(),
-        Aggregate::Max => "max".to_owned(),
-        Aggregate::Sum => "sum".to_owned(),
-        Aggregate::Count => "count".to_owned(),
-        Aggregate::Stddev => "stddev".to_owned(),
-        Aggregate::Rate => "rate".to_owned(),
-        Aggregate::Delta => "delta".to_owned(),
-        Aggregate::Quantile(q) => {
-            // 0.95 * 100 is not 95 in binary.
-            format!("p{}", (q * 10_000.0).round() / 100.0)
-        }
-    }
 }

@@ -49,7 +49,7 @@ pub use request_layer::{Measured, MeasuredBody, MeasuredFuture, RequestLayer};
 pub use requests::{RequestGuard, RequestMetrics, RequestOptions};
 pub use selector::{Comparison, Matcher, Selector, SelectorError, is_label_name, is_metric_name};
 pub use series::{Kind, Labels, SeriesId, SeriesKey, Unit};
-pub use source::{Aggregate, Matched, Reading, Source, Window};
+pub use source::{Aggregate, Matched, Reading, Source, UnknownAggregate, Window};
 pub use timing::{Timer, TimerGuard};
 #[cfg(feature = "trace-ids")]
 pub use trace_layer::TraceIdLayer;

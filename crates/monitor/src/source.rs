@@ -1,5 +1,6 @@
 //! Where rules, insight and pages read samples from: the history, or what a test makes up.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::selector::Selector;
@@ -55,6 +56,62 @@ pub enum Aggregate {
     Delta,
     /// The quantile from 0 to 1 of the samples, or of the values that a histogram recorded in the window.
     Quantile(f64),
+}
+
+impl Aggregate {
+    /// Returns its word, as rules and queries have it: `avg`, `p95`, `p999`.
+    #[must_use]
+    pub fn word(self) -> String {
+        let word = match self {
+            Self::Last => "last",
+            Self::Avg => "avg",
+            Self::Min => "min",
+            Self::Max => "max",
+            Self::Sum => "sum",
+            Self::Count => "count",
+            Self::Stddev => "stddev",
+            Self::Rate => "rate",
+            Self::Delta => "delta",
+            Self::Quantile(share) => {
+                let digits = format!("{share:.4}");
+                let digits = digits.trim_start_matches("0.").trim_end_matches('0');
+                return format!("p{digits:0<2}");
+            }
+        };
+        word.to_owned()
+    }
+}
+
+/// A word that names no aggregate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected last, avg, min, max, sum, count, stddev, rate, delta or a percentile such as p95"
+)]
+pub struct UnknownAggregate;
+
+impl FromStr for Aggregate {
+    type Err = UnknownAggregate;
+
+    fn from_str(word: &str) -> Result<Self, UnknownAggregate> {
+        Ok(match word {
+            "last" => Self::Last,
+            "avg" => Self::Avg,
+            "min" => Self::Min,
+            "max" => Self::Max,
+            "sum" => Self::Sum,
+            "count" => Self::Count,
+            "stddev" => Self::Stddev,
+            "rate" => Self::Rate,
+            "delta" => Self::Delta,
+            other => {
+                let digits = other.strip_prefix('p').ok_or(UnknownAggregate)?;
+                let is_share = (2..=4).contains(&digits.len())
+                    && digits.bytes().all(|digit| digit.is_ascii_digit());
+                let share = is_share.then(|| format!("0.{digits}").parse().ok()).flatten();
+                Self::Quantile(share.ok_or(UnknownAggregate)?)
+            }
+        })
+    }
 }
 
 /// What an aggregate came to.

@@ -106,51 +106,9 @@ pub(crate) fn quantity(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Reads the name of an aggregate.
-pub(crate) fn aggregate(word: &str) -> Option<Aggregate> {
-    Some(match word {
-        "last" => Aggregate::Last,
-        "avg" => Aggregate::Avg,
-        "min" => Aggregate::Min,
-        "max" => Aggregate::Max,
-        "sum" => Aggregate::Sum,
-        "count" => Aggregate::Count,
-        "stddev" => Aggregate::Stddev,
-        "rate" => Aggregate::Rate,
-        "delta" => Aggregate::Delta,
-        _ => {
-            let digits = word.strip_prefix('p')?;
-            let wellformed =
-                (2..=4).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
-            let share = wellformed.then(|| format!("0.{digits}").parse().ok()).flatten();
-            Aggregate::Quantile(share?)
-        }
-    })
-}
-
 /// The names of aggregates, for messages.
 pub(crate) const AGGREGATES: &str =
     "last, avg, min, max, sum, count, stddev, rate, delta, p50, p90, p95 or p99";
-
-/// Returns the name of an aggregate.
-pub(crate) fn aggregate_word(aggregate: Aggregate) -> String {
-    match aggregate {
-        Aggregate::Last => "last".to_owned(),
-        Aggregate::Avg => "avg".to_owned(),
-        Aggregate::Min => "min".to_owned(),
-        Aggregate::Max => "max".to_owned(),
-        Aggregate::Sum => "sum".to_owned(),
-        Aggregate::Count => "count".to_owned(),
-        Aggregate::Stddev => "stddev".to_owned(),
-        Aggregate::Rate => "rate".to_owned(),
-        Aggregate::Delta => "delta".to_owned(),
-        Aggregate::Quantile(share) => {
-            let digits = format!("{share:.4}");
-            let digits = digits.trim_start_matches("0.").trim_end_matches('0');
-            format!("p{digits:0<2}")
-        }
-    }
-}
 
 /// An aggregate of a selector over a window, written `rate(requests{status="500"}[5m])`.
 #[derive(Debug, Clone, PartialEq)]
@@ -179,7 +137,7 @@ impl Query {
 
     /// Whether a text names an aggregate, and so is more than a selector.
     pub(crate) fn names_aggregate(text: &str) -> bool {
-        text.split_once('(').is_some_and(|(word, _)| aggregate(word.trim()).is_some())
+        text.split_once('(').is_some_and(|(word, _)| word.trim().parse::<Aggregate>().is_ok())
     }
 
     fn parse_prefix(text: &str, window: Duration) -> Result<(Self, &str), String> {
@@ -191,7 +149,7 @@ impl Query {
                 Selector::parse_prefix(text).map_err(|error| error.to_string())?;
             return Ok((Self { selector, aggregate: Aggregate::Last, window }, rest));
         };
-        let Some(aggregate) = aggregate(word) else {
+        let Ok(aggregate) = word.parse::<Aggregate>() else {
             return Err(format!("`{word}` is no aggregate: expected {AGGREGATES}"));
         };
         let (selector, rest) = Selector::parse_prefix(inner).map_err(|error| error.to_string())?;
@@ -206,7 +164,7 @@ impl Query {
 
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = aggregate_word(self.aggregate);
+        let word = self.aggregate.word();
         write!(f, "{word}({}[{}])", self.selector, duration_text(self.window))
     }
 }
@@ -485,10 +443,11 @@ mod tests {
     #[test]
     fn aggregates_read_as_they_are_written() {
         for word in ["last", "stddev", "p05", "p50", "p90", "p95", "p99", "p999"] {
-            assert_eq!(aggregate(word).map(aggregate_word).as_deref(), Some(word));
+            let read = word.parse::<Aggregate>().expect("an aggregate");
+            assert_eq!(read.word(), word);
         }
         for word in ["", "p", "p5", "p100000", "px", "mean"] {
-            assert_eq!(aggregate(word), None, "{word}");
+            assert!(word.parse::<Aggregate>().is_err(), "{word}");
         }
     }
 

@@ -17,7 +17,7 @@ use crate::source::Aggregate;
 use super::delivery::{HandlerKind, HandlerSpec, Secret, SecretSource};
 use super::event::Severity;
 use super::expression::{
-    AGGREGATES, Condition, Gate, Operand, Query, aggregate, duration, nearest, quantity, shared,
+    AGGREGATES, Condition, Gate, Operand, Query, duration, nearest, quantity, shared,
 };
 use super::problem::{Place, RuleErrors, RuleProblem};
 use super::rule::{BurnPair, Flap, Inhibit, Level, Notify, OnMissing, Rule, RuleSet, Signal};
@@ -935,7 +935,10 @@ pub(super) fn read_duration(value: &DeValue<'_>) -> Read<Duration> {
 }
 
 fn read_aggregate(value: &DeValue<'_>) -> Read<Aggregate> {
-    value.as_str().and_then(aggregate).ok_or_else(|| format!("expected {AGGREGATES}"))
+    value
+        .as_str()
+        .and_then(|word| word.parse().ok())
+        .ok_or_else(|| format!("expected {AGGREGATES}"))
 }
 
 pub(super) fn condition(value: &DeValue<'_>) -> Read<Condition> {
