@@ -23,6 +23,7 @@
 //!   quantile made of native buckets is within 5.5 % of the true one, and usually within 2 %.
 
 mod classic;
+#[cfg(any(feature = "otlp", feature = "protobuf", test))]
 pub(crate) mod exponential;
 #[cfg(feature = "protobuf")]
 mod protobuf;

@@ -171,14 +171,18 @@ fn label_pairs(labels: &Labels, out: &mut Vec<u8>) {
 
 /// Writes a text with backslashes and line feeds escaped, and where asked for double quotes as well.
 fn escape(text: &str, quotes: bool, out: &mut Vec<u8>) {
-    for &byte in text.as_bytes() {
-        match byte {
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'"' if quotes => out.extend_from_slice(b"\\\""),
-            other => out.push(other),
-        }
+    let is_special = |byte: &u8| matches!(byte, b'\\' | b'\n') || (quotes && *byte == b'"');
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(is_special) {
+        out.extend_from_slice(&rest[..at]);
+        out.extend_from_slice(match rest[at] {
+            b'\\' => b"\\\\",
+            b'\n' => b"\\n",
+            _ => b"\\\"",
+        });
+        rest = &rest[at + 1..];
     }
+    out.extend_from_slice(rest);
 }
 
 /// Writes a number in the fewest digits that read as the same.
