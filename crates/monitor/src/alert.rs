@@ -13,6 +13,8 @@ mod file;
 mod handler;
 mod instance;
 mod made_up;
+#[cfg(test)]
+mod model_tests;
 mod plan;
 mod problem;
 mod replay;

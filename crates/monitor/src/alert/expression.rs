@@ -356,27 +356,33 @@ impl fmt::Display for Gate {
 
 /// Returns the name that is most likely meant, if one is near enough.
 pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let close = |other: &str| distance(name, other);
-    let best = known.into_iter().map(|other| (close(other), other)).min()?;
-    (best.0 <= 1 + name.chars().count() / 4 && best.0 < name.chars().count()).then_some(best.1)
+    let length = name.chars().count();
+    let best = known.into_iter().map(|other| (distance(name, other), other)).min()?;
+    (best.0 <= (length / 3).max(1) && best.0 < length).then_some(best.1)
 }
 
-/// The edit distance of Levenshtein; long names are as far from everything as they are long.
+/// The edit distance with swapped neighbours as one edit; long names are far from everything.
 fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
     if left.len() > 64 {
         return left.len();
     }
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (at, from) in left.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
-        for (column, &to) in right.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+    let (left, right): (Vec<char>, Vec<char>) = (left.chars().collect(), right.chars().collect());
+    let mut rows = vec![vec![0; right.len() + 1]; left.len() + 1];
+    for (at, row) in rows.iter_mut().enumerate() {
+        row[0] = at;
+    }
+    rows[0] = (0..=right.len()).collect();
+    for i in 1..=left.len() {
+        for j in 1..=right.len() {
+            let replaced = rows[i - 1][j - 1] + usize::from(left[i - 1] != right[j - 1]);
+            let mut best = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+            if i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            rows[i][j] = best;
         }
     }
-    row[right.len()]
+    rows[left.len()][right.len()]
 }
 
 /// Shares the text of names that are stored often.
@@ -456,6 +462,7 @@ mod tests {
         let known = ["cooldown", "window", "every"];
         assert_eq!(nearest("coldown", known), Some("cooldown"));
         assert_eq!(nearest("windows", known), Some("window"));
+        assert_eq!(nearest("eveyr", known), Some("every"), "swapped letters");
         assert_eq!(nearest("threshold", known), None);
     }
 }

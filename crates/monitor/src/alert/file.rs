@@ -347,11 +347,9 @@ impl<'a> Reader<'a> {
             self.places.clear();
             let rule = self.rule(&table, &defaults);
             rule_places.push((rule.id.clone(), table.at, std::mem::take(&mut self.places)));
-            // What could not be read would be found missing a second time.
-            if self.problems.len() == found {
-                let problems = rule.problems();
-                self.located(problems, &rule_places);
-            }
+            let mut problems = rule.problems();
+            problems.retain(|problem| !self.is_consequence(found, problem));
+            self.located(problems, &rule_places);
             set.rules.push(Arc::new(rule));
             self.rule.clear();
         }
@@ -364,6 +362,20 @@ impl<'a> Reader<'a> {
         let problems = set.problems();
         self.located(problems, &rule_places);
         set
+    }
+
+    /// Whether a problem of a rule is there only because of what could not be read of it.
+    fn is_consequence(&self, found: usize, problem: &RuleProblem) -> bool {
+        let root = |key: &str| key.split('.').next().unwrap_or_default().to_owned();
+        self.problems[found..].iter().any(|earlier| match root(&earlier.key).as_str() {
+            "metric" | "agg" | "window" | "ratio" | "burn" | "anomaly" | "forecast" => {
+                let key = root(&problem.key);
+                ["level", "window", "ratio", "burn", "anomaly", "forecast"].contains(&&*key)
+            }
+            "by" | "labels" => ["by", "labels", "summary", "description"].contains(&&*problem.key),
+            "level" => root(&problem.key) == "level",
+            key => key == root(&problem.key),
+        })
     }
 
     /// Gives places to problems that were found in finished rules.
@@ -981,3 +993,6 @@ fn url(value: &DeValue<'_>) -> Read<Arc<str>> {
         Some(_) => Ok(shared(&text)),
     }
 }
+
+#[cfg(test)]
+mod tests;
