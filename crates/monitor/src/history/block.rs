@@ -237,6 +237,20 @@ impl Column {
         self.rows += 1;
     }
 
+    /// Takes the last row away.
+    pub(super) fn pop(&mut self) {
+        self.values.iter_mut().for_each(|values| drop(values.pop()));
+        if let Some(runs) = &mut self.runs {
+            runs.ends.pop();
+            let end = runs.ends.last().map_or(0, |end| *end as usize);
+            runs.index.truncate(end);
+            runs.count.truncate(end);
+            runs.position.truncate(end);
+            runs.groups.truncate(runs.ends.len() / GROUP);
+        }
+        self.rows = self.rows.saturating_sub(1);
+    }
+
     /// Whether the series has a row, counted from `begin`.
     pub(super) fn has(&self, row: usize) -> bool {
         self.holes == 0
@@ -263,11 +277,13 @@ pub(super) struct Block {
     pub(super) columns: Vec<Option<Arc<Column>>>,
     /// Whether it has rows that were not handed to the store.
     pub(super) dirty: bool,
+    /// Whether it stands for a stretch of time, with rows or not yet.
+    pub(super) begun: bool,
 }
 
 impl Block {
     pub(super) fn new(start_ms: i64) -> Self {
-        Self { start_ms, ..Self::default() }
+        Self { start_ms, begun: true, ..Self::default() }
     }
 
     /// Adds a row for all series; it has to be later than the one before.

@@ -178,11 +178,11 @@ impl Tier {
     /// Closes the open block if a moment is behind it.
     fn reach(&mut self, at_ms: i64) -> bool {
         let start = self.block_start(at_ms);
-        if self.open.times.is_empty() {
-            self.open = Block::new(start);
+        if self.open.begun && start <= self.open.start_ms {
             return false;
         }
-        if start <= self.open.start_ms {
+        if self.open.times.is_empty() {
+            self.open = Block::new(start);
             return false;
         }
         let closed = std::mem::replace(&mut self.open, Block::new(start));
@@ -193,7 +193,7 @@ impl Tier {
     /// Returns where memory begins: older rows are in the store.
     pub(super) fn memory_start(&self) -> i64 {
         let blocks = self.closed.iter().chain([&self.open]);
-        let first = blocks.filter(|block| !block.times.is_empty()).map(|block| block.start_ms);
+        let first = blocks.filter(|block| block.begun).map(|block| block.start_ms);
         first.min().unwrap_or(i64::MAX)
     }
 }
@@ -759,6 +759,7 @@ impl Head {
                 }
             }
         }
+        self.reopen_rows(until_ms);
         for tier in 1..self.tiers.len().saturating_sub(1) {
             let done = self.tiers[tier + 1].open.times.last().copied().unwrap_or(i64::MIN);
             let block = self.tiers[tier].open.clone();
@@ -769,6 +770,34 @@ impl Head {
                         self.roll(tier + 1, place, *end, rolling);
                     }
                 }
+            }
+        }
+    }
+
+    /// Opens the rows again that were closed before their end, because the history was.
+    fn reopen_rows(&mut self, until_ms: i64) {
+        for (at, tier) in self.tiers.iter_mut().enumerate().skip(1) {
+            let Some(end) = tier.open.times.last().copied().filter(|end| *end > until_ms) else {
+                continue;
+            };
+            let row = tier.open.times.len() - 1;
+            Arc::make_mut(&mut tier.open.times).pop();
+            // The rows of the tiers above are made anew of the rows below.
+            let kept = (at == 1).then_some(&mut tier.rolling);
+            let mut reopened = Vec::new();
+            for column in &mut tier.open.columns {
+                let open = column.as_mut().filter(|column| column.begin + column.rows() == row + 1);
+                reopened.push(open.as_ref().and_then(|column| rolled(column, row)));
+                if let Some(open) = open {
+                    Arc::make_mut(open).pop();
+                }
+                if column.as_ref().is_some_and(|column| column.rows() == 0) {
+                    *column = None;
+                }
+            }
+            if let Some(kept) = kept {
+                *kept = reopened;
+                tier.row_end = Some(end);
             }
         }
     }

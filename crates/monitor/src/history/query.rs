@@ -170,14 +170,15 @@ impl Shared {
         if !in_memory && !wants_all {
             chosen = tiers.iter().rposition(|t| i64::from(t.key.step_ms) <= fine_ms).unwrap_or(0);
         }
-        // Where the fine rows are gone, a coarser tier may still have some.
+        // Where most of the fine rows are gone, a coarser tier may have more.
         let oldest = |at: usize| {
             let tier: &Tier = &tiers[at];
             let kept = last_ms.saturating_sub(keep_ms(&self.options.tiers[at]));
             tier.oldest_ms.min(tier.memory_start()).max(head.first_ms.saturating_sub(1)).max(kept)
         };
+        let middle = from_ms.midpoint(to_ms);
         while chosen + 1 < tiers.len()
-            && from_ms < oldest(chosen)
+            && middle < oldest(chosen)
             && oldest(chosen + 1) < oldest(chosen)
         {
             chosen += 1;

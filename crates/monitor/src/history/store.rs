@@ -93,6 +93,18 @@ impl MemoryStore {
         map.entries.iter().map(|(key, value)| (key.clone(), Arc::clone(value))).collect()
     }
 
+    /// Gives entries other keys.
+    pub(super) fn rename(&self, name: impl Fn(&[u8]) -> Option<Vec<u8>>) {
+        let mut map = self.map.write();
+        let renamed: Vec<(Vec<u8>, Vec<u8>)> =
+            map.entries.keys().filter_map(|key| Some((key.clone(), name(key)?))).collect();
+        for (old, new) in renamed {
+            if let Some(value) = map.entries.remove(&old) {
+                map.entries.insert(new, value);
+            }
+        }
+    }
+
     pub(super) fn clear(&self) {
         *self.map.write() = Map::default();
     }

@@ -454,6 +454,13 @@ impl Writer {
         let mut head = self.shared.head.write();
         head.adopt(records, marks.map_or(1, |marks| marks.next), None);
         let numbers: Vec<u32> = head.entries.iter().map(|entry| entry.number).collect();
+        self.shared.memory.rename(|key| {
+            let (tier, number, start_ms) = record::read_chunk_key(key)?;
+            let number = *numbers.get(number.checked_sub(PROVISIONAL)? as usize)?;
+            Some(record::chunk_key(tier, number, start_ms))
+        });
+        // What it has can be read from now on, whether it can be written or not.
+        *self.shared.disk.write() = Some(Arc::clone(&store));
         let live = head.entries.iter().filter(|entry| !entry.forgotten);
         let records: Vec<Record> = live.map(super::head::Entry::record).collect();
         let next = head.next_number;
@@ -464,12 +471,7 @@ impl Writer {
             if key == record::MARKS {
                 until_ms = until_ms.max(Marks::decode(&value).map(|marks| marks.until_ms));
             }
-            let Some((tier, number, start_ms)) = record::read_chunk_key(&key) else { continue };
-            let number = match number.checked_sub(PROVISIONAL) {
-                Some(place) => numbers.get(place as usize).copied().unwrap_or(number),
-                None => number,
-            };
-            let key = record::chunk_key(tier, number, start_ms);
+            let Some((tier, _, start_ms)) = record::read_chunk_key(&key) else { continue };
             let value = match get(&*store, &key)? {
                 Some(old) => merged(&old, &value, i64::from(tier.step_ms)),
                 None => value.to_vec(),
@@ -495,7 +497,6 @@ impl Writer {
         store.write(&changes)?;
         self.blocks = blocks;
         self.begin_log()?;
-        *self.shared.disk.write() = Some(store);
         self.shared.memory.clear();
         *self.shared.degraded.write() = None;
         self.next_try = None;
