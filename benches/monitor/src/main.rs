@@ -5,6 +5,7 @@
 mod peers;
 mod record;
 mod render;
+mod tick;
 
 use std::process::ExitCode;
 
@@ -22,5 +23,6 @@ fn main() -> ExitCode {
     let mut suite = Suite::with_options("monitor", Options::parse().suite);
     record::rows(&mut suite);
     render::rows(&mut suite);
+    tick::rows(&mut suite);
     suite.finish()
 }

@@ -482,15 +482,19 @@ impl Reader<'_> {
         self.source.aggregate(&ids, self.window(), aggregate)
     }
 
-    /// Whether there were samples at the beginning of the window: within its first fiftieth.
+    /// Whether there were samples at the beginning of the window: within its first fiftieth, or within
+    /// two intervals between samples if that is longer.
     fn is_full(&self, selector: &Selector) -> bool {
         let window = self.window();
-        let head = Window {
-            from_ms: window.from_ms.saturating_sub(1),
-            to_ms: window.from_ms + window.length_ms() / 50,
-        };
         let found = self.source.matching(selector);
         let ids: Vec<_> = found.iter().map(|matched| matched.id).collect();
+        let Some(read) = self.source.aggregate(&ids, window, Aggregate::Last) else { return false };
+        let interval = window.length_ms() * ids.len() as i64 / i64::from(read.expected.max(1));
+        let head_ms = (2 * interval).max(window.length_ms() / 50).min(window.length_ms() / 2);
+        let head = Window {
+            from_ms: window.from_ms.saturating_sub(1),
+            to_ms: window.from_ms.saturating_add(head_ms),
+        };
         self.source.aggregate(&ids, head, Aggregate::Last).is_some()
     }
 

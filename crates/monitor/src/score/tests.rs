@@ -125,6 +125,16 @@ fn too_little_data_is_no_score_and_never_a_full_one() {
 }
 
 #[test]
+fn samples_a_minute_apart_fill_the_window_too() {
+    let mut fake = Fake::default();
+    fake.gauge("system_cpu_usage_ratio", &[], 0, 60_000, [0.65; 11]);
+    assert_eq!(read(&fake, &[]).score, Some(90.0));
+    let mut short = Fake::default();
+    short.gauge("system_cpu_usage_ratio", &[], AT_MS - 60_000, 60_000, [0.65; 2]);
+    assert_eq!(read(&short, &[]).score, None);
+}
+
+#[test]
 fn a_part_that_collects_leaves_its_weight_to_the_others() {
     let mut fake = Fake::default();
     gauge(&mut fake, "system_cpu_usage_ratio", 0.65);

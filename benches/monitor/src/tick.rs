@@ -1,0 +1,64 @@
+//! What a second of watching costs: the collector reads the machine, and the registry all series.
+
+use std::hint::black_box;
+
+use monitor::collect::{Collector, CollectorOptions};
+use monitor::{Clock as _, Registry, SystemClock};
+use ultra_perf_bench::{Clock, Suite};
+
+/// Ticks of one round.
+const TICKS: u64 = 50;
+/// Series of a tick, those of the collector among them.
+const SERIES: usize = 200;
+
+/// A registry with a collector, filled up to 200 series: half of the rest histograms.
+fn filled() -> (Registry, Collector) {
+    let registry = Registry::default();
+    let collector =
+        Collector::start(&registry, CollectorOptions::default()).expect("a thread can be started");
+    let clock = SystemClock::new();
+    // The slow set comes from its thread, and ratios from the second reading on.
+    let own = loop {
+        let read = registry.read(clock.now());
+        if read.number("process_count", &[]).is_some() {
+            break registry.read(clock.now()).series().count();
+        }
+        std::thread::yield_now();
+    };
+    for at in 0..SERIES.saturating_sub(own) {
+        let labels = [("part", at.to_string())];
+        let labels = labels.each_ref().map(|(name, value)| (*name, value.as_str()));
+        match at % 2 {
+            0 => registry.counter("work_total", &labels).increment(at as u64),
+            _ => {
+                let seconds = registry.histogram("work_seconds", &labels);
+                (1..100).for_each(|value| seconds.record(f64::from(value) * 0.000_7));
+            }
+        }
+    }
+    (registry, collector)
+}
+
+/// The rows: a tick without the history, and the collector's part of it.
+pub(crate) fn rows(suite: &mut Suite) {
+    let clock = SystemClock::new();
+    let (registry, collector) = filled();
+    let ticks = |registry: &Registry| {
+        for _ in 0..TICKS {
+            black_box(registry.read(clock.now()));
+        }
+    };
+    suite
+        .time("tick, 200 series with those of the collector", Clock::Cpu, TICKS)
+        .at_most(1e6)
+        .measure(|| ticks(&registry));
+    drop(collector);
+
+    let registry = Registry::default();
+    let _collector =
+        Collector::start(&registry, CollectorOptions::default()).expect("a thread can be started");
+    suite
+        .time("tick, the collector alone", Clock::Cpu, TICKS)
+        .at_most(5e5)
+        .measure(|| ticks(&registry));
+}
