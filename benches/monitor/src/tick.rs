@@ -1,9 +1,11 @@
-//! What a second of watching costs: the collector reads the machine, and the registry all series.
+//! What a second of watching costs: the collector reads the machine, the registry all series, and the
+//! history takes them in.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use monitor::collect::{Collector, CollectorOptions};
-use monitor::{Clock as _, Registry, SystemClock};
+use monitor::{Clock as _, History, HistoryOptions, Registry, SystemClock};
 use ultra_perf_bench::{Clock, Suite};
 
 /// Ticks of one round.
@@ -39,7 +41,7 @@ fn filled() -> (Registry, Collector) {
     (registry, collector)
 }
 
-/// The rows: a tick without the history, and the collector's part of it.
+/// The rows: a tick with the history and without, and the collector's part of it.
 pub(crate) fn rows(suite: &mut Suite) {
     let clock = SystemClock::new();
     let (registry, collector) = filled();
@@ -52,6 +54,19 @@ pub(crate) fn rows(suite: &mut Suite) {
         .time("tick, 200 series with those of the collector", Clock::Cpu, TICKS)
         .at_most(1e6)
         .measure(|| ticks(&registry));
+    // Ticks a second apart, so that blocks are closed and compressed; that is counted as well.
+    let history = History::open(HistoryOptions::default()).expect("it is in memory");
+    let mut now = clock.now();
+    suite
+        .time("tick, 200 series into the history", Clock::Cpu, TICKS)
+        .at_most(1e6)
+        .rounds(31)
+        .measure(|| {
+            for _ in 0..TICKS {
+                now = now.after(Duration::from_secs(1));
+                black_box(history.record(&registry.read(now)));
+            }
+        });
     drop(collector);
 
     let registry = Registry::default();

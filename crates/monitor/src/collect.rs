@@ -165,7 +165,7 @@ impl Collector {
     ///
     /// # Cost
     ///
-    /// A reading takes some tens of microseconds on Linux: about a dozen `pread`s and about a hundred series.
+    /// A reading takes about 150 us on Linux: some fifteen `pread`s and a hundred series.
     pub fn start(registry: &Registry, options: CollectorOptions) -> std::io::Result<Self> {
         names::describe(registry);
         let last: LastSlow = LastSlow::default();
