@@ -8,8 +8,9 @@
 //!
 //! A rule on single samples raises some forty false alarms per series and day; this one stays quiet for
 //! weeks, at the price of about two minutes. Until a week is stored the short baseline judges alone and
-//! says that it is learning. Nothing is learned while the series is odd, except that a level that stays for
-//! `adapt_after` is accepted as the new normal.
+//! says that it is learning. While the series is odd nothing is learned, with two exceptions: a level that
+//! stays for `adapt_after` is accepted as the new normal, and a quarter of an hour of which last week tells
+//! nothing is learned for the next, because the short baseline alone takes each quiet weekend for odd.
 //!
 //! Time comes in with each sample, so that weeks can be simulated in seconds.
 
@@ -230,6 +231,10 @@ impl Detector {
             .is_some_and(|since| unix_ms.saturating_sub(since) >= millis(self.options.adapt_after));
         if finite && (!odd || stays) {
             self.keep(unix_ms, value);
+        } else if finite && weekly.is_none() {
+            // The short baseline judged alone. What comes every week, such as a quiet weekend, would
+            // else be odd for ever: it is odd the first time, so it would never be learned.
+            self.keep_slot(unix_ms, value);
         }
         self.last
     }
@@ -295,6 +300,11 @@ impl Detector {
             }
             self.short.push_back((unix_ms, value));
         }
+        self.keep_slot(unix_ms, value);
+    }
+
+    /// Learns a sample for the same time of next week.
+    fn keep_slot(&mut self, unix_ms: i64, value: f64) {
         if !self.options.weekly {
             return;
         }
@@ -401,13 +411,19 @@ mod tests {
             true => 100.0,
             false => 10.0,
         };
-        let mut weekly = Detector::new(AnomalyOptions::default());
-        assert!(feed(&mut weekly, 0, WEEK_MS, rush) > 0, "the first rush is new");
-        // Nothing is learned of a rush while it is odd; the second teaches nothing either.
-        let options = AnomalyOptions { adapt_after: Duration::ZERO, ..AnomalyOptions::default() };
-        let mut taught = Detector::new(options);
-        feed(&mut taught, 0, WEEK_MS, rush);
-        assert_eq!(feed(&mut taught, WEEK_MS, WEEK_MS, rush), 0);
+        let mut detector = Detector::new(AnomalyOptions::default());
+        assert!(feed(&mut detector, 0, WEEK_MS, rush) > 0, "the first rush is new");
+        assert_eq!(feed(&mut detector, WEEK_MS, WEEK_MS, rush), 0, "the second is known");
+        // What is odd although last week is known is not learned.
+        let other = |at: i64| {
+            if (20..21).contains(&((at - 2 * WEEK_MS) / HOUR_MS)) { 100.0 } else { rush(at) }
+        };
+        assert!(feed(&mut detector, 2 * WEEK_MS, 24 * HOUR_MS, other) > 0, "at another hour");
+        let again = |at: i64| other(at - WEEK_MS);
+        assert!(
+            feed(&mut detector, 3 * WEEK_MS + 18 * HOUR_MS, 3 * HOUR_MS, again) > 0,
+            "and once more"
+        );
     }
 
     #[test]
