@@ -5,6 +5,7 @@
 mod peers;
 mod record;
 mod render;
+mod anomaly;
 mod tick;
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let mut suite = Suite::with_options("monitor", Options::parse().suite);
     record::rows(&mut suite);
     render::rows(&mut suite);
+    anomaly::rows(&mut suite);
     tick::rows(&mut suite);
     suite.finish()
 }

@@ -2,8 +2,8 @@
 //!
 //! [`theil_sen`] and [`time_to_limit`] are plain functions on points. The rest reads any [`Source`]:
 //! [`baselines`] tell how metrics usually are, [`degradations`] compare the last minutes with that,
-//! [`trend`] and [`forecast`] look at one metric, and [`bottleneck`] says which stage makes the slow
-//! requests slow. Every result carries its [`Evidence`], and the same samples always give the same result.
+//! [`trend`] and [`forecast`] look at one metric, [`anomaly`] asks whether it behaves oddly, and
+//! [`bottleneck`] says which stage makes the slow requests slow. Every result carries its [`Evidence`], and the same samples always give the same result.
 
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ mod bottleneck;
 #[cfg(test)]
 pub(crate) mod fake;
 mod forecast;
+mod odd;
 mod trend;
 
 pub use baseline::{
@@ -27,6 +28,7 @@ pub use baseline::{
 };
 pub use bottleneck::{Bottleneck, StageShare, bottleneck};
 pub use forecast::{Forecast, Side, time_to_limit};
+pub use odd::{Anomaly, anomaly};
 pub(crate) use trend::MAD_TO_DEVIATION;
 pub(crate) use trend::quantile;
 pub use trend::{POINTS_MAX, POINTS_MIN, Trend, Z_SIGNIFICANT, downsample, theil_sen};

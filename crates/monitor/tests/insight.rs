@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use monitor::advice::{AdviceContext, Advisor, AdvisorOptions, GenericOptions, generic_rules};
+use monitor::anomaly::AnomalyOptions;
 use monitor::insight::{
-    DegradationOptions, MetricSpec, Side, Worse, baselines, bottleneck, degradations, forecast,
+    DegradationOptions, MetricSpec, Side, Worse, anomaly, baselines, bottleneck, degradations,
+    forecast,
 };
 use monitor::score::{PartState, Score, ScoreMetric, ScoreOptions, ScorePart};
 use monitor::{Aggregate, History, HistoryOptions, Moment, Registry, Selector};
@@ -116,6 +118,44 @@ fn baselines_degradation_and_the_bottleneck_are_read_from_the_history() {
         found.iter().filter(|found| found.degraded).map(|found| found.name.as_str()).collect();
     assert_eq!(degraded, ["cpu"]);
     assert_eq!(found[0].worse, Worse::Higher);
+}
+
+#[test]
+fn a_rush_that_last_week_knows_is_not_odd_and_another_is() {
+    let mut rig = Rig::new();
+    // A tick a minute for a week and a day, then one each ten seconds; a rush each day at noon.
+    let rush = |at_ms: i64| (12..13).contains(&(at_ms / 3_600_000 % 24));
+    let tick = |rig: &mut Rig, seconds: u64, value: &dyn Fn(i64) -> f64| {
+        rig.now = rig.now.after(Duration::from_secs(seconds));
+        rig.registry.gauge("load", &[]).set(value(rig.now.unix_ms));
+        rig.history.record(&rig.registry.read(rig.now)).expect("time has passed");
+    };
+    let usual = |at_ms| if rush(at_ms) { 50.0 } else { 10.0 };
+    // 22:13 on the first day to 11:58 on the ninth.
+    for minute in 1..=(8 * 24 - 10) * 60 - 15 {
+        tick(&mut rig, 60, &usual);
+        // Days pass in milliseconds here, faster than the thread that keeps them for good.
+        if minute % 5 == 0 {
+            rig.history.flush().expect("it is in memory");
+        }
+    }
+    for _ in 0..90 {
+        tick(&mut rig, 10, &usual);
+    }
+    let odd = |rig: &Rig| {
+        let (load, options) = (Selector::name("load"), AnomalyOptions::default());
+        let at_ms = rig.now.unix_ms;
+        anomaly(&rig.history, &load, Aggregate::Avg, options, at_ms).expect("there are values")
+    };
+    let found = odd(&rig);
+    assert!(rush(rig.now.unix_ms), "the rush has begun");
+    assert_eq!((found.odd, found.learning, found.value), (false, false, 50.0), "{found:?}");
+    assert_eq!(found.expected_weekly, Some(50.0));
+    for _ in 0..30 {
+        tick(&mut rig, 10, &|_| 90.0);
+    }
+    let found = odd(&rig);
+    assert!(found.odd && found.since_ms.is_some(), "{found:?}");
 }
 
 #[test]

@@ -209,7 +209,7 @@ mod tests {
     fn spikes_do_not_turn_a_slope() {
         let mut random = fastrand::Rng::with_seed(1);
         let mut found = 0;
-        for _ in 0..200 {
+        for _ in 0..100 {
             let rising = (0..120).map(|at| {
                 let spike = if random.f64() < 0.02 { 500.0 * random.f64() } else { 0.0 };
                 0.05 * f64::from(at) + random.f64() + spike
@@ -217,19 +217,19 @@ mod tests {
             let trend = theil_sen(&series(rising)).expect("120");
             found += u32::from(trend.significant && (trend.slope - 0.05).abs() < 0.005);
         }
-        assert_eq!(found, 200);
+        assert_eq!(found, 100);
     }
 
     #[test]
     fn few_flat_series_are_called_trends() {
         let mut random = fastrand::Rng::with_seed(2);
-        let called = (0..400)
+        let called = (0..150)
             .filter(|_| {
                 theil_sen(&series((0..120).map(|_| random.f64()))).expect("120").significant
             })
             .count();
         // One in a hundred is what the level of the test promises.
-        assert!(called <= 12, "{called} of 400");
+        assert!(called <= 6, "{called} of 150");
     }
 
     #[test]
