@@ -1,7 +1,8 @@
 //! Alerts: rules over samples, the states they go through, and the messages that come of it.
 //!
-//! Everything here is pure: time, samples and records are passed in, and what is to be written and sent is
-//! handed out.
+//! Rules, their evaluation and everything around it are pure: time, samples and records are passed in, and
+//! what is to be written and sent is handed out. [`Alerting`] runs them: it keeps a journal and tells
+//! handlers.
 
 mod backtest;
 mod default_rules;
@@ -12,6 +13,7 @@ mod expression;
 mod file;
 mod handler;
 mod instance;
+mod journal;
 mod made_up;
 #[cfg(test)]
 mod model_tests;
@@ -19,6 +21,7 @@ mod plan;
 mod problem;
 mod replay;
 mod rule;
+mod runtime;
 mod silence;
 mod template;
 pub mod test;
@@ -38,11 +41,16 @@ pub use handler::{
 };
 #[cfg(feature = "webhook")]
 pub use handler::{AlertmanagerHandler, UrlError, WebhookHandler, verify_signature};
+pub use journal::{DeadLetter, JournalError, JournalReplay};
 pub use made_up::{MadeUp, expand};
 pub use problem::{Place, RuleErrors, RuleProblem};
 pub use rule::{
     BurnPair, Flap, INSTANCES_MAX, Inhibit, Level, Notify, OnMissing, RULES_MAX, Rule, RuleSet,
     Signal,
+};
+pub use runtime::{
+    Alerting, AlertingError, AlertingOptions, Alerts, HandlerStatus, NoSuchRule, ReloadReport,
+    RulesRefused,
 };
 pub use silence::{Silence, SilenceError};
 pub use template::Template;

@@ -88,7 +88,8 @@ impl WebhookHandler {
         let body = Bytes::from(body(message, &self.receiver, &self.external_url));
         let mut headers = self.headers.clone();
         let value = |text: &str| HeaderValue::from_str(text).ok();
-        if let Some(key) = value(&message.key) {
+        // Bytes, as the name of a handler need not be ASCII.
+        if let Ok(key) = HeaderValue::from_bytes(message.key.as_bytes()) {
             headers.insert("idempotency-key", key);
         }
         if let Some(token) = &self.token {
