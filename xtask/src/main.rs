@@ -4,6 +4,7 @@
 //! the same: `.ci/run` and the GitHub workflows only call these.
 #![forbid(unsafe_code)]
 
+mod alertmanager;
 mod bench;
 mod ci;
 mod features;
@@ -49,6 +50,8 @@ enum Command {
     },
     /// Let a real Prometheus scrape the monitor, and compare what it reads
     Prometheus,
+    /// Send alerts to a real Alertmanager, getting one first
+    Alertmanager,
     /// Run the long tests in release for as long as told, and watch the memory
     Soak(soak::Options),
 }
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::KillRounds { rounds } => kill::run(rounds),
         Command::Prometheus => prometheus::run(),
+        Command::Alertmanager => alertmanager::run(),
         Command::Soak(options) => soak::run(&options),
     };
     match outcome {

@@ -13,6 +13,7 @@ pub(crate) const FEATURES: &str = "--features \
      memory/glibc,memory/jemalloc-profile,memory/serde,\
      resilience/http,resilience/rate-limit,resilience/tower,\
      loadbalancer/grpc,loadbalancer/discovery,loadbalancer/tower,loadbalancer/webhook,\
+     monitor/metrics,monitor/otlp,monitor/profiling,monitor/protobuf,monitor/tower,monitor/webhook,\
      scheduler/tower,scheduler/durable-redis,scheduler/durable-postgres";
 
 /// Installs the Debian package `$1` without letting it start or keep a server: the tests start their own.
@@ -69,6 +70,12 @@ fn provide_postgres() -> Outcome {
 pub(crate) fn provide_prometheus() -> Outcome {
     let is_there = || repo::installed("prometheus") && repo::installed("promtool");
     provide("prometheus", "prometheus", is_there)
+}
+
+/// Installs an Alertmanager where there is none.
+pub(crate) fn provide_alertmanager() -> Outcome {
+    let names = ["prometheus-alertmanager", "alertmanager"];
+    provide(names[0], names[1], || names.into_iter().any(repo::installed))
 }
 
 /// Installs a package of Debian unless what it brings is there; elsewhere says what is missing.
