@@ -38,7 +38,7 @@ impl Source for Instant {
 }
 
 /// Adds the rows about alerts.
-pub fn rows(suite: &mut Suite) {
+pub(crate) fn rows(suite: &mut Suite) {
     let samples = source();
     measure(suite, "alerts: 1,000 rules x 10 instances, windows of 5 min", &samples, "> 0.9");
     let instant = Instant(samples);

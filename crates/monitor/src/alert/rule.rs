@@ -76,6 +76,18 @@ pub enum Signal {
 }
 
 impl Signal {
+    /// Returns the name of the metric that makes the instances.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Metric(query) | Self::Anomaly { query, .. } | Self::Forecast { query, .. } => {
+                &query.selector.name
+            }
+            Self::Ratio { den, .. } => &den.selector.name,
+            Self::Burn { total, .. } => &total.name,
+        }
+    }
+
     /// Returns the longest window that is read.
     #[must_use]
     pub fn window(&self) -> Duration {

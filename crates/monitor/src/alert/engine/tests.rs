@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::alert::made_up::{MadeUp, expand, source_of};
+use crate::alert::{Silence, SilenceError};
 use crate::selector::Selector;
 
 const STEP_MS: i64 = 10_000;
@@ -433,6 +434,11 @@ fn an_alert_ends_some_time_after_its_series_are_gone() {
     play.until(1_500).said(&["950 resolve r{a=\"x\"} warning"]);
     assert_eq!(play.engine.instances("r", play.now).len(), 0);
     assert!(play.records.is_empty());
+    // Where missing samples are what the alert is about, it goes on.
+    let lines = format!("{WARNING}by = ['a']\non_missing = 'alert'");
+    let mut play = Play::new(&rule(&lines), &[("m{a=\"x\"}", "20x4")]);
+    play.until(40).source.remove(&key);
+    play.until(9_000).said(&["30 fire r{a=\"x\"} warning"]);
 }
 
 #[test]
@@ -678,6 +684,19 @@ fn label_sets_over_the_limit_are_one_alert() {
     play.said.clear();
     play.restart(Duration::ZERO, None);
     play.until(40).said(&[]);
+}
+
+#[test]
+fn label_sets_that_have_ended_make_way_for_new_ones() {
+    let names: Vec<String> = (0..5).map(|at| format!("m{{i=\"{at}\"}}")).collect();
+    let series: Vec<_> = names.iter().map(|name| (name.as_str(), "0x4")).collect();
+    let rules = rule("by = ['i']\nlimit = 5\nlevel.warning = '> 10'\n");
+    let mut play = Play::new(&rules, &series);
+    play.until(100);
+    for new in ["x", "y"] {
+        play.source.gauge("m", &[("i", new)], (10..30).map(|at| (at * STEP_MS, 20.0)));
+    }
+    play.until(200).said(&["110 fire r{i=\"x\"} warning", "110 fire r{i=\"y\"} warning"]);
 }
 
 #[test]
