@@ -26,5 +26,14 @@ fn main() -> ExitCode {
     render::rows(&mut suite);
     anomaly::rows(&mut suite);
     tick::rows(&mut suite);
+mod history;
+
+use std::process::ExitCode;
+
+use ultra_perf_bench::Suite;
+
+fn main() -> ExitCode {
+    let mut suite = Suite::new("monitor");
+    history::rows(&mut suite);
     suite.finish()
 }

@@ -15,8 +15,7 @@
 //! [`History::last_ms`] is the moment of the last tick as it is kept: a window that ends there sees it.
 
 mod block;
-#[doc(hidden)]
-pub mod chunk;
+mod chunk;
 mod export;
 mod fold;
 mod head;
@@ -38,6 +37,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
+#[doc(hidden)]
+pub use chunk::try_decode;
 pub use export::ExportFormat;
 pub use query::{Query, QueryError, QueryProblem, QueryResult, QuerySeries, SeriesInfo};
 #[cfg(feature = "history")]

@@ -239,7 +239,9 @@ impl Column {
 
     /// Takes the last row away.
     pub(super) fn pop(&mut self) {
-        self.values.iter_mut().for_each(|values| drop(values.pop()));
+        for values in &mut self.values {
+            values.pop();
+        }
         if let Some(runs) = &mut self.runs {
             runs.ends.pop();
             let end = runs.ends.last().map_or(0, |end| *end as usize);

@@ -182,8 +182,8 @@ pub use disk::FjallStore;
 mod disk {
     //! Chunks in an LSM tree of `fjall` (<https://docs.rs/fjall>).
 
-    use std::io;
     use std::path::Path;
+    use std::{fs, io};
 
     use fjall::config::CompressionPolicy;
     use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -208,6 +208,19 @@ mod disk {
         ///
         /// If another process has it open, if its files cannot be read, or what the medium says.
         pub fn open(path: &Path) -> io::Result<Self> {
+            if !path.try_exists()? {
+                // One that was left half made, by a full disk or a crash, could never be opened again.
+                let new = path.with_extension("new");
+                if new.try_exists()? {
+                    fs::remove_dir_all(&new)?;
+                }
+                Self::open_existing(&new)?.flush()?;
+                fs::rename(&new, path)?;
+            }
+            Self::open_existing(path)
+        }
+
+        fn open_existing(path: &Path) -> io::Result<Self> {
             let database = Database::builder(path)
                 .worker_threads(1)
                 .cache_size(CACHE_BYTES)
