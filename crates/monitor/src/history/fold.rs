@@ -302,7 +302,7 @@ impl Fold {
     }
 
     /// Returns what it comes to.
-    pub(super) fn value(mut self) -> Option<f64> {
+    pub(super) fn value(self) -> Option<f64> {
         if self.samples <= 0.0 {
             return None;
         }
@@ -335,21 +335,30 @@ impl Fold {
                 let squares: f64 = self.values.iter().map(|v| (v - mean) * (v - mean)).sum();
                 (count > 0.0).then(|| (squares / count).sqrt())
             }
-            Aggregate::Quantile(q) => quantile(&mut self.values, q),
+            Aggregate::Quantile(q) => quantile(&self.values, q),
         }
     }
 }
 
 /// Returns a quantile of numbers, between two of them as `quantile_over_time` of Prometheus does.
-fn quantile(values: &mut [f64], q: f64) -> Option<f64> {
+fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let rank = q.clamp(0.0, 1.0) * values.len().checked_sub(1)? as f64;
     let below = rank.floor() as usize;
-    let (_, low, above) = values.select_nth_unstable_by(below, f64::total_cmp);
-    let low = *low;
-    let high = above.iter().copied().min_by(f64::total_cmp).unwrap_or(low);
+    // Whole numbers in the order of IEEE 754's `totalOrder` are faster to compare.
+    let mut keys: Vec<i64> = values.iter().map(|value| order(value.to_bits() as i64)).collect();
+    let (_, low, above) = keys.select_nth_unstable(below);
+    let high = above.iter().copied().min().unwrap_or(*low);
+    let (low, high) = (*low, high);
+    let value = |key: i64| f64::from_bits(order(key) as u64);
+    let (low, high) = (value(low), value(high));
     let part = rank - below as f64;
     // Two equal numbers give themselves, and no rounding between them.
     Some(if part == 0.0 { low } else { low * (1.0 - part) + high * part })
+}
+
+/// Turns the bits of a number into a whole number that sorts as it does, and back.
+fn order(bits: i64) -> i64 {
+    bits ^ ((bits >> 63) as u64 >> 1) as i64
 }
 
 /// Numbers that are added up side by side: a processor does several at once, and rounding stays small.

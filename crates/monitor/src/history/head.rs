@@ -203,6 +203,8 @@ impl Tier {
 pub(super) struct Closed {
     /// All ticks up to and with this moment are in these blocks, or were in those before.
     pub(super) until_ms: i64,
+    /// So are all rolled rows up to and with this one.
+    pub(super) rolled_ms: i64,
     pub(super) blocks: Vec<(TierKey, Block)>,
     /// Places of the series whose records are new.
     pub(super) records: Vec<usize>,
@@ -241,6 +243,11 @@ pub(super) struct Head {
     pub(super) first_ms: i64,
     pub(super) next_number: u32,
     provisional: bool,
+    /// Up to where rolled rows were handed to the writer, and whether a block of them was closed since.
+    rolled_ms: i64,
+    rolled_due: bool,
+    /// Whether ticks come from the store, which needs nothing of them.
+    replaying: bool,
     pub(super) closed: VecDeque<Closed>,
     /// The log file that ticks go to.
     pub(super) log: u64,
@@ -266,6 +273,9 @@ impl Head {
             first_ms: i64::MAX,
             next_number: 1,
             provisional: true,
+            rolled_ms: i64::MIN,
+            rolled_due: false,
+            replaying: false,
             closed: VecDeque::new(),
             log: 1,
             layout: Vec::new(),
@@ -568,7 +578,7 @@ impl Head {
         tier.row_end = None;
         let mut rolling = std::mem::take(&mut tier.rolling);
         if tier.open.times.last().is_none_or(|last| *last < end) {
-            tier.reach(end);
+            self.rolled_due |= tier.reach(end);
             tier.open.begin_row(end);
             for (place, row) in rolling.iter().enumerate() {
                 let Some(row) = row else { continue };
@@ -596,8 +606,19 @@ impl Head {
             .closed
             .back()
             .map_or(i64::MIN, |block| block.start_ms.saturating_add(tier.key.span_ms()));
+        if self.replaying {
+            tier.closed.iter_mut().for_each(|block| block.dirty = false);
+            tier.closed.drain(..tier.closed.len().saturating_sub(1));
+            return;
+        }
         let mut blocks = Vec::new();
-        for tier in &mut self.tiers {
+        // Open rolled blocks are written when one of the first rolled tier is closed: every few hours. What
+        // came since is rolled again from the finest tier when the history is opened.
+        if std::mem::take(&mut self.rolled_due) {
+            self.rolled_ms = until_ms;
+        }
+        let written = if self.rolled_ms == until_ms { self.tiers.len() } else { 1 };
+        for tier in &mut self.tiers[..written] {
             let dirty = tier.closed.iter_mut().chain([&mut tier.open]).filter(|b| b.dirty);
             for block in dirty.filter(|block| !block.times.is_empty()) {
                 block.dirty = false;
@@ -620,7 +641,13 @@ impl Head {
                 records.push(place);
             }
         }
-        self.closed.push_back(Closed { until_ms, blocks, records, log: self.log });
+        self.closed.push_back(Closed {
+            until_ms,
+            rolled_ms: self.rolled_ms,
+            blocks,
+            records,
+            log: self.log,
+        });
         while self.closed.len() > PENDING_MAX {
             self.closed.pop_front();
             self.lost += 1;
@@ -642,16 +669,19 @@ impl Head {
             let start = self.tiers[0].open.start_ms;
             let open = std::mem::replace(&mut self.tiers[0].open, Block::new(start));
             self.tiers[0].closed.push_back(open);
+            self.rolled_due = true;
             self.hand_out();
+            self.rolled_ms = last;
             if let Some(closed) = self.closed.back_mut() {
-                closed.until_ms = last;
+                (closed.until_ms, closed.rolled_ms) = (last, last);
             }
         }
     }
 
     /// Marks blocks as being in the store, up to a moment; the last one stays in memory all the same.
-    pub(super) fn stored(&mut self, until_ms: i64) {
-        for tier in &mut self.tiers {
+    pub(super) fn stored(&mut self, until_ms: i64, rolled_ms: i64) {
+        for (at, tier) in self.tiers.iter_mut().enumerate() {
+            let until_ms = if at == 0 { until_ms } else { rolled_ms };
             let span_ms = tier.key.span_ms();
             let stored = |block: &Block| block.start_ms.saturating_add(span_ms) <= until_ms;
             while tier.closed.len() > 1 && tier.closed.front().is_some_and(stored) {
@@ -745,21 +775,18 @@ impl Head {
         }
     }
 
-    /// Takes up what the restored blocks say: the last totals, and the rows that are still open.
-    pub(super) fn resume(&mut self, until_ms: i64) {
-        self.last_ms = Some(until_ms);
-        for (tier, meaning) in [(1, 1), (0, 0)] {
-            let Some(tier) = self.tiers.get(tier) else { continue };
-            for (place, column) in tier.open.series() {
-                let entry = &mut self.entries[place];
-                if entry.kind == Kind::Counter
-                    && let Some(total) = column.last(meaning)
-                {
-                    entry.total = total;
-                }
+    /// Takes up what the restored rolled blocks say: the last totals, and the rows that are still open.
+    pub(super) fn resume(&mut self, rolled_ms: i64) {
+        self.rolled_ms = rolled_ms;
+        for (place, column) in self.tiers.get(1).iter().flat_map(|tier| tier.open.series()) {
+            let entry = &mut self.entries[place];
+            if entry.kind == Kind::Counter
+                && let Some(total) = column.last(1)
+            {
+                entry.total = total;
             }
         }
-        self.reopen_rows(until_ms);
+        self.reopen_rows(rolled_ms);
         for tier in 1..self.tiers.len().saturating_sub(1) {
             let done = self.tiers[tier + 1].open.times.last().copied().unwrap_or(i64::MIN);
             let block = self.tiers[tier].open.clone();
@@ -772,6 +799,32 @@ impl Head {
                 }
             }
         }
+    }
+
+    /// Adds a tick of the store again: to the block in memory, and to rolled rows that the store lacks.
+    pub(super) fn replay_stored(&mut self, tick: &Tick) {
+        self.replaying = true;
+        if tick.at_ms > self.rolled_ms {
+            self.apply(tick);
+        } else if self.last_ms.is_none_or(|last| tick.at_ms > last) {
+            if self.tiers[0].reach(tick.at_ms) {
+                self.hand_out();
+            }
+            self.tiers[0].open.begin_row(tick.at_ms);
+            self.last_ms = Some(tick.at_ms);
+            for (place, value) in &tick.numbers {
+                self.tiers[0].open.push(*place as usize, Shape::Samples, &[*value], &[]);
+                self.entries[*place as usize].total = *value;
+            }
+            for (place, taken) in &tick.taken {
+                let count = taken.parts.iter().map(|part| part.count).sum::<u64>() as f64;
+                let numbers = [count, taken.sum, taken.total, 1.0];
+                let place = *place as usize;
+                self.tiers[0].open.push(place, Shape::Distributions, &numbers, &taken.parts);
+            }
+        }
+        self.tiers[0].open.dirty = false;
+        self.replaying = false;
     }
 
     /// Opens the rows again that were closed before their end, because the history was.

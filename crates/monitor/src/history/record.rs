@@ -99,6 +99,8 @@ pub(super) fn read_chunk_key(key: &[u8]) -> Option<(TierKey, u32, i64)> {
 pub(super) struct Marks {
     /// All ticks up to and with this moment are in chunks.
     pub(super) until_ms: i64,
+    /// All rolled rows up to and with this one are in chunks; those behind it follow from the ticks.
+    pub(super) rolled_ms: i64,
     /// The number that the next new series gets.
     pub(super) next: u32,
 }
@@ -107,15 +109,17 @@ impl Marks {
     pub(super) fn encode(self) -> Vec<u8> {
         let mut out = vec![VERSION];
         out.extend(self.until_ms.to_le_bytes());
+        out.extend(self.rolled_ms.to_le_bytes());
         out.extend(self.next.to_le_bytes());
         out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; 13] = bytes.try_into().ok().filter(|b: &&[u8; 13]| b[0] == VERSION)?;
+        let bytes: &[u8; 21] = bytes.try_into().ok().filter(|b: &&[u8; 21]| b[0] == VERSION)?;
         Some(Self {
             until_ms: i64::from_le_bytes(bytes[1..9].try_into().ok()?),
-            next: u32::from_le_bytes(bytes[9..].try_into().ok()?),
+            rolled_ms: i64::from_le_bytes(bytes[9..17].try_into().ok()?),
+            next: u32::from_le_bytes(bytes[17..].try_into().ok()?),
         })
     }
 }

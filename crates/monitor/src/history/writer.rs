@@ -21,7 +21,7 @@ use parking_lot::RwLock;
 use super::block::{Column, Piece, View};
 use super::chunk::{self, Wanted};
 use super::head::{Closed, Head, PROVISIONAL};
-use super::log::{Frame, Logs};
+use super::log::{Frame, Logs, Taken, Tick};
 use super::record::{self, Marks, Record, TierKey};
 use super::store::{Change, HistoryStore, MemoryStore};
 use super::{HistoryOptions, Reason};
@@ -154,21 +154,22 @@ pub(super) fn load(
     head.adopt(records, marks.map_or(1, |marks| marks.next), marks.map(|marks| marks.until_ms));
     let mut damaged = 0;
     if let Some(marks) = marks {
-        for tier in 0..tiers.len() {
-            let start_ms = head.tiers[tier].block_start(marks.until_ms);
-            for place in 0..head.entries.len() {
-                let key = record::chunk_key(tiers[tier], head.entries[place].number, start_ms);
-                let Some(bytes) = get(store, &key)? else { continue };
-                match chunk::decode(&bytes, Wanted::ALL) {
-                    Ok(piece) if head.fits(tier, place, &piece.column) => {
-                        head.restore(tier, place, start_ms, &piece);
-                    }
-                    _ => damaged += 1,
-                }
+        for tier in 1..tiers.len() {
+            let start_ms = head.tiers[tier].block_start(marks.rolled_ms);
+            for (place, piece) in read_block(store, &head, tier, start_ms, &mut damaged)? {
+                head.restore(tier, place, start_ms, &piece);
             }
-            head.tiers[tier].oldest_ms = blocks[tier].keys().next().copied().unwrap_or(i64::MAX);
         }
-        head.resume(marks.until_ms);
+        head.resume(marks.rolled_ms);
+        let first_ms = head.tiers[0].block_start(marks.rolled_ms.min(marks.until_ms));
+        for start_ms in blocks[0].range(first_ms..).map(|(start_ms, _)| *start_ms) {
+            let pieces = read_block(store, &head, 0, start_ms, &mut damaged)?;
+            replay_block(&mut head, &pieces);
+        }
+        head.last_ms = head.last_ms.max(Some(marks.until_ms));
+        for (tier, blocks) in head.tiers.iter_mut().zip(&blocks) {
+            tier.oldest_ms = blocks.keys().next().copied().unwrap_or(i64::MAX);
+        }
     }
     let mut torn_bytes = 0;
     let (logs, sequences) = logs.map_or((None, &[][..]), |(logs, all)| (Some(logs), all));
@@ -182,6 +183,55 @@ pub(super) fn load(
     head.closed.iter_mut().for_each(|closed| closed.log = 0);
     head.log = sequences.last().map_or(1, |last| last + 1);
     Ok(Loaded { head, blocks, torn_bytes, damaged })
+}
+
+/// Reads the chunks of a block.
+fn read_block(
+    store: &dyn HistoryStore,
+    head: &Head,
+    tier: usize,
+    start_ms: i64,
+    damaged: &mut u64,
+) -> io::Result<Vec<(usize, Piece)>> {
+    let mut pieces = Vec::new();
+    for (place, entry) in head.entries.iter().enumerate() {
+        let key = record::chunk_key(head.tiers[tier].key, entry.number, start_ms);
+        let Some(bytes) = get(store, &key)? else { continue };
+        match chunk::decode(&bytes, Wanted::ALL) {
+            Ok(piece) if head.fits(tier, place, &piece.column) => pieces.push((place, piece)),
+            _ => *damaged += 1,
+        }
+    }
+    Ok(pieces)
+}
+
+/// Takes the ticks of a block in again, in the order of time.
+fn replay_block(head: &mut Head, pieces: &[(usize, Piece)]) {
+    let mut times: Vec<i64> =
+        pieces.iter().flat_map(|(_, piece)| piece.times.iter().copied()).collect();
+    times.sort_unstable();
+    times.dedup();
+    let mut rows = vec![0; pieces.len()];
+    let mut tick = Tick::default();
+    for at_ms in times {
+        (tick.at_ms, tick.numbers, tick.taken) = (at_ms, Vec::new(), Vec::new());
+        for ((place, piece), next) in pieces.iter().zip(&mut rows) {
+            if piece.times.get(*next) != Some(&at_ms) {
+                continue;
+            }
+            let (row, column) = (*next, &piece.column);
+            *next += 1;
+            match &column.runs {
+                None => tick.numbers.push((*place as u32, column.values[0][row])),
+                Some(runs) => {
+                    let (sum, total) = (column.values[1][row], column.values[2][row]);
+                    let parts = runs.row(row).collect();
+                    tick.taken.push((*place as u32, Taken { sum, total, parts }));
+                }
+            }
+        }
+        head.replay_stored(&tick);
+    }
 }
 
 fn replay(head: &mut Head, frames: Vec<Frame>) {
@@ -305,7 +355,7 @@ impl Writer {
             self.blocks[tier].insert(start_ms, bytes);
         }
         self.remove_old(closed.until_ms, on_disk);
-        self.shared.head.write().stored(closed.until_ms);
+        self.shared.head.write().stored(closed.until_ms, closed.rolled_ms);
         if on_disk
             && let Some(logs) = &self.logs
             && let Err(error) = logs.remove_before(closed.log)
@@ -343,7 +393,8 @@ impl Writer {
         for record in records {
             changes.push(Change::Put(record::series_key(record.number), record.encode()));
         }
-        let marks = Marks { until_ms: closed.until_ms, next };
+        let Closed { until_ms, rolled_ms, .. } = *closed;
+        let marks = Marks { until_ms, rolled_ms, next };
         changes.push(Change::Put(record::MARKS.to_vec(), marks.encode()));
         (changes, sizes)
     }
@@ -465,11 +516,15 @@ impl Writer {
         let records: Vec<Record> = live.map(super::head::Entry::record).collect();
         let next = head.next_number;
         drop(head);
-        let mut until_ms = marks.map(|marks| marks.until_ms);
+        let mut done = marks;
         let mut changes = Vec::new();
         for (key, value) in self.shared.memory.all() {
             if key == record::MARKS {
-                until_ms = until_ms.max(Marks::decode(&value).map(|marks| marks.until_ms));
+                let later = |marks: &Marks| done.is_none_or(|done| marks.until_ms > done.until_ms);
+                if let Some(marks) = Marks::decode(&value).filter(later) {
+                    let rolled_ms = done.map_or(i64::MIN, |done| done.rolled_ms);
+                    done = Some(Marks { rolled_ms: rolled_ms.max(marks.rolled_ms), ..marks });
+                }
             }
             let Some((tier, _, start_ms)) = record::read_chunk_key(&key) else { continue };
             let value = match get(&*store, &key)? {
@@ -490,8 +545,8 @@ impl Writer {
         for record in records {
             changes.push(Change::Put(record::series_key(record.number), record.encode()));
         }
-        if let Some(until_ms) = until_ms {
-            let marks = Marks { until_ms, next };
+        if let Some(done) = done {
+            let marks = Marks { next, ..done };
             changes.push(Change::Put(record::MARKS.to_vec(), marks.encode()));
         }
         store.write(&changes)?;
