@@ -106,7 +106,7 @@ pub struct Collector {
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Slow {
     series: Vec<SlowSeries>,
-    /// The least memory limit of the control groups, and where the use that counts against it is read.
+    /// The least memory limit of the control groups, and the folder of that group.
     #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
     memory_limit: Option<(u64, PathBuf)>,
     /// Processors that the control group may use.

@@ -64,13 +64,36 @@ fn read_all(file: &File, buffer: &mut Vec<u8>) -> Option<usize> {
     }
 }
 
+/// The memory of the control group whose limit applies.
+struct GroupMemory {
+    folder: PathBuf,
+    current: Kept,
+    stat: Kept,
+}
+
+impl GroupMemory {
+    fn new(folder: &Path) -> Self {
+        let kept = |name: &str| Kept::new(folder.join(name));
+        let (current, stat) = (kept("memory.current"), kept("memory.stat"));
+        Self { folder: folder.to_owned(), current, stat }
+    }
+
+    /// What counts against the limit less cached files that were not used of late: the kernel drops those
+    /// before it refuses memory. `kubectl top` calls the same the working set.
+    fn used(&mut self, buffer: &mut Vec<u8>) -> Option<u64> {
+        let current = self.current.read(buffer).and_then(parse::limit)?;
+        let inactive = self.stat.read(buffer).and_then(parse::inactive_file);
+        Some(current.saturating_sub(inactive.unwrap_or(0)))
+    }
+}
+
 pub(super) struct Linux {
     buffer: Vec<u8>,
     stat: Kept,
     own_stat: Kept,
     own_io: Kept,
     memory: Kept,
-    group_memory: Option<Kept>,
+    group_memory: Option<GroupMemory>,
     disks: Kept,
     network: Kept,
     sockets: Kept,
@@ -257,13 +280,12 @@ impl Linux {
         let limit = slow.and_then(|slow| slow.memory_limit.as_ref());
         let limit = limit.filter(|(limit, _)| *limit < memory.total && *limit > 0);
         let (limit, source, used) = match limit {
-            Some((limit, path)) => {
-                if self.group_memory.as_ref().is_none_or(|kept| kept.path != *path) {
-                    self.group_memory = Some(Kept::new(path.clone()));
+            Some((limit, folder)) => {
+                if self.group_memory.as_ref().is_none_or(|group| group.folder != *folder) {
+                    self.group_memory = Some(GroupMemory::new(folder));
                 }
-                let kept = self.group_memory.as_mut().expect("made above");
-                let used = kept.read(&mut self.buffer).and_then(parse::limit);
-                (*limit as f64, "cgroup", used.map(|used| used as f64))
+                let group = self.group_memory.as_mut().expect("made above");
+                (*limit as f64, "cgroup", group.used(&mut self.buffer).map(|used| used as f64))
             }
             None => (total, "host", Some(used)),
         };

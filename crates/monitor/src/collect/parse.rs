@@ -384,6 +384,13 @@ pub fn limit(text: &[u8]) -> Option<u64> {
     words(text).next().and_then(number)
 }
 
+/// Returns the bytes of `memory.stat` that the kernel drops first when memory is short.
+#[must_use]
+pub fn inactive_file(text: &[u8]) -> Option<u64> {
+    let line = lines(text).find_map(|line| line.strip_prefix(b"inactive_file "))?;
+    words(line).next().and_then(number)
+}
+
 /// Returns how many processors `cpu.max` grants; nothing for `max`.
 #[must_use]
 pub fn cpu_limit(text: &[u8]) -> Option<f64> {
@@ -502,6 +509,7 @@ mod tests {
         assert_eq!(cgroup(b"1:cpu:/\n0::/a/b\n"), Some("a/b"));
         assert_eq!(cgroup(b"0::/../b\n"), None);
         assert_eq!((limit(b"1024\n"), limit(b"max\n")), (Some(1_024), None));
+        assert_eq!(inactive_file(b"anon 1\ninactive_file 2048\nactive_file 9\n"), Some(2_048));
         assert_eq!(cpu_limit(b"150000 100000\n"), Some(1.5));
         assert_eq!((cpu_limit(b"max 100000\n"), cpu_limit(b"1 0")), (None, None));
         let text = b"processor : 0\ncpu MHz : 2000.000\n\nprocessor : 1\ncpu MHz : 3000.000\n";
@@ -515,7 +523,7 @@ mod tests {
     fn read_all(text: &[u8]) {
         let _ = (stat(text), process_stat(text), memory(text), sockets(text), pressure(text));
         let _ = (load(text), process_io(text), open_files_limit(text), cgroup(text));
-        let _ = (limit(text), cpu_limit(text), frequency(text));
+        let _ = (limit(text), cpu_limit(text), frequency(text), inactive_file(text));
         let _ = (disks(text).count(), interfaces(text).count());
         tcp_states(text, &mut [0; 12]);
         if let Some(stat) = stat(text) {
@@ -537,7 +545,7 @@ mod tests {
                     prop::sample::select(vec![
                         "cpu", "cpu0", "ctxt", "MemTotal:", "MemAvailable:", "SwapFree:", "TCP:",
                         "inuse", "some", "full", "avg10=", "avg10=1e999", "total=9", "0::/", "eth0:",
-                        "cpu MHz", ":", ")", "(", "\n", "max", "Max open files", "read_bytes:", "/",
+                        "cpu MHz", ":", ")", "(", "\n", "max", "Max open files", "inactive_file", "read_bytes:", "/",
                     ]).prop_map(str::to_owned),
                     any::<u128>().prop_map(|number| number.to_string()),
                     any::<i8>().prop_map(|number| number.to_string()),

@@ -73,7 +73,7 @@ fn limits_of_group(root: &Path, slow: &mut Slow) {
         if let Some(limit) = file(&at.join("memory.max")).and_then(|text| parse::limit(&text))
             && slow.memory_limit.as_ref().is_none_or(|(least, _)| limit < *least)
         {
-            slow.memory_limit = Some((limit, at.join("memory.current")));
+            slow.memory_limit = Some((limit, at.clone()));
         }
         if let Some(limit) = file(&at.join("cpu.max")).and_then(|text| parse::cpu_limit(&text)) {
             slow.cpu_limit = Some(slow.cpu_limit.map_or(limit, |least: f64| least.min(limit)));

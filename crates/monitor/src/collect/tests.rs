@@ -81,7 +81,8 @@ fn machine(root: &Path, later: bool) {
 fn groups(root: &Path) {
     write(root, "sys/fs/cgroup/cgroup.controllers", "cpu memory\n");
     write(root, "sys/fs/cgroup/app/memory.max", "2147483648\n");
-    write(root, "sys/fs/cgroup/app/memory.current", "1073741824\n");
+    write(root, "sys/fs/cgroup/app/memory.current", "1610612736\n");
+    write(root, "sys/fs/cgroup/app/memory.stat", "anon 1\ninactive_file 536870912\n");
     write(root, "sys/fs/cgroup/app/worker/memory.max", "max\n");
     write(root, "sys/fs/cgroup/app/worker/cpu.max", "100000 100000\n");
 }
