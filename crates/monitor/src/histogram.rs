@@ -9,8 +9,9 @@
 //! readings. Carrying out of the lower half adds one sixteenth to the upper, and the reader takes it
 //! away again.
 //!
-//! Buckets come in groups of 32, a power of two each, and a group is allocated when a value first falls
-//! into it: a histogram of latencies takes 2 to 4 KiB.
+//! The buckets of values below 2^36, 68 seconds in nanoseconds, lie side by side, so that a value is one
+//! step away from its word: a histogram takes 8 KiB. Those of larger values, 7 KiB, are allocated when the
+//! first one comes. Going by a table of smaller pieces takes a fifth of the memory and a third more time.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -28,10 +29,14 @@ const GROUPING: u32 = 5;
 const GROUP: usize = 1 << GROUPING;
 /// Groups that 64 bits need: values below 32 are the first, those below 64 the second.
 const GROUPS: usize = 64 - GROUPING as usize + 1;
+/// All buckets.
+const BUCKETS: usize = GROUPS * GROUP;
+/// Values of up to so many bits are near.
+const NEAR_BITS: u32 = 36;
+/// Buckets of near values.
+const NEAR: usize = (NEAR_BITS - GROUPING + 1) as usize * GROUP;
 /// Parts of a bucket's width in which positions are added up, as a power of two.
 const PARTS: u32 = 4;
-
-type Group = Box<[AtomicU64; GROUP]>;
 
 /// Returns the bucket of a value and where in the bucket it lies, in sixteenths of its width.
 fn locate(ticks: u64) -> (usize, u64) {
@@ -74,9 +79,14 @@ impl Histogram {
     /// As [`record_ticks`](Self::record_ticks), and a multiplication.
     #[inline]
     pub fn record(&self, value: f64) {
-        if !value.is_nan() {
+        // Added to this, a smaller number has its whole part in the low bits of the mantissa.
+        const WHOLE: f64 = (1_u64 << 52) as f64;
+        let ticks = value * self.0.ticks_per_unit;
+        if (0.0..WHOLE).contains(&ticks) {
+            self.record_ticks((ticks + WHOLE).to_bits() - WHOLE.to_bits());
+        } else if !value.is_nan() {
             // Saturates at both ends.
-            self.record_ticks((value * self.0.ticks_per_unit) as u64);
+            self.record_ticks(ticks as u64);
         }
     }
 
@@ -87,8 +97,12 @@ impl Histogram {
     /// As [`record_ticks`](Self::record_ticks); reading the clock costs several times as much.
     #[inline]
     pub fn record_duration(&self, duration: Duration) {
-        let nanos = duration.as_secs().saturating_mul(1_000_000_000);
-        self.record_ticks(nanos.saturating_add(u64::from(duration.subsec_nanos())));
+        const NANOS: u64 = 1_000_000_000;
+        let seconds = duration.as_secs();
+        self.record_ticks(match seconds < u64::MAX / NANOS {
+            true => seconds * NANOS + u64::from(duration.subsec_nanos()),
+            false => u64::MAX,
+        });
     }
 
     /// Records a value in ticks: nanoseconds for seconds, billionths of a ratio, else the plain number.
@@ -96,7 +110,7 @@ impl Histogram {
     /// # Cost
     ///
     /// One relaxed addition to a word that threads with similar values share, and no allocation except
-    /// for the first value of each power of two.
+    /// for the first value of 2^36 ticks or more.
     #[inline]
     pub fn record_ticks(&self, ticks: u64) {
         self.0.record(ticks);
@@ -134,7 +148,8 @@ impl fmt::Debug for Histogram {
 
 /// The counts of one series.
 pub(crate) struct HistogramCell {
-    groups: [OnceLock<Group>; GROUPS],
+    near: [AtomicU64; NEAR],
+    far: OnceLock<Box<[AtomicU64; BUCKETS - NEAR]>>,
     ticks_per_unit: f64,
     scale: f64,
     exemplars: OnceLock<Box<Exemplars>>,
@@ -152,7 +167,8 @@ impl HistogramCell {
         let ticks_per_unit = ticks_per_unit(unit);
         let scale = 1.0 / ticks_per_unit;
         Self {
-            groups: [const { OnceLock::new() }; GROUPS],
+            near: [const { AtomicU64::new(0) }; NEAR],
+            far: OnceLock::new(),
             ticks_per_unit,
             scale,
             exemplars: OnceLock::new(),
@@ -165,17 +181,23 @@ impl HistogramCell {
 
     #[inline]
     fn record(&self, ticks: u64) {
-        let (index, position) = locate(ticks);
-        let group = match self.groups[index / GROUP].get() {
-            Some(group) => group,
-            None => self.group(index / GROUP),
-        };
-        group[index % GROUP].fetch_add(1 | position << 32, Relaxed);
+        if ticks >> NEAR_BITS != 0 {
+            return self.record_far(ticks);
+        }
+        // As `locate`, but with one shift for both numbers, for which near values leave room.
+        let shift = 63 - (ticks | GROUP as u64).leading_zeros() - GROUPING;
+        let parts = (ticks << PARTS) >> shift;
+        let index = ((shift as usize) << GROUPING) + (parts >> PARTS) as usize;
+        let position = parts & ((1 << PARTS) - 1);
+        // The remainder changes nothing, and spares a check.
+        self.near[index % NEAR].fetch_add(1 | position << 32, Relaxed);
     }
 
     #[cold]
-    fn group(&self, at: usize) -> &Group {
-        self.groups[at].get_or_init(|| Box::new([const { AtomicU64::new(0) }; GROUP]))
+    fn record_far(&self, ticks: u64) {
+        let (index, position) = locate(ticks);
+        let far = self.far.get_or_init(|| Box::new([const { AtomicU64::new(0) }; BUCKETS - NEAR]));
+        far[index - NEAR].fetch_add(1 | position << 32, Relaxed);
     }
 
     /// Returns the exemplars that are kept.
@@ -188,13 +210,11 @@ impl HistogramCell {
         let mut state = self.read.lock();
         let ReadState { words, total } = &mut *state;
         let mut now: Vec<(u16, u64)> = Vec::with_capacity(words.len());
-        for (at, group) in self.groups.iter().enumerate() {
-            for (within, word) in group.get().into_iter().flat_map(|group| group.iter().enumerate())
-            {
-                match word.load(Relaxed) {
-                    0 => {}
-                    word => now.push(((at * GROUP + within) as u16, word)),
-                }
+        let far = self.far.get().into_iter().flat_map(|far| far.iter());
+        for (index, word) in self.near.iter().chain(far).enumerate() {
+            match word.load(Relaxed) {
+                0 => {}
+                word => now.push((index as u16, word)),
             }
         }
         if now == *words {
@@ -291,7 +311,7 @@ impl Distribution {
     pub fn from_parts(scale: f64, parts: impl IntoIterator<Item = Part>) -> Self {
         let mut parts: Vec<Part> = parts
             .into_iter()
-            .filter(|part| part.count > 0 && usize::from(part.index) < GROUPS * GROUP)
+            .filter(|part| part.count > 0 && usize::from(part.index) < BUCKETS)
             .collect();
         parts.sort_by_key(|part| part.index);
         parts.dedup_by(|later, part| {
@@ -325,7 +345,7 @@ impl Distribution {
     /// Adds a value so many times.
     pub fn record_many(&mut self, value: f64, count: u64) {
         if !value.is_nan() && count > 0 {
-            let (index, position) = locate((value / self.scale) as u64);
+            let (index, position) = locate((value / self.scale).round_ties_even() as u64);
             self.add(Part { index: index as u16, count, position: position.saturating_mul(count) });
         }
     }
@@ -464,7 +484,7 @@ mod tests {
     #[test]
     fn every_value_lies_in_its_bucket_and_buckets_leave_no_gap() {
         let mut next = 0;
-        for index in 0..GROUPS * GROUP {
+        for index in 0..BUCKETS {
             let (low, shift) = bounds(index);
             assert_eq!(low, next, "bucket {index}");
             assert_eq!(locate(low), (index, 0));
@@ -474,6 +494,32 @@ mod tests {
             next = high.wrapping_add(1);
         }
         assert_eq!(next, 0, "the last bucket ends with the last value");
+    }
+
+    #[test]
+    fn near_and_far_values_are_counted_where_they_belong() {
+        for bits in 0..64 {
+            let least = 1_u64 << bits;
+            for ticks in [least - 1, least, least + 1, least + least / 3, least + (least - 1)] {
+                let (index, position) = locate(ticks);
+                let expected = Part { index: index as u16, count: 1, position };
+                let (_, read) = recorded(&[ticks]);
+                assert_eq!(read.parts(), [expected], "{ticks}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_rounded_to_the_nearest_tick() {
+        let histogram = Histogram(Arc::new(HistogramCell::new(Unit::Bytes)));
+        let values = [0.4, 1.6, -0.0, -7.0, f64::INFINITY, (1_u64 << 60) as f64, 4.0e15];
+        values.into_iter().for_each(|value| histogram.record(value));
+        let mut expected = Distribution::empty(1.0);
+        for ticks in [0, 2, 0, 0, u64::MAX, 1 << 60, 4_000_000_000_000_000] {
+            let (index, position) = locate(ticks);
+            expected.add(Part { index: index as u16, count: 1, position });
+        }
+        assert_eq!(*histogram.0.read(), expected);
     }
 
     #[test]
@@ -491,7 +537,7 @@ mod tests {
         let (histogram, _) = recorded(&[]);
         let (index, position) = locate(1_020_000);
         assert!(position > 0);
-        let word = &histogram.0.group(index / GROUP)[index % GROUP];
+        let word = &histogram.0.near[index];
         let almost = u32::MAX - 1;
         word.store(u64::from(almost) | u64::from(u32::MAX - 2) << 32, Relaxed);
         let before = histogram.0.read();

@@ -52,8 +52,7 @@ fn current() -> Option<TraceId> {
         let registry = dispatch.downcast_ref::<Registry>()?;
         let current = registry.current_span();
         let span = registry.span(current.id()?)?;
-        let found = span.scope().find_map(|span| span.extensions().get::<TraceId>().copied());
-        found
+        span.scope().find_map(|span| span.extensions().get::<TraceId>().copied())
     })
 }
 
