@@ -1,11 +1,13 @@
 //! What recording, remembering, judging and telling cost, beside the libraries that others use.
 #![forbid(unsafe_code)]
 
+mod alerts;
+mod anomaly;
+mod history;
 #[cfg(feature = "peers")]
 mod peers;
 mod record;
 mod render;
-mod anomaly;
 mod tick;
 
 use std::process::ExitCode;
@@ -24,16 +26,9 @@ fn main() -> ExitCode {
     let mut suite = Suite::with_options("monitor", Options::parse().suite);
     record::rows(&mut suite);
     render::rows(&mut suite);
-    anomaly::rows(&mut suite);
     tick::rows(&mut suite);
-mod history;
-
-use std::process::ExitCode;
-
-use ultra_perf_bench::Suite;
-
-fn main() -> ExitCode {
-    let mut suite = Suite::new("monitor");
     history::rows(&mut suite);
+    alerts::rows(&mut suite);
+    anomaly::rows(&mut suite);
     suite.finish()
 }

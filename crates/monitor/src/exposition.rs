@@ -13,6 +13,9 @@
 //!   too; from protobuf Prometheus makes the same texts.
 //! - No `_created` samples are written: Prometheus before version 3 stores them as series of their own.
 //!
+//! A counter without `_total`, and a name that ends as those of histograms do (`request_count`), has the type
+//! `untyped` in the plain text, because `promtool check metrics` complains about such names otherwise.
+//!
 //! Two things are not exact, because a histogram keeps counts of intervals and not the values:
 //!
 //! - A classic bucket counts an interval of the histogram as a whole by the mean of its values. An interval

@@ -11,6 +11,7 @@ mod exposition;
 mod histogram;
 pub mod history;
 pub mod insight;
+mod monitor;
 #[cfg(feature = "otlp")]
 mod otlp;
 #[cfg(all(feature = "profiling", unix))]
@@ -34,6 +35,7 @@ pub use exemplar::{Exemplar, TraceId, set_trace_id_source};
 pub use exposition::{Format, Renderer, negotiate, render};
 pub use histogram::{Bucket, Distribution, Histogram, Part};
 pub use history::{History, HistoryOptions};
+pub use monitor::{Monitor, MonitorBuilder, StartError};
 #[cfg(feature = "otlp")]
 pub use otlp::{OtlpError, OtlpExporter, OtlpOptions, OtlpStats};
 #[cfg(all(feature = "profiling", unix))]
@@ -53,3 +55,8 @@ pub use source::{Aggregate, Matched, Reading, Source, UnknownAggregate, Window};
 pub use timing::{Timer, TimerGuard};
 #[cfg(feature = "trace-ids")]
 pub use trace_layer::TraceIdLayer;
+
+/// The examples of the README, so that they compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

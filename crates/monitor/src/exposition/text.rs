@@ -33,6 +33,17 @@ pub(super) fn render(snapshot: &Snapshot, dialect: Dialect, out: &mut Vec<u8>) {
     }
 }
 
+/// Whether a name says what its kind is: `_total` for a counter, and no end that histograms have.
+///
+/// `promtool check metrics` complains about other names unless they have no type.
+pub(super) fn is_conventional(family: &FamilySnapshot) -> bool {
+    let name = &*family.name;
+    let is_counter = family.kind == Kind::Counter;
+    family.kind == Kind::Histogram
+        || (is_counter == name.ends_with("_total")
+            && !["_count", "_sum", "_bucket"].iter().any(|end| name.ends_with(end)))
+}
+
 struct Writer<'a> {
     dialect: Dialect,
     out: &'a mut Vec<u8>,
@@ -55,6 +66,7 @@ impl Writer<'_> {
                 Some(base) if !base.is_empty() && !taken.contains(base) => (base, "counter"),
                 _ => (name, "unknown"),
             },
+            Kind::Counter | Kind::Gauge if !is_conventional(family) => (name, "untyped"),
             Kind::Counter => (name, "counter"),
             Kind::Gauge => (name, "gauge"),
             Kind::Histogram => (name, "histogram"),
