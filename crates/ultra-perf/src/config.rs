@@ -55,8 +55,9 @@ pub use setting::{
 };
 pub use source::Origin;
 pub use tree::{
-    Balancer, Breaker, Cache, Disk, Encryption, Log, Memory, ProcessMemory, Redis, ResponseCache,
-    Scheduler, SchedulerBlocking, SchedulerCpu, SchedulerIo, Server,
+    Balancer, Breaker, Cache, Disk, Encryption, Log, Memory, Monitor, MonitorHistory,
+    ProcessMemory, Redis, ResponseCache, Scheduler, SchedulerBlocking, SchedulerCpu, SchedulerIo,
+    Server, Targets,
 };
 pub use url::{BackendUrl, ParseUrlError, RedisUrl};
 
@@ -79,6 +80,10 @@ pub struct Config {
     pub memory: ProcessMemory,
     /// How much work in the background runs and waits.
     pub scheduler: Scheduler,
+    /// What is watched, remembered and warned of.
+    pub monitor: Monitor,
+    /// What is aimed at.
+    pub targets: Targets,
     /// What is logged, and how.
     pub log: Log,
     #[cfg(feature = "encryption")]

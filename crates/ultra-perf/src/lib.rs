@@ -36,12 +36,15 @@
 //! - `memory`: the guard over the process's memory, and caches that give way to it; `glibc`, `jemalloc`
 //!   and `mimalloc`: what gives idle memory back, for programs with that allocator.
 //! - `loadbalancer`: the balancer over the configured backends, with their circuit breakers.
+//! - `monitor`: metrics, their history, alert rules and advice.
 //! - `scheduler`: priorities for futures, closures that compute and closures that wait.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "loadbalancer")]
 mod balance;
 pub mod config;
+#[cfg(feature = "monitor")]
+mod observe;
 #[cfg(feature = "memory")]
 mod reclaim;
 #[cfg(feature = "scheduler")]
@@ -58,6 +61,10 @@ use cache_tiered::{CacheBuilder, Engine, Policy, Tier, WritePolicy};
 pub use loadbalancer;
 #[cfg(feature = "memory")]
 pub use memory;
+#[cfg(feature = "monitor")]
+pub use monitor;
+#[cfg(feature = "monitor")]
+pub use observe::MonitorError;
 #[cfg(feature = "memory")]
 pub use reclaim::CacheReclaimer;
 #[cfg(feature = "loadbalancer")]

@@ -35,7 +35,7 @@ const LAYERS: &[Layer] = &[
     layer(
         "crates/ultra-perf",
         "ultra-perf",
-        &["cache-tiered", "loadbalancer", "memory", "resilience", "scheduler"],
+        &["cache-tiered", "loadbalancer", "memory", "monitor", "resilience", "scheduler"],
     ),
     layer("crates/http", "ultra-perf-http", &["ultra-perf"]),
     layer("crates/cli", "ultra-perf-cli", &["ultra-perf", "ultra-perf-http"]),

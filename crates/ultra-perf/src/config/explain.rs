@@ -60,6 +60,8 @@ impl Explanation {
         config.cache.show(&mut row);
         config.memory.show(&mut row);
         config.scheduler.show(&mut row);
+        config.monitor.show(&mut row);
+        config.targets.show(&mut row);
         config.log.show(&mut row);
         Self { settings, notes: config.notes.clone() }
     }

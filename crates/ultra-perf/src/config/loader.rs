@@ -19,7 +19,7 @@ use super::{
     source::Gathered,
     tree::{
         self, BACKENDS, Balancer, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log,
-        Parts, ProcessMemory, Resolve, ResponseCache, Scheduler, Server,
+        Monitor, Parts, ProcessMemory, Resolve, ResponseCache, Scheduler, Server, Targets,
     },
 };
 
@@ -178,6 +178,8 @@ impl ConfigLoader {
             cache: Cache::resolve(&mut resolver),
             memory: ProcessMemory::resolve(&mut resolver),
             scheduler: Scheduler::resolve(&mut resolver),
+            monitor: Monitor::resolve(&mut resolver),
+            targets: Targets::resolve(&mut resolver),
             log: Log::resolve(&mut resolver),
             #[cfg(feature = "encryption")]
             encryption: None,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use etcetera::BaseStrategy as _;
+use etcetera::BaseStrategy;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
 /// Describes the machine as far as defaults depend on it.
@@ -14,6 +14,8 @@ pub struct Machine {
     pub cores: usize,
     /// The user's directory for caches, if there is a home directory.
     pub cache_dir: Option<PathBuf>,
+    /// The user's directory for what programs keep between runs, if there is a home directory.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl Machine {
@@ -24,12 +26,13 @@ impl Machine {
     /// Reads a handful of small files; meant for start-up.
     #[must_use]
     pub fn detect() -> Self {
+        let dirs = etcetera::base_strategy::choose_native_strategy().ok();
         Self {
             memory_bytes: usable_memory().unwrap_or(ASSUMED_MEMORY_BYTES),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            cache_dir: etcetera::base_strategy::choose_native_strategy()
-                .ok()
-                .map(|dirs| dirs.cache_dir()),
+            cache_dir: dirs.as_ref().map(BaseStrategy::cache_dir),
+            // Systems without such a directory keep it with the data.
+            state_dir: dirs.map(|dirs| dirs.state_dir().unwrap_or_else(|| dirs.data_dir())),
         }
     }
 }

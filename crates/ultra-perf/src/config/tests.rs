@@ -11,7 +11,12 @@ use proptest::prelude::*;
 use super::{tree::Parts, *};
 
 fn machine() -> Machine {
-    Machine { memory_bytes: 16 << 30, cores: 4, cache_dir: Some(PathBuf::from("/home/me/.cache")) }
+    Machine {
+        memory_bytes: 16 << 30,
+        cores: 4,
+        cache_dir: Some(PathBuf::from("/home/me/.cache")),
+        state_dir: Some(PathBuf::from("/home/me/.local/state")),
+    }
 }
 
 /// A loader with a fixed machine and every part.
@@ -134,7 +139,8 @@ fn the_defaults_are_within_bounds_on_any_machine() {
     for (memory_bytes, cores, cache_dir) in
         [(0, 0, None), (u64::MAX, usize::MAX, Some("~")), (1, 1, Some("")), (1, 1, Some("none"))]
     {
-        let machine = Machine { memory_bytes, cores, cache_dir: cache_dir.map(PathBuf::from) };
+        let machine =
+            Machine { memory_bytes, cores, cache_dir: cache_dir.map(PathBuf::from), ..machine() };
         let config = loader().machine(machine).load().unwrap();
         assert!(config.server.workers >= 1);
         assert!(!config.cache.disk.enabled, "{cache_dir:?} is no directory to start from");
@@ -421,6 +427,7 @@ fn a_rule_between_keys_is_silent_where_one_of_them_is_wrong_already() {
 #[test]
 fn a_part_that_the_build_lacks_is_refused_when_asked_for() {
     let nothing = Parts {
+        monitor: false,
         disk: false,
         sled: false,
         redis: false,

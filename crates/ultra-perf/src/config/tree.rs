@@ -61,12 +61,20 @@ pub(super) struct Parts {
     pub(super) lz4: bool,
     pub(super) encryption: bool,
     pub(super) memory: bool,
+    pub(super) monitor: bool,
 }
 
 impl Parts {
     #[cfg(test)]
-    pub(super) const ALL: Self =
-        Self { disk: true, sled: true, redis: true, lz4: true, encryption: true, memory: true };
+    pub(super) const ALL: Self = Self {
+        disk: true,
+        sled: true,
+        redis: true,
+        lz4: true,
+        encryption: true,
+        memory: true,
+        monitor: true,
+    };
 
     pub(super) const fn compiled() -> Self {
         Self {
@@ -76,6 +84,7 @@ impl Parts {
             lz4: cfg!(feature = "lz4"),
             encryption: cfg!(feature = "encryption"),
             memory: cfg!(feature = "memory"),
+            monitor: cfg!(feature = "monitor"),
         }
     }
 }
@@ -215,6 +224,9 @@ mod readers {
     pub(super) struct SchedulerIo;
     pub(super) struct SchedulerCpu;
     pub(super) struct SchedulerBlocking;
+    pub(super) struct Monitor;
+    pub(super) struct MonitorHistory;
+    pub(super) struct Targets;
     pub(super) struct Log;
 }
 
@@ -575,6 +587,67 @@ section! {
 }
 
 section! {
+    /// What is watched, remembered and warned of.
+    Monitor = "monitor" {
+        /// Reads all figures at each interval, remembers them, judges them by rules, and says what to
+        /// change. `/performance/metrics` answers in any case.
+        enabled: bool = Computed(
+            "`true` where the build has the part",
+            |cx| cx.parts.monitor.to_string(),
+        ), alias [plain("ENABLE_PERFORMANCE_MONITORING")];
+        /// Time between two readings: whole seconds that divide a minute.
+        interval: Duration = Fixed("1s"), from "1s", to "30s", check divides_a_minute,
+            alias [seconds("metrics_interval")];
+        /// Series of one metric, such as its routes; what is over counts into one more.
+        series: usize = Fixed("200"), from "1", to "100000";
+        /// Uses the rules that come with the program: processor, memory, latency, errors, hit ratio,
+        /// and the monitor itself.
+        default_rules: bool = Fixed("true");
+        /// File with alert rules and the handlers that are told, in TOML. It is read again when it
+        /// changes; a file with problems is refused whole, and the rules before it stay.
+        rules: Option<PathBuf> = Fixed("none");
+        /// Share of the processor from which on the rule that comes with the program warns.
+        alert_threshold: Share = Fixed("0.8"), from "0.1", to "0.94", alias [plain("alert_threshold")];
+    }
+    with { history: MonitorHistory, }
+}
+
+section! {
+    /// What is remembered, and for how long.
+    MonitorHistory = "monitor.history" {
+        /// Keeps the history and the state of alerts on disk. `false` keeps some hours in memory.
+        enabled: bool = Computed(
+            "`true` where the build has the part",
+            |cx| cx.parts.monitor.to_string(),
+        );
+        /// Directory of the history; no two processes can share one.
+        path: Option<PathBuf> = Computed("`ultra-perf/monitor` in the user's state directory", |cx| {
+            let dir = cx.machine.state_dir.as_ref().filter(|dir| dir.is_absolute());
+            let dir = dir.map(|dir| dir.join("ultra-perf").join("monitor"));
+            dir.as_deref().and_then(Path::to_str).unwrap_or("none").to_owned()
+        });
+        /// Most bytes on disk: half for seconds, a quarter each for minutes and hours.
+        capacity: ByteSize = Fixed("1GiB"), from "16MiB", to "1024TiB";
+        /// Time for which every reading is kept.
+        seconds: Duration = Fixed("2d"), from "1h";
+        /// Time for which one value in a minute is kept.
+        minutes: Duration = Fixed("30d"), from "1h";
+        /// Time for which one value in an hour is kept.
+        hours: Duration = Fixed("730d"), from "1d";
+    }
+}
+
+section! {
+    /// What is aimed at; the score and the advice compare with it.
+    Targets = "targets" {
+        /// Time within which 95 of 100 requests should be answered.
+        p95: Duration = Fixed("200ms"), from "1ms", to "1h";
+        /// Share of cacheable requests that the cache should answer.
+        hit_ratio: Share = Fixed("0.8"), from "0.01", to "0.99";
+    }
+}
+
+section! {
     /// What is logged, and how.
     Log = "log" {
         /// Least severe level that is logged, with exceptions per module.
@@ -592,8 +665,16 @@ impl Disk {
     }
 }
 
+impl MonitorHistory {
+    /// Returns the directory of the history if it is kept on disk.
+    #[must_use]
+    pub fn location(&self) -> Option<&Path> {
+        self.path.as_deref().filter(|_| self.enabled)
+    }
+}
+
 /// Every section, in the order of the reference.
-pub(super) const SECTIONS: [Section; 15] = [
+pub(super) const SECTIONS: [Section; 18] = [
     Server::SECTION,
     Balancer::SECTION,
     Breaker::SECTION,
@@ -608,6 +689,9 @@ pub(super) const SECTIONS: [Section; 15] = [
     SchedulerIo::SECTION,
     SchedulerCpu::SECTION,
     SchedulerBlocking::SECTION,
+    Monitor::SECTION,
+    MonitorHistory::SECTION,
+    Targets::SECTION,
     Log::SECTION,
 ];
 
@@ -665,6 +749,16 @@ fn loopback(address: &SocketAddr) -> Result<(), String> {
     } else {
         Err("must be a loopback address such as \"127.0.0.1:8600\", for the admin API lets \
              everybody in who reaches it"
+            .to_owned())
+    }
+}
+
+fn divides_a_minute(interval: &Duration) -> Result<(), String> {
+    if interval.subsec_nanos() == 0 && 60_u64.is_multiple_of(interval.as_secs().max(1)) {
+        Ok(())
+    } else {
+        Err("must be whole seconds that divide a minute: 1s, 2s, 3s, 4s, 5s, 6s, 10s, 12s, 15s, 20s \
+             or 30s"
             .to_owned())
     }
 }
