@@ -283,15 +283,17 @@ async fn start_accelerator(
     directory: &Path,
 ) -> Result<ultra_perf_http::Server, DemoError> {
     const ORIGIN: &str = "ultra-perf demo";
-    let cache = directory.join("cache");
-    let cache = cache.to_str().ok_or_else(|| {
-        DemoError::Accelerator("the path of the temporary directory is not UTF-8".into())
-    })?;
+    let path = |name: &str| {
+        directory.join(name).into_os_string().into_string().map_err(|_| {
+            DemoError::Accelerator("the path of the temporary directory is not UTF-8".into())
+        })
+    };
     let mut loader = ultra_perf::config::ConfigLoader::new()
         .set("server.to", format!("http://{backend}"), ORIGIN)
         .set("server.listen", format!("127.0.0.1:{}", args.port), "--port")
         .set("server.admin", "127.0.0.1:0", ORIGIN)
-        .set("cache.disk.path", cache, ORIGIN)
+        .set("cache.disk.path", path("cache")?, ORIGIN)
+        .set("monitor.history.path", path("monitor")?, ORIGIN)
         .set("cache.disk.capacity", DISK_CAPACITY, ORIGIN);
     if let Some(url) = &args.redis {
         // A prefix of its own: another run's pages are of another shop.

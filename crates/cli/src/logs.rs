@@ -15,7 +15,7 @@ pub(crate) fn start(log: &Log) {
     };
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(log.level.as_str()))
+        .with_env_filter(filter(log.level.as_str()))
         .with_writer(io::stderr);
     // A second start in one process, as in a test, keeps the first log.
     let _ = if human {
@@ -23,4 +23,11 @@ pub(crate) fn start(log: &Log) {
     } else {
         builder.json().flatten_event(true).with_current_span(false).try_init()
     };
+}
+
+/// The filter of the configuration, in which the engine of the history speaks from warnings on unless it is named.
+fn filter(level: &str) -> EnvFilter {
+    let quiet = ["fjall", "lsm_tree"].into_iter().filter(|target| !level.contains(target));
+    let quiet: String = quiet.map(|target| format!("{target}=warn,")).collect();
+    EnvFilter::new(quiet + level)
 }

@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use ultra_perf::cache_tiered::{Reservation, Tag, Tier};
 use ultra_perf::memory::MemoryGuard;
+use ultra_perf::monitor::Registry;
 
 use crate::answer::AnswerBody;
 use crate::backends::{BackendBody, Backends, CallError, Called, NoBackend};
@@ -257,11 +258,13 @@ fn percent(percent: f64, scratch: &mut BytesMut) -> HeaderValue {
 }
 
 impl Accelerator {
-    pub(crate) fn new(parts: Parts) -> Self {
+    /// Makes an accelerator whose requests this registry counts.
+    pub(crate) fn new(parts: Parts, registry: &Registry) -> Self {
+        crate::watch::describe(registry, crate::traffic::FAMILIES);
         Self(Arc::new(Shared {
             parts,
             flights: Flights::new(),
-            traffic: Traffic::default(),
+            traffic: Traffic::new(registry),
             tasks: Mutex::default(),
             closed: AtomicBool::new(false),
         }))

@@ -16,33 +16,29 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http_body_util::LengthLimitError;
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use ultra_perf::cache_tiered::{
-    CacheStats, CandidateReport, CompressionStats, CurvePoint, Policy, PolicySwitch, Publisher,
-    Tag, Tier, TierStats,
+    CacheStats, CandidateReport, CompressionStats, CurvePoint, Policy, PolicySwitch, Tag, Tier,
+    TierStats,
 };
 use ultra_perf::config::Balancing;
 use ultra_perf::memory::MemoryGuard;
+use ultra_perf::monitor::negotiate;
 
 use crate::accelerator::Accelerator;
-use crate::exposition::{Exposition, Kind};
 use crate::forward::problem;
-use crate::machine::Machine;
 use crate::rules;
-use crate::stored::{ResponseKey, Stored};
+use crate::watch::{Machine, Watched};
 
 /// The longest body that a request may have.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 pub(crate) struct Admin {
     pub(crate) accelerator: Accelerator,
-    pub(crate) machine: Machine,
-    pub(crate) prometheus: PrometheusHandle,
-    pub(crate) publisher: Option<Publisher<ResponseKey, Stored>>,
+    pub(crate) watched: Arc<Watched>,
     pub(crate) memory: Option<MemoryGuard>,
     /// The name of the balancer's policy.
     pub(crate) policy: Balancing,
@@ -50,6 +46,7 @@ pub(crate) struct Admin {
 
 mod balancer;
 mod memory;
+mod monitor;
 mod scheduler;
 
 type Shared = State<Arc<Admin>>;
@@ -74,7 +71,19 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/scheduler/stats", get(scheduler::stats))
         .route("/scheduler/tasks", get(scheduler::tasks))
         .route("/scheduler/cancel", post(scheduler::cancel))
-        .route("/metrics", get(metrics));
+        .route("/metrics", get(metrics))
+        .route("/metrics/history", get(monitor::history))
+        .route("/metrics/baselines", get(monitor::baselines))
+        .route("/alerts", get(monitor::alerts))
+        .route("/alerts/acknowledge", post(monitor::acknowledge))
+        .route("/alerts/silence", post(monitor::silence))
+        .route("/alerts/unsilence", post(monitor::unsilence))
+        .route("/alerts/silences", get(monitor::silences))
+        .route("/alerts/clear", post(monitor::clear))
+        .route("/alerts/reload", post(monitor::reload))
+        .route("/alerts/handlers", get(monitor::handlers))
+        .route("/recommendations", get(monitor::recommendations))
+        .route("/score", get(monitor::score));
     Router::new()
         .nest("/performance", routes)
         .fallback(|| async {
@@ -135,29 +144,33 @@ fn rfc3339(now: OffsetDateTime) -> String {
     now.format(&Rfc3339).unwrap_or_default()
 }
 
-async fn health(State(admin): Shared) -> Json<Value> {
-    let (resources, _) = read_machine(&admin).await;
-    Json(json!({
+async fn health(State(admin): Shared) -> Result<Json<Value>, Problem> {
+    let machine = read_machine(&admin).await?;
+    Ok(Json(json!({
         "status": "healthy",
         "timestamp": timestamp(),
         "optimizer_running": admin.accelerator.store().is_some(),
-        "system_resources": resources,
-    }))
+        "system_resources": machine.system,
+    })))
 }
 
-async fn read_machine(
-    admin: &Arc<Admin>,
-) -> (crate::machine::SystemResources, crate::machine::ProcessMemory) {
+async fn read_machine(admin: &Arc<Admin>) -> Result<Machine, Problem> {
     let admin = Arc::clone(admin);
-    tokio::task::spawn_blocking(move || admin.machine.read()).await.unwrap_or_default()
+    // Reading may ask the disk tier for its size.
+    let read = tokio::task::spawn_blocking(move || admin.watched.machine()).await;
+    read.map_err(|_| unreadable())
 }
 
-async fn stats(State(admin): Shared) -> Json<Value> {
-    let (_, memory) = read_machine(&admin).await;
+fn unreadable() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The figures could not be read.")
+}
+
+async fn stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
+    let memory = read_machine(&admin).await?.process;
     let cache = admin.accelerator.store().map(|store| store.cache.stats());
     let upstream = admin.accelerator.backends().upstream_stats();
     let queue = admin.accelerator.backends().balancer().stats();
-    Json(json!({
+    Ok(Json(json!({
         "timestamp": timestamp(),
         "memory": { "current": memory, "gc_stats": memory::gc_stats(admin.memory.as_ref()) },
         "cache": cache.map(|stats| cache_summary(&admin, &stats)),
@@ -172,7 +185,7 @@ async fn stats(State(admin): Shared) -> Json<Value> {
             "requests_refused": upstream.saturated + queue.shed + queue.timed_out,
             "flights": admin.accelerator.flights(),
         },
-    }))
+    })))
 }
 
 /// Hits and misses by level, and the share of requests that the cache answered.
@@ -185,9 +198,7 @@ fn cache_summary(admin: &Admin, stats: &CacheStats) -> Value {
 }
 
 fn hit_rate(admin: &Admin) -> f64 {
-    let traffic = admin.accelerator.traffic().stats();
-    let answered = traffic.hits + traffic.stale;
-    answered as f64 / (answered + traffic.misses).max(1) as f64
+    admin.accelerator.traffic().stats().hit_rate()
 }
 
 /// The levels that the cache has, under the names that the API gives them.
@@ -548,22 +559,14 @@ fn is_too_long(error: &axum::Error) -> bool {
     std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<LengthLimitError>)
 }
 
-async fn metrics(State(admin): Shared) -> Response {
-    if let Some(publisher) = &admin.publisher {
-        publisher.publish();
-    }
-    let mut text = admin.prometheus.render();
-    admin.accelerator.traffic().write_prometheus(&mut text);
-    admin.accelerator.backends().write_prometheus(&mut text);
-    scheduler::write_prometheus(admin.accelerator.background().scheduler(), &mut text);
-    let (_, memory) = read_machine(&admin).await;
-    let help = "Memory of this process that is resident.";
-    Exposition(&mut text).single("memory_usage_bytes", Kind::Gauge, help, memory.rss);
-    if let Some(guard) = &admin.memory {
-        memory::write_prometheus(guard, &mut text);
-    }
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
+async fn metrics(State(admin): Shared, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = negotiate(accept);
+    // Reading asks the disk tier for its size.
+    let body = tokio::task::spawn_blocking(move || admin.watched.render(format)).await;
+    let Ok(body) = body else { return unreadable().into_response() };
+    let kind = HeaderValue::from_static(format.content_type());
+    ([(header::CONTENT_TYPE, kind)], Bytes::from_owner(body)).into_response()
 }
 
 #[cfg(test)]

@@ -13,11 +13,10 @@ mod answer;
 mod backends;
 mod background;
 pub mod body;
-mod exposition;
+
 mod fill;
 mod flights;
 pub mod forward;
-mod machine;
 mod response_cache;
 pub mod rules;
 mod serve;
@@ -27,6 +26,7 @@ mod surrogate;
 mod traffic;
 pub mod tunnel;
 pub mod upstream;
+mod watch;
 
 pub use answer::{AnswerBody, AnswerError};
 pub use serve::{Server, StartError, Stopped};

@@ -7,12 +7,12 @@ use std::time::Duration;
 use axum::body::Body;
 use http::Request;
 use hyper::body::Incoming;
-use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 use ultra_perf::cache_tiered::{BuildError, Publisher};
 use ultra_perf::config::{ByteSize, Config};
 use ultra_perf::memory::{GuardError, MemoryGuardBuilder, Registration, TooManyReclaimers};
+use ultra_perf::monitor::Recorder;
 use ultra_perf::scheduler::{self, Scheduler};
 use ultra_perf::{CacheReclaimer, UltraPerf, loadbalancer, resilience};
 
@@ -20,15 +20,17 @@ use crate::accelerator::{Accelerator, Parts, Running};
 use crate::admin::{self, Admin};
 use crate::backends::{Backends, BackendsError, IdleConnections};
 use crate::background::Background;
-use crate::machine::Machine;
 use crate::response_cache::ResponseCache;
 use crate::rules::Policy;
 use crate::server::{self, ConnInfo, ServerLimits};
 use crate::stored::{StoredCodec, weigh};
 use crate::upstream::InvalidUpstream;
+use crate::watch::{self, Watched};
 
 /// Names the cache of responses: its directory, its keys in Redis and its metrics.
 const CACHE_NAME: &str = "responses";
+/// Longest time for alerts that are on their way when the server stops; the rest is sent after the next start.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A running accelerator with its admin API.
 ///
@@ -53,6 +55,7 @@ pub struct Server {
     running: Running,
     /// Take the cache and the connections out of the guard's registry when the server goes.
     reclaimers: Vec<Registration>,
+    watched: Arc<Watched>,
 }
 
 /// Why an accelerator did not start.
@@ -94,6 +97,9 @@ pub enum StartError {
     /// The guard has as many reclaimers as it takes.
     #[error("the response cache or the connections cannot be registered with the memory guard")]
     Reclaimer(#[from] TooManyReclaimers),
+    /// What is watched cannot be.
+    #[error("the monitor cannot be started")]
+    Monitor(#[from] ultra_perf::MonitorError),
     /// The cache of responses cannot be opened.
     #[error("the response cache cannot be opened")]
     Cache(#[from] BuildError),
@@ -172,11 +178,13 @@ impl Server {
             }
             reclaimers.push(memory.register(IdleConnections(backends.clone()))?);
         }
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let watched = Arc::new(Watched::start(&perf)?);
+        let registry = watched.registry();
         let publisher = store.as_ref().map(|store| {
+            let recorder = Recorder::new(registry);
             ::metrics::with_local_recorder(&recorder, || Publisher::new(store.cache.clone()))
         });
-        let accelerator = Accelerator::new(Parts {
+        let parts = Parts {
             backends: backends.clone(),
             store,
             background,
@@ -184,12 +192,12 @@ impl Server {
             max_request_body_bytes: config.server.max_body.map_or(u64::MAX, ByteSize::as_u64),
             idle_timeout: config.server.idle_timeout,
             shown_memory: memory.clone().filter(|_| config.memory.header),
-        });
+        };
+        let accelerator = Accelerator::new(parts, registry);
+        watch::watch(registry, &accelerator, publisher, memory.clone());
         let admin = admin::router(Arc::new(Admin {
             accelerator: accelerator.clone(),
-            machine: Machine::new(),
-            prometheus: recorder.handle(),
-            publisher,
+            watched: Arc::clone(&watched),
             memory,
             policy: config.balancer.policy,
         }));
@@ -217,7 +225,7 @@ impl Server {
         };
         let admin = server::Server::start(admin_listener, admin, admin_limits)
             .map_err(failed("server.admin", config.server.admin))?;
-        Ok(Self { proxy, admin, running: Running(accelerator), reclaimers })
+        Ok(Self { proxy, admin, running: Running(accelerator), reclaimers, watched })
     }
 
     /// Returns the address on which clients are served.
@@ -248,6 +256,9 @@ impl Server {
         }
         // The cache has had the last of its values sealed.
         accelerator.background().close().await;
+        let watched = Arc::clone(&self.watched);
+        // It writes to the disk. A thread that cannot be had leaves at most a second of history unwritten.
+        let _ = tokio::task::spawn_blocking(move || watched.shutdown(MONITOR_DEADLINE)).await;
         Stopped { aborted: drained.aborted }
     }
 }

@@ -512,10 +512,16 @@ async fn the_stats_and_the_metrics_tell_of_every_backend() {
     assert!(node["ewma_seconds"].as_f64() > Some(0.0), "{node}");
     assert_eq!(stats["nodes"][1]["max_in_flight"], 256);
 
-    let mut client = support::client::RawClient::connect(proxy.admin_addr()).await;
-    client.send(request("GET", "/performance/metrics", "localhost", &[], "")).await;
-    let text = client.answer().await.expect("metrics").text().to_owned();
     let url = a.url();
+    // What is served is a second old at most.
+    let mut text = String::new();
+    let counted = async || {
+        let mut client = support::client::RawClient::connect(proxy.admin_addr()).await;
+        client.send(request("GET", "/performance/metrics", "localhost", &[], "")).await;
+        text = client.answer().await.expect("metrics").text().to_owned();
+        text.contains(&format!("backend_requests_total{{backend=\"{url}\",outcome=\"success\"}} 3"))
+    };
+    support::until("three requests in the metrics", counted).await;
     for line in [
         format!("backend_requests_total{{backend=\"{url}\",outcome=\"success\"}} 3"),
         format!("backend_in_flight{{backend=\"{url}\"}} 0"),

@@ -14,7 +14,6 @@ use ultra_perf::memory::{
 };
 
 use super::{Problem, Shared, read_json, read_machine, rfc3339, timestamp};
-use crate::exposition::{Exposition, Kind};
 
 /// Points of history in one answer, unless asked otherwise, and at most.
 const POINTS: usize = 60;
@@ -33,7 +32,7 @@ pub(super) fn gc_stats(guard: Option<&MemoryGuard>) -> Value {
 
 pub(super) async fn stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
     let guard = admin.memory.as_ref().ok_or_else(off)?;
-    let (_, current) = read_machine(&admin).await;
+    let current = read_machine(&admin).await?.process;
     let (stats, thresholds) = (guard.stats(), guard.thresholds());
     let now = Instant::now();
     let reclaimers = guard.reclaimers().reclaimable();
@@ -142,7 +141,7 @@ pub(super) async fn usage(
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     })?;
     let guard = admin.memory.as_ref().ok_or_else(off)?;
-    let (_, current) = read_machine(&admin).await;
+    let current = read_machine(&admin).await?.process;
     let now = Instant::now();
     let newest = |points: Vec<HistoryPoint>, count: Option<usize>| -> Vec<Value> {
         let count = count.unwrap_or(POINTS).min(POINTS_MAX);
@@ -237,74 +236,4 @@ fn told(report: &CleanupReport) -> Value {
         "reclaimers": report.reclaimers.iter().map(reclaimer).collect::<Vec<_>>(),
         "give_back": give_back,
     })
-}
-
-/// Appends what the guard counts, for Prometheus.
-pub(super) fn write_prometheus(guard: &MemoryGuard, text: &mut String) {
-    let stats = guard.stats();
-    let sample = stats.sample;
-    let reclaimable: u64 = guard.reclaimers().reclaimable().iter().map(|(_, bytes)| bytes).sum();
-    let counts: [(&str, Kind, &str, f64); 10] = [
-        ("gc_collections_total", Kind::Counter, "Runs that reclaimed memory.", stats.runs as f64),
-        (
-            "memory_claimed_bytes_total",
-            Kind::Counter,
-            "Bytes that reclaimers said they freed.",
-            stats.claimed_bytes as f64,
-        ),
-        (
-            "memory_observed_bytes_total",
-            Kind::Counter,
-            "Bytes by which resident memory fell meanwhile.",
-            stats.observed_bytes as f64,
-        ),
-        (
-            "memory_give_backs_total",
-            Kind::Counter,
-            "Times that the allocator gave memory back.",
-            stats.give_backs as f64,
-        ),
-        (
-            "memory_given_back_bytes_total",
-            Kind::Counter,
-            "Bytes by which resident memory fell meanwhile.",
-            stats.given_back_bytes as f64,
-        ),
-        (
-            "memory_decayed_bytes_total",
-            Kind::Counter,
-            "Bytes that were dropped because nobody had used them for long.",
-            stats.decayed_bytes as f64,
-        ),
-        (
-            "memory_source_failures_total",
-            Kind::Counter,
-            "Files about memory that could not be read.",
-            stats.sources.failures as f64,
-        ),
-        (
-            "memory_limit_bytes",
-            Kind::Gauge,
-            "The nearest limit; 0 without one.",
-            sample.limit_bytes as f64,
-        ),
-        (
-            "memory_used_ratio",
-            Kind::Gauge,
-            "Share of the nearest limit that is in use.",
-            sample.share(),
-        ),
-        (
-            "memory_reclaimable_bytes",
-            Kind::Gauge,
-            "Bytes that reclaimers could free.",
-            reclaimable as f64,
-        ),
-    ];
-    let mut text = Exposition(text);
-    for (name, kind, help, value) in counts {
-        text.single(name, kind, help, value);
-    }
-    let help = "How near memory is to its limit: 0 normal, 1 elevated, 2 high, 3 critical.";
-    text.single("memory_level", Kind::Gauge, help, sample.level as u8);
 }

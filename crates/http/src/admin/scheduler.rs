@@ -14,7 +14,6 @@ use ultra_perf::scheduler::{
 };
 
 use super::{Admin, Problem, Shared, read_json, timestamp};
-use crate::exposition::{Exposition, Kind};
 
 /// Tasks of a lane that are listed unless asked otherwise, and at most.
 const LIMIT: usize = 100;
@@ -170,54 +169,4 @@ pub(super) async fn cancel(
     }
     tracing::info!(id, "a task was cancelled by the admin API");
     Ok(Json(json!({ "timestamp": timestamp(), "status": "success", "cancelled": id })))
-}
-
-/// Appends the Prometheus text of the lanes.
-pub(super) fn write_prometheus(scheduler: &Scheduler, out: &mut String) {
-    let stats = scheduler.stats();
-    let mut out = Exposition(out);
-    let lanes = |value: &dyn Fn(&LaneStats) -> String| -> Vec<(String, String)> {
-        stats.lanes.iter().map(|it| (format!("lane=\"{}\"", it.lane), value(it))).collect()
-    };
-    let levels = |value: &dyn Fn(&LevelStats) -> String| -> Vec<(String, String)> {
-        let of = |lane: &LaneStats| {
-            let labels = |it: &LevelStats| {
-                (format!("lane=\"{}\",priority=\"{}\"", lane.lane, it.priority), value(it))
-            };
-            lane.levels.iter().map(labels).collect::<Vec<_>>()
-        };
-        stats.lanes.iter().flat_map(of).collect()
-    };
-    let running = lanes(&|it| it.running.to_string());
-    out.family("scheduler_running", Kind::Gauge, "Tasks that run.", running);
-    let slots = lanes(&|it| it.slots.to_string());
-    out.family("scheduler_slots", Kind::Gauge, "Tasks that may run at a time.", slots);
-    let queued = levels(&|it| (it.queued + it.held).to_string());
-    out.family("scheduler_waiting", Kind::Gauge, "Tasks that wait.", queued);
-    let mut outcomes = Vec::new();
-    for lane in &stats.lanes {
-        for level in &lane.levels {
-            let it = &level.counts;
-            for (outcome, count) in [
-                ("done", it.done),
-                ("failed", it.failed),
-                ("cancelled", it.cancelled),
-                ("timed_out", it.timed_out),
-                ("shed", it.shed),
-                ("refused", it.refused),
-            ] {
-                let (lane, priority) = (lane.lane, level.priority);
-                outcomes.push((
-                    format!("lane=\"{lane}\",priority=\"{priority}\",outcome=\"{outcome}\""),
-                    count.to_string(),
-                ));
-            }
-        }
-    }
-    out.family("scheduler_tasks_total", Kind::Counter, "Tasks by how they ended.", outcomes);
-    let waited = levels(&|it| it.wait.sum().as_secs_f64().to_string());
-    let help = "Time that tasks waited before they started.";
-    out.family("scheduler_wait_seconds_total", Kind::Counter, help, waited);
-    let ran = levels(&|it| it.run.sum().as_secs_f64().to_string());
-    out.family("scheduler_run_seconds_total", Kind::Counter, "Time that tasks ran.", ran);
 }

@@ -4,13 +4,75 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ultra_perf::loadbalancer::{BackendState, BackendStats};
+use ultra_perf::monitor::{Kind, Readings, Unit};
 use ultra_perf::resilience::{
     CircuitBreaker, CircuitBreakerStats, Hedge, HedgeStats, RetryBudgetStats, State,
 };
 
 use super::Backends;
-use crate::exposition::{Exposition, Kind};
 use crate::upstream::UpstreamStats;
+use crate::watch::Family;
+
+/// The metrics of backends, their breakers and the balancer.
+pub(crate) const FAMILIES: &[Family] = &[
+    (
+        "backend_requests_total",
+        Kind::Counter,
+        Unit::None,
+        "Requests to a backend by what they said of it.",
+    ),
+    (
+        "backend_state",
+        Kind::Gauge,
+        Unit::None,
+        "What a backend is doing: 1 for the state that it is in.",
+    ),
+    ("backend_in_flight", Kind::Gauge, Unit::None, "Requests that a backend works on."),
+    ("backend_weight", Kind::Gauge, Unit::None, "Weight of a backend."),
+    (
+        "backend_latency_seconds",
+        Kind::Gauge,
+        Unit::Seconds,
+        "Average time to the head of an answer, as the policy sees it.",
+    ),
+    ("backend_ejections_total", Kind::Counter, Unit::None, "Ejections of a backend."),
+    ("backend_connections", Kind::Gauge, Unit::None, "Connections to a backend."),
+    (
+        "circuit_breaker_state",
+        Kind::Gauge,
+        Unit::None,
+        "State of a backend's circuit breaker: 0 closed, 1 open, 2 half-open.",
+    ),
+    (
+        "circuit_breaker_opened_total",
+        Kind::Counter,
+        Unit::None,
+        "Times that a circuit breaker has opened.",
+    ),
+    ("balancer_waiting", Kind::Gauge, Unit::None, "Requests that wait for a backend."),
+    ("balancer_panicking", Kind::Gauge, Unit::None, "Whether ejections and checks are ignored."),
+    ("balancer_shed_total", Kind::Counter, Unit::None, "Requests that found all places taken."),
+    (
+        "balancer_timed_out_total",
+        Kind::Counter,
+        Unit::None,
+        "Requests that waited for a backend in vain.",
+    ),
+    (
+        "balancer_retries_total",
+        Kind::Counter,
+        Unit::None,
+        "Requests that were sent to another backend.",
+    ),
+    (
+        "balancer_retry_budget_refused_total",
+        Kind::Counter,
+        Unit::None,
+        "Retries and hedges that the budget did not give.",
+    ),
+    ("balancer_hedges_total", Kind::Counter, Unit::None, "Requests that were hedged."),
+    ("balancer_hedges_won_total", Kind::Counter, Unit::None, "Hedges that were the answer."),
+];
 
 /// One backend at a moment.
 pub(crate) struct NodeReport {
@@ -86,114 +148,49 @@ impl Backends {
         }
     }
 
-    /// Appends the Prometheus text of everything here.
-    pub(crate) fn write_prometheus(&self, out: &mut String) {
-        let nodes = self.report();
-        let mut out = Exposition(out);
-        let each = |value: &dyn Fn(&NodeReport) -> Option<String>| -> Vec<(String, String)> {
-            let line =
-                |node: &NodeReport| Some((format!("backend=\"{}\"", node.stats.id), value(node)?));
-            nodes.iter().filter_map(line).collect()
-        };
-        let outcomes: Vec<_> = nodes
-            .iter()
-            .flat_map(|node| {
-                node.requests.by_name().map(|(outcome, count)| {
-                    let id = &node.stats.id;
-                    (format!("backend=\"{id}\",outcome=\"{outcome}\""), count.to_string())
-                })
-            })
-            .collect();
-        let help = "Requests to a backend by what they said of it.";
-        out.family("backend_requests_total", Kind::Counter, help, outcomes);
-        let states: Vec<_> = nodes
-            .iter()
-            .map(|node| {
-                let (id, state) = (&node.stats.id, state_name(node.stats.state));
-                (format!("backend=\"{id}\",state=\"{state}\""), "1".to_owned())
-            })
-            .collect();
-        out.family("backend_state", Kind::Gauge, "What a backend is doing.", states);
-        let in_flight = each(&|node| Some(node.stats.in_flight.to_string()));
-        let help = "Requests that a backend works on.";
-        out.family("backend_in_flight", Kind::Gauge, help, in_flight);
-        let weight = each(&|node| Some(node.stats.weight.to_string()));
-        out.family("backend_weight", Kind::Gauge, "Weight of a backend.", weight);
-        let latency =
-            each(&|node| node.stats.latency.map(|latency| latency.as_secs_f64().to_string()));
-        let help = "Average time to the head of an answer, as the policy sees it.";
-        out.family("backend_latency_seconds", Kind::Gauge, help, latency);
-        let ejected = each(&|node| Some(node.ejected.to_string()));
-        out.family("backend_ejections_total", Kind::Counter, "Ejections of a backend.", ejected);
-        let connections: Vec<_> = nodes
-            .iter()
-            .flat_map(|node| {
-                let id = &node.stats.id;
-                let of = |state: &str, count: usize| {
-                    (format!("backend=\"{id}\",state=\"{state}\""), count.to_string())
+    /// Tells the registry about every backend and about what is done beyond one attempt.
+    pub(crate) fn report_to(&self, out: &mut Readings) {
+        for node in self.report() {
+            let backend = ("backend", &*node.stats.id);
+            for (outcome, count) in node.requests.by_name() {
+                let labels = [backend, ("outcome", outcome)];
+                out.counter("backend_requests_total", &labels, count as f64);
+            }
+            let state = [backend, ("state", state_name(node.stats.state))];
+            out.gauge("backend_state", &state, 1.0);
+            let labels = [backend];
+            out.gauge("backend_in_flight", &labels, node.stats.in_flight as f64);
+            out.gauge("backend_weight", &labels, f64::from(node.stats.weight));
+            if let Some(latency) = node.stats.latency {
+                out.gauge("backend_latency_seconds", &labels, latency.as_secs_f64());
+            }
+            out.counter("backend_ejections_total", &labels, node.ejected as f64);
+            let connections = node.connections;
+            for (state, count) in [("active", connections.active), ("idle", connections.idle)] {
+                out.gauge("backend_connections", &[backend, ("state", state)], count as f64);
+            }
+            if let Some(breaker) = node.breaker {
+                let state = match breaker.state {
+                    State::Closed => 0.0,
+                    State::Open => 1.0,
+                    State::HalfOpen => 2.0,
                 };
-                [of("active", node.connections.active), of("idle", node.connections.idle)]
-            })
-            .collect();
-        out.family("backend_connections", Kind::Gauge, "Connections to a backend.", connections);
-        let breaker = each(&|node| {
-            let number = match node.breaker?.state {
-                State::Closed => "0",
-                State::Open => "1",
-                State::HalfOpen => "2",
-            };
-            Some(number.to_owned())
-        });
-        let help = "State of a backend's circuit breaker: 0 closed, 1 open, 2 half-open.";
-        out.family("circuit_breaker_state", Kind::Gauge, help, breaker);
-        let opened = each(&|node| Some(node.breaker?.opened.to_string()));
-        let help = "Times that a circuit breaker has opened.";
-        out.family("circuit_breaker_opened_total", Kind::Counter, help, opened);
-
+                out.gauge("circuit_breaker_state", &labels, state);
+                out.counter("circuit_breaker_opened_total", &labels, breaker.opened as f64);
+            }
+        }
         let (stats, extra) = (self.0.balancer.stats(), self.extra());
-        let hedged = extra.hedges.map_or(0, |hedges| hedges.hedged);
-        let won = extra.hedges.map_or(0, |hedges| hedges.won);
-        for (name, kind, help, value) in [
-            (
-                "balancer_waiting",
-                Kind::Gauge,
-                "Requests that wait for a backend.",
-                stats.waiting as u64,
-            ),
-            (
-                "balancer_shed_total",
-                Kind::Counter,
-                "Requests that found all places taken.",
-                stats.shed,
-            ),
-            (
-                "balancer_timed_out_total",
-                Kind::Counter,
-                "Requests that waited for a backend in vain.",
-                stats.timed_out,
-            ),
-            (
-                "balancer_panicking",
-                Kind::Gauge,
-                "Whether ejections and checks are ignored.",
-                u64::from(stats.panicking),
-            ),
-            (
-                "balancer_retries_total",
-                Kind::Counter,
-                "Requests that were sent to another backend.",
-                extra.retried,
-            ),
-            (
-                "balancer_retry_budget_refused_total",
-                Kind::Counter,
-                "Retries and hedges that the budget did not give.",
-                extra.budget.refused,
-            ),
-            ("balancer_hedges_total", Kind::Counter, "Requests that were hedged.", hedged),
-            ("balancer_hedges_won_total", Kind::Counter, "Hedges that were the answer.", won),
+        out.gauge("balancer_waiting", &[], stats.waiting as f64);
+        out.gauge("balancer_panicking", &[], f64::from(u8::from(stats.panicking)));
+        for (name, count) in [
+            ("balancer_shed_total", stats.shed),
+            ("balancer_timed_out_total", stats.timed_out),
+            ("balancer_retries_total", extra.retried),
+            ("balancer_retry_budget_refused_total", extra.budget.refused),
+            ("balancer_hedges_total", extra.hedges.map_or(0, |hedges| hedges.hedged)),
+            ("balancer_hedges_won_total", extra.hedges.map_or(0, |hedges| hedges.won)),
         ] {
-            out.single(name, kind, help, value);
+            out.counter(name, &[], count as f64);
         }
     }
 }

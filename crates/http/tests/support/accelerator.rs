@@ -31,6 +31,7 @@ impl Accelerated {
             ("server.listen", "127.0.0.1:0"),
             ("server.admin", "127.0.0.1:0"),
             ("cache.disk.enabled", "false"),
+            ("monitor.history.enabled", "false"),
             ("cache.memory.capacity", "256MiB"),
             // Whoever waits for another's answer and should not fails its test.
             ("response_cache.coalesce_timeout", "10m"),
