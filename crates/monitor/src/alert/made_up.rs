@@ -155,22 +155,23 @@ impl Source for MadeUp {
 /// Computes an aggregate of the samples of several series, none of them empty.
 fn value(parts: &[(Kind, &[(i64, f64)])], aggregate: Aggregate) -> Option<f64> {
     let all = || parts.iter().flat_map(|(_, samples)| samples.iter().map(|(_, value)| *value));
-    let count = all().count() as f64;
+    let count = parts.iter().map(|(_, samples)| samples.len()).sum::<usize>() as f64;
     if parts.is_empty() {
         return None;
     }
-    let mean = all().sum::<f64>() / count;
+    let mean = || all().sum::<f64>() / count;
     Some(match aggregate {
         Aggregate::Last => {
             let lasts = parts.iter().filter_map(|(_, samples)| samples.last());
             lasts.map(|(_, value)| value).sum::<f64>() / parts.len() as f64
         }
-        Aggregate::Avg => mean,
+        Aggregate::Avg => mean(),
         Aggregate::Min => all().fold(f64::INFINITY, f64::min),
         Aggregate::Max => all().fold(f64::NEG_INFINITY, f64::max),
         Aggregate::Sum => all().sum(),
         Aggregate::Count => count,
         Aggregate::Stddev => {
+            let mean = mean();
             (all().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt()
         }
         Aggregate::Rate | Aggregate::Delta => {
