@@ -183,8 +183,8 @@ mod tests {
         run_every(
             "1m",
             &[
-                ("process_resident_memory_bytes", "1000x360 1000+0.6x360"),
-                ("process_memory_limit_bytes", "2000x720"),
+                ("process_resident_memory_bytes", "1000x360 1000+0.6x240"),
+                ("process_memory_limit_bytes", "2000x600"),
             ],
             &["9h56m fire memory_will_run_out warning"],
         );
