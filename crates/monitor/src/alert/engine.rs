@@ -120,8 +120,9 @@ impl ReadClock {
         let elapsed = now.mono.saturating_sub(last.mono).max(0);
         let step = now.unix_ms.saturating_sub(last.unix_ms).saturating_sub(elapsed);
         if step.saturating_abs() > STEP_MIN_MS {
-            // Several small steps add up.
-            let earlier = self.stepped.map_or(0, |(_, size)| size);
+            // Several small steps of one day add up.
+            let recent = |(at, _): &(i64, i64)| now.mono.saturating_sub(*at) < 86_400_000;
+            let earlier = self.stepped.filter(recent).map_or(0, |(_, size)| size);
             self.stepped = Some((now.mono, step.saturating_abs().saturating_add(earlier)));
         }
         self.read_ms = match now.unix_ms >= self.read_ms {
@@ -347,7 +348,9 @@ impl Engine {
                 && record.version == InstanceRecord::VERSION
                 && record.fingerprint == Fingerprint::of(&record.rule, &record.labels);
             let Some(state) = state.filter(|_| fits) else {
-                self.abandon(now, &record, &mut outcome);
+                let too_long = downtime >= DOWNTIME_MAX;
+                let reason = if too_long { EndReason::Downtime } else { EndReason::RuleChanged };
+                self.abandon(now, &record, reason, &mut outcome);
                 continue;
             };
             let rule = &state.rule;
@@ -364,7 +367,7 @@ impl Engine {
     }
 
     /// Lets go of a record, and ends what receivers know of.
-    fn abandon(&self, now: Now, record: &InstanceRecord, outcome: &mut Outcome) {
+    fn abandon(&self, now: Now, record: &InstanceRecord, reason: EndReason, outcome: &mut Outcome) {
         outcome.removed.push(record.fingerprint);
         let rule = self.set.rules.iter().find(|rule| rule.id == record.rule);
         let labels = match rule {
@@ -383,7 +386,7 @@ impl Engine {
                 active_ms: now.unix_ms.saturating_sub(starts_at_ms).max(0),
                 value: record.value,
                 summary: summary.clone(),
-                reason: EndReason::RuleChanged,
+                reason,
             });
         }
         let Some(severity) = record.told else { return };

@@ -308,8 +308,10 @@ pub enum EndReason {
     Cleared,
     /// Its rule was changed, switched off or removed.
     RuleChanged,
-    /// Its series are no more.
+    /// Its series are no more, or had no sample for a day.
     SeriesGone,
+    /// No process ran for too long to go on with it.
+    Downtime,
 }
 
 /// What an evaluation changed.

@@ -467,6 +467,13 @@ impl Rule {
         }
         for level in &self.levels {
             let key = |name: &str| format!("level.{}.{name}", level.severity);
+            for (name, condition) in [("raise", &level.raise), ("clear", &level.clear)] {
+                if let Some(Condition { operand: Operand::Number(number), .. }) = condition
+                    && !number.is_finite()
+                {
+                    problem(&key(name), number.to_string(), "expected a finite number");
+                }
+            }
             let Some(raise) = &level.raise else {
                 if self.signal.takes_conditions() {
                     let expected = "expected a condition such as \"> 0.8\"";

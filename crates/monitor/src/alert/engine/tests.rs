@@ -577,6 +577,9 @@ fn what_cannot_be_gone_on_with_is_resolved() {
         let second = play.now.unix_ms / 1_000;
         play.said(&[&format!("{second} resolve r warning")]);
         assert!(play.records.is_empty() && play.ended.len() == 1);
+        let long = downtime > Duration::ZERO;
+        let reason = if long { EndReason::Downtime } else { EndReason::RuleChanged };
+        assert_eq!(play.ended[0].reason, reason);
     }
     // Nobody knows of what was only pending.
     let mut play = Play::new(&rule(WARNING), &[("m", "20x9")]);

@@ -225,7 +225,9 @@ fn the_short_form_and_the_file_make_the_same_checks() {
     let errors = Rule::short("a b", "m{", 10.0, Severity::Error, "{{x").expect_err("wrong");
     assert_eq!(errors.problems().len(), 2, "{errors}");
     let errors = Rule::short("a b", "m", f64::NAN, Severity::Error, "").expect_err("wrong");
-    assert!(errors.to_string().contains("rule a b: id"), "{errors}");
+    let errors = errors.to_string();
+    assert!(errors.contains("rule a b: id"), "{errors}");
+    assert!(errors.contains("level.error.raise = NaN: expected a finite number"), "{errors}");
 }
 
 #[test]
