@@ -324,8 +324,8 @@ impl Alerting {
     ///
     /// # Cost
     ///
-    /// About 2 us for an instance that is due, and one write to a file in the page cache if something
-    /// changed. It waits for no handler.
+    /// That of [`Engine::evaluate`], and one write to a file in the page cache if something changed. It waits
+    /// for no handler.
     pub fn tick(&self, now: Moment) {
         let inner = &*self.0;
         let mut evaluation = inner.evaluation.lock();
@@ -511,7 +511,7 @@ impl Alerting {
     ///
     /// [`RulesRefused`] with every problem of every file; the old rules stay.
     pub fn reload(&self) -> Result<ReloadReport, RulesRefused> {
-        self.0.load(&mut self.0.sources.lock())
+        self.0.reload(&mut self.0.sources.lock())
     }
 
     /// Returns the rules and handlers in force.
@@ -681,11 +681,16 @@ impl Inner {
         outboxes.commit(&records);
     }
 
+    /// Reads the files again, and remembers whether they were refused.
+    fn reload(&self, sources: &mut Sources) -> Result<ReloadReport, RulesRefused> {
+        let done = self.load(sources);
+        self.refused.store(done.is_err(), Relaxed);
+        done
+    }
+
     /// Loads the rules anew and puts them in force.
     fn load(&self, sources: &mut Sources) -> Result<ReloadReport, RulesRefused> {
-        let loaded = sources.load(&self.channel);
-        self.refused.store(loaded.is_err(), Relaxed);
-        let Loaded { rules, handlers, everything } = loaded?;
+        let Loaded { rules, handlers, everything } = sources.load(&self.channel)?;
         let now = self.clock.now();
         let mut evaluation = self.evaluation.lock();
         let report = ReloadReport::between(evaluation.engine.rule_set(), &rules);
@@ -703,7 +708,7 @@ impl Inner {
         if !sources.have_changed() {
             return;
         }
-        match self.load(&mut sources) {
+        match self.reload(&mut sources) {
             Ok(report) => tracing::info!(%report, "the alert rules were read again"),
             Err(error) => tracing::error!(%error, "the alert rules stay as they were"),
         }

@@ -236,6 +236,7 @@ fn rules_that_are_added_before_the_first_tick_go_on_with_their_alerts() {
     let error = error.expect_err("two mistakes").to_string();
     assert!(error.starts_with("invalid rules, 2 problems:\n"), "{error}");
     assert_eq!(alerting.rules().rules().len(), 1);
+    assert_eq!(rig.number("monitor_rules_refused", &[]), Some(0.0), "no file is to blame");
     assert!(alerting.shutdown(Duration::from_secs(20)));
     drop(alerting);
     let (alerting, gets) = start();
