@@ -504,8 +504,8 @@ impl Alerting {
 
     /// Reads the rule files again.
     ///
-    /// Alerts of rules that stay the same go on; those of others are resolved. It happens by itself, some
-    /// seconds after a file has changed.
+    /// Alerts of rules that stay the same go on; those of others are resolved. It happens by itself, when
+    /// a file has changed and then stayed the same for two looks at it.
     ///
     /// # Errors
     ///

@@ -119,8 +119,10 @@ pub(super) struct Loaded {
 pub(super) struct Sources {
     base: RuleSet,
     files: Vec<PathBuf>,
-    /// When each file was changed and how long it was, when it was looked at last.
-    seen: Vec<Option<(SystemTime, u64)>>,
+    /// When each file was changed and how long it was, when it was read last.
+    seen: Vec<Stamp>,
+    /// The same, when it was looked at last.
+    noticed: Vec<Stamp>,
     added: Vec<Rule>,
     own: Vec<(DeliveryOptions, Arc<dyn AlertHandler>)>,
     /// The writers of files that were made: one that stays the same keeps what it knows of its file. The
@@ -135,7 +137,8 @@ impl Sources {
         own: Vec<(DeliveryOptions, Arc<dyn AlertHandler>)>,
     ) -> Self {
         let seen = vec![None; files.len()];
-        Self { base, files, seen, added: Vec::new(), own, made: Vec::new() }
+        let noticed = seen.clone();
+        Self { base, files, seen, noticed, added: Vec::new(), own, made: Vec::new() }
     }
 
     /// Adds a rule in place of one of the same name.
@@ -151,9 +154,15 @@ impl Sources {
         self.added.len() < before
     }
 
-    /// Whether a file is other than it was when it was looked at last.
-    pub(super) fn have_changed(&self) -> bool {
-        self.files.iter().zip(&self.seen).any(|(file, seen)| stamp(file) != *seen)
+    /// Whether a file is other than it was when it was read, and has stayed so since the last look.
+    ///
+    /// Editors empty a file before they fill it; whoever reads it in between finds no rules at all.
+    pub(super) fn have_changed(&mut self) -> bool {
+        let stamps: Vec<_> = self.files.iter().map(|file| stamp(file)).collect();
+        let settled = stamps == self.noticed;
+        let changed = stamps != self.seen;
+        self.noticed = stamps;
+        changed && settled
     }
 
     /// Reads and makes everything, or says everything that is wrong.
@@ -220,7 +229,9 @@ impl Sources {
 }
 
 /// When a file was changed and how long it is; nothing if it cannot be told.
-fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
+type Stamp = Option<(SystemTime, u64)>;
+
+fn stamp(file: &Path) -> Stamp {
     let metadata = std::fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }

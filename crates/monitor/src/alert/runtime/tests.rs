@@ -268,7 +268,10 @@ fn handlers_that_hang_or_panic_hold_up_nobody_else() {
             Box::pin(std::future::pending())
         }
     }
-    let panics = CallbackHandler::new(|_: &AlertEvent| panic!("no ink"));
+    let panics = CallbackHandler::new(|_: &AlertEvent| {
+        // As `panic!`, without the hook that would print a trace.
+        std::panic::resume_unwind(Box::new("no ink"))
+    });
     let handlers: Vec<(_, Arc<dyn AlertHandler>)> = vec![
         (quick("blocks"), Arc::new(blocks)),
         (quick("hangs"), Arc::new(Hangs)),
@@ -314,8 +317,29 @@ fn dead_letters_are_kept_counted_and_sent_when_asked() {
     assert!(alerting.shutdown(Duration::from_secs(20)) && alerting.dead_letters().is_empty());
 }
 
+/// Puts a file in its place as a whole.
 fn write(path: &Path, text: &str) {
-    std::fs::write(path, text).expect("written");
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).expect("written");
+    std::fs::rename(&new, path).expect("renamed");
+}
+
+#[test]
+fn a_file_that_is_still_being_written_is_not_taken_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("alerts.toml");
+    write(&path, RULES);
+    let mut sources = Sources::new(RuleSet::default(), vec![path.clone()], Vec::new());
+    let channel = ChannelHandler::new(1);
+    sources.load(&channel).expect("rules");
+    assert!(!sources.have_changed() && !sources.have_changed());
+    write(&path, "");
+    assert!(!sources.have_changed(), "it may be about to be filled");
+    write(&path, &RULES.replace("'long'", "'longer'"));
+    assert!(!sources.have_changed(), "it changed again");
+    assert!(sources.have_changed());
+    sources.load(&channel).expect("rules");
+    assert!(!sources.have_changed());
 }
 
 #[test]
