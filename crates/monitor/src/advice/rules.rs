@@ -180,7 +180,9 @@ fn cpu_saturation(look: &Look<'_>) -> Vec<Finding> {
             words(look.options.window)
         ),
         format!(
-            "Take a CPU profile for 30 seconds and look at the widest frames; or give the program {more} more processor, or let it admit fewer requests at once"
+            "Take a CPU profile for 30 seconds and look at the widest frames; or \
+                give the program {more} more processor, or let it admit fewer requests \
+                at once"
         ),
     );
     finding.why =
@@ -253,13 +255,15 @@ fn memory_growth(look: &Look<'_>) -> Vec<Finding> {
         Category::Memory,
         if left < 3_600.0 { Priority::Critical } else { Priority::High },
         format!(
-            "Memory grows by {} an hour and reaches its limit of {} in {} (between {} and {latest})",
+            "Memory grows by {} an hour and reaches its limit of {} in {} (between \
+                {} and {latest})",
             bytes(per_hour),
             bytes(limit),
             time(left),
             time(found.forecast.soonest_seconds),
         ),
-        "Look for a leak: take two heap profiles an hour apart and compare them; until it is found, shrink caches by a fifth or restart in a quiet hour",
+        "Look for a leak: take two heap profiles an hour apart and compare them; \
+            until it is found, shrink caches by a fifth or restart in a quiet hour",
     );
     finding.why =
         "The growth is significant and larger than the noise over the last hours.".to_owned();
@@ -299,7 +303,8 @@ fn errors(look: &Look<'_>) -> Vec<Finding> {
             words(look.options.window),
             percent(ratio),
         ),
-        "Look at the log of those requests first; if a dependency fails, open its circuit breaker so that it fails fast",
+        "Look at the log of those requests first; if a dependency fails, open \
+            its circuit breaker so that it fails fast",
     );
     finding.why =
         format!("More than {} is not what users accept.", percent(look.options.error_ratio));
@@ -329,11 +334,20 @@ fn latency(look: &Look<'_>) -> Vec<Finding> {
         Some(found) => {
             let words = format!("; stage `{}` makes {} of it", found.stage, percent(found.share));
             evidence.extend(found.evidence.into_iter().skip(1));
-            (words, format!("Make the stage `{}` faster first: nothing else can bring as much", found.stage))
+            (
+                words,
+                format!(
+                    "Make the stage `{}` faster first: nothing else can bring as much",
+                    found.stage
+                ),
+            )
         }
         None => (
             String::new(),
-            "Record the stages of a request into `http_request_stage_seconds{stage=..}`, so that the slow one is named; until then look at the slowest routes".to_owned(),
+            "Record the stages of a request into \
+                `http_request_stage_seconds{stage=..}`, so that the slow one is named; \
+                until then look at the slowest routes"
+                .to_owned(),
         ),
     };
     let mut finding = Finding::advice(
@@ -400,7 +414,8 @@ fn descriptors(look: &Look<'_>) -> Vec<Finding> {
         if ratio > 0.95 { Priority::Critical } else { Priority::High },
         format!("{most:.0} of {limit:.0} file descriptors are open ({})", percent(ratio)),
         format!(
-            "Raise the limit to {:.0} (`LimitNOFILE=` of the service, or `ulimit -n`), and check that connections are closed or pooled",
+            "Raise the limit to {:.0} (`LimitNOFILE=` of the service, or `ulimit \
+                -n`), and check that connections are closed or pooled",
             (most * 2.0).max(65_536.0)
         ),
     );
@@ -416,11 +431,19 @@ fn disk_filling(look: &Look<'_>) -> Vec<Finding> {
         let mount = labels.get("mountpoint").unwrap_or("").to_owned();
         let mut selector = Selector::name("system_filesystem_used_bytes");
         let matcher = crate::selector::Matcher::new(
-            "mountpoint", crate::selector::Comparison::Equal, mount.as_str(),
+            "mountpoint",
+            crate::selector::Comparison::Equal,
+            mount.as_str(),
         );
         selector.matchers.push(matcher.ok()?);
         let forecast = insight::forecast(
-            look.context.source, &selector, Aggregate::Avg, GROWTH_WINDOW, look.context.at_ms, size, Side::Above,
+            look.context.source,
+            &selector,
+            Aggregate::Avg,
+            GROWTH_WINDOW,
+            look.context.at_ms,
+            size,
+            Side::Above,
         );
         let left = forecast.map(|found| found.forecast.expected_seconds);
         let soon = left.filter(|left| *left < look.options.horizon.as_secs_f64());
@@ -431,9 +454,22 @@ fn disk_filling(look: &Look<'_>) -> Vec<Finding> {
         let when = soon.map_or_else(String::new, |left| format!(", full in {}", time(left)));
         let mut finding = Finding::advice(
             Category::Disk,
-            if ratio > 0.97 || soon.is_some_and(|left| left < 3_600.0) { Priority::Critical } else { Priority::High },
-            format!("`{mount}` holds {} of {} ({}){when}", bytes(used), bytes(size), percent(ratio)),
-            format!("Free {} or enlarge it: `du -xh --max-depth=2 {mount} | sort -h | tail` shows the largest folders", bytes(used - size * 0.8)),
+            if ratio > 0.97 || soon.is_some_and(|left| left < 3_600.0) {
+                Priority::Critical
+            } else {
+                Priority::High
+            },
+            format!(
+                "`{mount}` holds {} of {} ({}){when}",
+                bytes(used),
+                bytes(size),
+                percent(ratio)
+            ),
+            format!(
+                "Free {} or enlarge it: `du -xh --max-depth=2 {mount} | sort -h | tail` \
+                shows the largest folders",
+                bytes(used - size * 0.8)
+            ),
         );
         finding.subject = mount;
         finding.why = "A full file system stops logs, the history and most databases.".to_owned();
@@ -450,13 +486,15 @@ fn pressure(look: &Look<'_>) -> Vec<Finding> {
             "memory",
             "system_psi_memory_some_ratio",
             Category::Memory,
-            "Give the machine more memory or shrink caches: tasks wait for pages to be freed or read back",
+            "Give the machine more memory or shrink caches: tasks wait for pages to \
+                be freed or read back",
         ),
         (
             "io",
             "system_psi_io_some_ratio",
             Category::Disk,
-            "Find who reads and writes with `iotop -o`, and move it to another disk or another hour",
+            "Find who reads and writes with `iotop -o`, and move it to another disk \
+                or another hour",
         ),
     ];
     let findings = resources.into_iter().filter_map(|(resource, name, category, action)| {
@@ -493,7 +531,8 @@ fn connection_churn(look: &Look<'_>) -> Vec<Finding> {
         Category::Network,
         Priority::Medium,
         format!("{lingering:.0} closed TCP connections linger, {used:.0} are in use"),
-        "Keep connections alive and pool them, towards clients (keep-alive time-outs) and towards backends",
+        "Keep connections alive and pool them, towards clients (keep-alive \
+            time-outs) and towards backends",
     );
     finding.why =
         "Each new connection costs a round trip, a handshake and a port for a minute.".to_owned();
@@ -511,7 +550,9 @@ fn cardinality(look: &Look<'_>) -> Vec<Finding> {
             name: name.into(),
             matchers: vec![
                 crate::selector::Matcher::new(
-                    "metric", crate::selector::Comparison::Equal, metric.as_str(),
+                    "metric",
+                    crate::selector::Comparison::Equal,
+                    metric.as_str(),
                 )
                 .ok()?,
             ],
@@ -520,11 +561,20 @@ fn cardinality(look: &Look<'_>) -> Vec<Finding> {
         let mut finding = Finding::advice(
             Category::Monitoring,
             Priority::Medium,
-            format!("`{metric}` has more series than it may: {over:.0} lookups went to `__other__` over {}", words(look.options.window)),
-            format!("Drop the label of `{metric}` that has most values (often an id or a path), or put its values into a few groups"),
+            format!(
+                "`{metric}` has more series than it may: {over:.0} lookups went to \
+                `__other__` over {}",
+                words(look.options.window)
+            ),
+            format!(
+                "Drop the label of `{metric}` that has most values (often an id or a \
+                path), or put its values into a few groups"
+            ),
         );
         finding.subject = metric;
-        finding.why = "Each value of a label is a series of its own, in memory, on disk and at each scrape.".to_owned();
+        finding.why = "Each value of a label is a series of its own, in memory, on disk and at \
+            each scrape."
+            .to_owned();
         (finding.current_value, finding.target_value) = (Some(over), Some(0.0));
         finding.evidence = vec![look.evidence(&selector, Aggregate::Delta)];
         finding.effort = Effort::High;
@@ -545,7 +595,8 @@ fn late_ticks(look: &Look<'_>) -> Vec<Finding> {
         Category::Monitoring,
         Priority::Low,
         format!("{late:.0} readings came late over {}", words(look.options.window)),
-        "Look at what blocks: a saturated machine, a suspended one, or a closure that the registry watches and that takes too long",
+        "Look at what blocks: a saturated machine, a suspended one, or a closure \
+            that the registry watches and that takes too long",
     );
     finding.why =
         "A reading a second is due; values of late ones stand at the wrong moment.".to_owned();

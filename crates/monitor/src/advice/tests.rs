@@ -412,7 +412,8 @@ fn every_generic_rule_says_state_number_and_action() {
         2.0,
         0.0,
         "monitor.cardinality",
-        "`http_requests_total` has more series than it may: 118 lookups went to `__other__` over 10 min",
+        "`http_requests_total` has more series than it may: 118 lookups went to \
+            `__other__` over 10 min",
     );
     check(
         |fake, each| {
@@ -457,7 +458,8 @@ fn memory_that_grows_into_its_limit_is_told_with_a_time() {
             assert_eq!(rule, "memory.growth");
             assert_eq!(
                 title,
-                "Memory grows by 60 MiB an hour and reaches its limit of 1 GiB in 9 h (between 9 h and 9 h)"
+                "Memory grows by 60 MiB an hour and reaches its limit of 1 GiB in 9 h \
+                    (between 9 h and 9 h)"
             );
         }
     }

@@ -443,14 +443,17 @@ mod tests {
 
     #[test]
     fn the_files_of_a_machine_are_read() {
-        let text = b"cpu  10 2 30 400 5 6 7 8 9 0\ncpu0 5 1 15 200 2 3 3 4 0 0\ncpu1 5 1 15 200 3 3 4 4 0 0\nintr 1 2 3\nctxt 77\nbtime 1700000000\nprocesses 42\nprocs_running 3\nprocs_blocked 1\n";
+        let text = b"cpu  10 2 30 400 5 6 7 8 9 0\ncpu0 5 1 15 200 2 3 3 4 0 0\ncpu1 5 1 15 \
+            200 3 3 4 4 0 0\nintr 1 2 3\nctxt 77\nbtime 1700000000\nprocesses 42\n\
+            procs_running 3\nprocs_blocked 1\n";
         let found = stat(text).expect("there is a line of all");
         assert_eq!(found.cpu.modes, [10, 2, 30, 400, 5, 6, 7, 8]);
         assert_eq!((found.cpu.total(), found.cpu.idle(), found.cpus), (468, 405, 2));
         assert_eq!((found.context_switches, found.started), (Some(77), Some(1_700_000_000)));
         assert_eq!((found.forks, found.running, found.blocked), (Some(42), Some(3), Some(1)));
 
-        let text = b"77 (a (b) c) S 1 77 77 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 9 0 12345 104857600 2560 18446744073709551615 1 1";
+        let text = b"77 (a (b) c) S 1 77 77 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 9 0 12345 \
+            104857600 2560 18446744073709551615 1 1";
         let expected = ProcessStat {
             user: 250,
             system: 50,
@@ -461,18 +464,22 @@ mod tests {
         };
         assert_eq!(process_stat(text), Some(expected));
 
-        let text = b"MemTotal:       1000 kB\nMemFree: 100 kB\nMemAvailable:    400 kB\nSwapTotal: 50 kB\nSwapFree: 20 kB\n";
+        let text = b"MemTotal:       1000 kB\nMemFree: 100 kB\nMemAvailable:    400 kB\n\
+            SwapTotal: 50 kB\nSwapFree: 20 kB\n";
         let expected = Memory { total: 1_024_000, available: 409_600, swap_used: 30_720 };
         assert_eq!(memory(text), Some(expected));
 
-        let text = b"Inter-|   Receive  | Transmit\n face |bytes packets errs\n    lo: 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n  eth0:1000 10 1 2 0 0 0 0 2000 20 3 4 0 0 0 0\n";
+        let text = b"Inter-|   Receive  | Transmit\n face |bytes packets errs\n    lo: 0 0 0 \
+            0 0 0 0 0 0 0 0 0 0 0 0 0\n  eth0:1000 10 1 2 0 0 0 0 2000 20 3 4 0 0 0 \
+            0\n";
         let found: Vec<_> = interfaces(text).collect();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].name, "eth0");
         assert_eq!(found[0].received, Traffic { bytes: 1_000, packets: 10, errors: 1, drops: 2 });
         assert_eq!(found[0].sent, Traffic { bytes: 2_000, packets: 20, errors: 3, drops: 4 });
 
-        let text = b"   7       0 loop0 0 0 0 0 0 0 0 0 0 0 0\n 254 0 vda 100 5 2000 30 50 6 4000 70 0 90 100 0 0 0 0 0 0\n 254 1 vda1 1 2 3\n";
+        let text = b"   7       0 loop0 0 0 0 0 0 0 0 0 0 0 0\n 254 0 vda 100 5 2000 30 50 6 \
+            4000 70 0 90 100 0 0 0 0 0 0\n 254 1 vda1 1 2 3\n";
         let found: Vec<_> = disks(text).collect();
         assert_eq!(found.len(), 1);
         let expected = Disk {
@@ -496,14 +503,16 @@ mod tests {
             tcp_time_wait: Some(4),
         };
         assert_eq!(sockets(text), expected);
-        let text = b"some avg10=47.50 avg60=27.51 avg300=13.50 total=3000000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
+        let text = b"some avg10=47.50 avg60=27.51 avg300=13.50 total=3000000\nfull \
+            avg10=0.00 avg60=0.00 avg300=0.00 total=0\n";
         let full = Stall { ratio: 0.0, seconds: 0.0 };
         assert_eq!(pressure(text), [Some(Stall { ratio: 0.475, seconds: 3.0 }), Some(full)]);
         let expected = Load { means: [2.44, 1.46, 1.39], threads: Some(130) };
         assert_eq!(load(b"2.44 1.46 1.39 5/130 15423\n"), Some(expected));
         let text = b"rchar: 1\nwchar: 2\nread_bytes: 4096\nwrite_bytes: 8192\n";
         assert_eq!(process_io(text), Some((4_096, 8_192)));
-        let text = b"Max processes  10 10 processes\nMax open files            20000                30000                files\n";
+        let text = b"Max processes  10 10 processes\nMax open files            \
+            20000                30000                files\n";
         assert_eq!(open_files_limit(text), Some(20_000));
         assert_eq!(open_files_limit(b"Max open files unlimited unlimited files"), None);
         assert_eq!(cgroup(b"1:cpu:/\n0::/a/b\n"), Some("a/b"));
@@ -515,7 +524,11 @@ mod tests {
         let text = b"processor : 0\ncpu MHz : 2000.000\n\nprocessor : 1\ncpu MHz : 3000.000\n";
         assert_eq!(frequency(text), Some(2.5e9));
         let mut counts = [0; 12];
-        tcp_states(b"  sl  local rem st\n   0: a:1 b:2 01 x\n 1: a:1 b:2 0A x\n 2: a b 01\n 3: a b FF\n 4: a b 00\n", &mut counts);
+        tcp_states(
+            b"  sl  local rem st\n   0: a:1 b:2 01 x\n 1: a:1 b:2 0A x\n 2: a b 01\n \
+            3: a b FF\n 4: a b 00\n",
+            &mut counts,
+        );
         assert_eq!((counts[0], counts[9], counts.iter().sum::<u64>()), (2, 1, 3));
     }
 

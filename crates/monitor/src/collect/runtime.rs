@@ -28,7 +28,7 @@ impl Runtime {
                 .map(|worker| metrics.worker_total_busy_duration(worker).as_secs_f64())
                 .sum();
             readings.counter("tokio_busy_seconds_total", &[], busy);
-            // A worker counts a long poll when it ends, so a single second may hold more than a second.
+            // A worker counts a long poll when it ends, so a second may hold more than one.
             if let Some(rate) = self.growth.per_second("busy", busy, now) {
                 readings.gauge("tokio_busy_ratio", &[], (rate / workers.max(1) as f64).min(1.0));
             }

@@ -34,7 +34,8 @@ fn machine(root: &Path, later: bool) {
         root,
         "proc/stat",
         &format!(
-            "{all}\ncpu0 1\ncpu1 1\nctxt 5\nbtime 1000\nprocesses 9\nprocs_running 2\nprocs_blocked 0\n"
+            "{all}\ncpu0 1\ncpu1 1\nctxt 5\nbtime 1000\nprocesses 9\nprocs_running \
+                2\nprocs_blocked 0\n"
         ),
     );
     let (user, system) = (pick("100", "700"), pick("0", "100"));
@@ -51,7 +52,8 @@ fn machine(root: &Path, later: bool) {
         root,
         "proc/diskstats",
         &format!(
-            " 8 0 sda 10 0 20 0 30 0 40 0 0 {busy} 0\n 8 1 sda1 10 0 20 0 30 0 40 0 0 {busy} 0\n 7 0 loop0 0 0 0 0 0 0 0 0 0 0 0\n"
+            " 8 0 sda 10 0 20 0 30 0 40 0 0 {busy} 0\n 8 1 sda1 10 0 20 0 30 0 40 0 \
+                0 {busy} 0\n 7 0 loop0 0 0 0 0 0 0 0 0 0 0 0\n"
         ),
     );
     fs::create_dir_all(root.join("sys/block/sda")).expect("a folder");
@@ -70,7 +72,8 @@ fn machine(root: &Path, later: bool) {
     write(
         root,
         "proc/pressure/cpu",
-        "some avg10=25.00 avg60=0 avg300=0 total=2000000\nfull avg10=0.00 avg60=0 avg300=0 total=0\n",
+        "some avg10=25.00 avg60=0 avg300=0 total=2000000\nfull avg10=0.00 \
+            avg60=0 avg300=0 total=0\n",
     );
     write(root, "proc/cpuinfo", "cpu MHz : 2500.0\n");
     fs::create_dir_all(root.join("proc/41")).expect("a folder");

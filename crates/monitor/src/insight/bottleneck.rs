@@ -95,7 +95,7 @@ pub fn bottleneck(
         .filter_map(|(stage, ids)| {
             let count = read(&ids, Aggregate::Count).filter(|count| *count > 0.0)?;
             let runs = count / requests;
-            // Exceeded in a twentieth of all requests: a larger part of the fewer runs of a rare stage.
+            // Exceeded in a twentieth of all requests: of a rare stage that is a larger part.
             let tail = match TAIL / runs.min(1.0) {
                 exceeded if exceeded >= 1.0 => 0.0,
                 exceeded => read(&ids, Aggregate::Quantile(1.0 - exceeded))? * runs.max(1.0),
