@@ -35,6 +35,9 @@ const BUCKETS: usize = GROUPS * GROUP;
 const NEAR_BITS: u32 = 36;
 /// Buckets of near values.
 const NEAR: usize = (NEAR_BITS - GROUPING + 1) as usize * GROUP;
+/// What the exponent and the first bits of the fraction of a floating-point number are above the index of its
+/// bucket: the exponent of 1 is 1,023, and the first 32 values are one group and not five.
+const INDEX_OF_ONE: usize = (1_023 + GROUPING as usize - 1) << GROUPING;
 /// Parts of a bucket's width in which positions are added up, as a power of two.
 const PARTS: u32 = 4;
 
@@ -181,23 +184,31 @@ impl HistogramCell {
 
     #[inline]
     fn record(&self, ticks: u64) {
-        if ticks >> NEAR_BITS != 0 {
-            return self.record_far(ticks);
+        const LEAST: u64 = GROUP as u64;
+        if ticks.wrapping_sub(LEAST) >= (1 << NEAR_BITS) - LEAST {
+            return self.record_unusual(ticks);
         }
-        // As `locate`, but with one shift for both numbers, for which near values leave room.
-        let shift = 63 - (ticks | GROUP as u64).leading_zeros() - GROUPING;
-        let parts = (ticks << PARTS) >> shift;
-        let index = ((shift as usize) << GROUPING) + (parts >> PARTS) as usize;
-        let position = parts & ((1 << PARTS) - 1);
+        // The same as `locate`, read from the exponent and the highest bits of the fraction that the value
+        // has as a floating-point number: nothing has to be shifted by a number that is not known before.
+        let bits = (ticks as i64 as f64).to_bits();
+        let index = (bits >> (52 - GROUPING)) as usize - INDEX_OF_ONE;
+        let position = bits >> (52 - GROUPING - PARTS) & ((1 << PARTS) - 1);
         // The remainder changes nothing, and spares a check.
         self.near[index % NEAR].fetch_add(1 | position << 32, Relaxed);
     }
 
-    #[cold]
-    fn record_far(&self, ticks: u64) {
+    /// Records a value below those that have 32 buckets to a power of two, or beyond the near ones.
+    #[inline(never)]
+    fn record_unusual(&self, ticks: u64) {
         let (index, position) = locate(ticks);
-        let far = self.far.get_or_init(|| Box::new([const { AtomicU64::new(0) }; BUCKETS - NEAR]));
-        far[index - NEAR].fetch_add(1 | position << 32, Relaxed);
+        let word = match self.near.get(index) {
+            Some(word) => word,
+            None => {
+                let make = || Box::new([const { AtomicU64::new(0) }; BUCKETS - NEAR]);
+                &self.far.get_or_init(make)[index - NEAR]
+            }
+        };
+        word.fetch_add(1 | position << 32, Relaxed);
     }
 
     /// Returns the exemplars that are kept.

@@ -69,10 +69,10 @@ impl Ladder {
         Self { bounds, texts }
     }
 
-    /// Writes how many values are at or below each bound, and then how many there are.
-    pub(super) fn cumulate(&self, distribution: &Distribution, counts: &mut Vec<u64>) {
+    /// Writes how many values are at or below each bound and then how many there are, and returns their sum.
+    pub(super) fn cumulate(&self, distribution: &Distribution, counts: &mut Vec<u64>) -> f64 {
         counts.clear();
-        let mut total = 0;
+        let (mut total, mut sum) = (0, 0.0);
         for bucket in distribution.buckets() {
             while let Some(bound) = self.bounds.get(counts.len())
                 && bucket.mean > bound * SLACK
@@ -80,8 +80,10 @@ impl Ladder {
                 counts.push(total);
             }
             total += bucket.count;
+            sum += bucket.mean * bucket.count as f64;
         }
         counts.resize(self.bounds.len() + 1, total);
+        sum
     }
 
     /// The newest exemplar of those whose value falls into the bucket at a place.

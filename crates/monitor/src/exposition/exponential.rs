@@ -8,10 +8,33 @@
 //! An interval goes into the bucket of the mean of its values. A value may so end up in a bucket that its
 //! own interval only touches: it is then read as at most `(1 + 1/32) * 2^(1/32) - 1 = 5.4 %` away.
 
+use std::sync::LazyLock;
+
 use crate::histogram::Distribution;
 
 /// The resolution that is as fine as our intervals.
 pub(crate) const RESOLUTION: i8 = 5;
+
+/// Buckets of a power of two at that resolution.
+const PER_POWER: usize = 1 << RESOLUTION;
+
+/// Where the buckets of the power of two from 1 to 2 end; the first is 1 itself, which ends the one before.
+static BOUNDS: LazyLock<[f64; PER_POWER + 1]> =
+    LazyLock::new(|| std::array::from_fn(|at| (at as f64 / PER_POWER as f64).exp2()));
+
+/// The number of the bucket of a value above zero.
+fn index(value: f64) -> i32 {
+    const FRACTION: u64 = (1 << 52) - 1;
+    let bits = value.to_bits();
+    let exponent = (bits >> 52) as i32 - 1_023;
+    let fraction = f64::from_bits(bits & FRACTION | 1.0_f64.to_bits());
+    // The logarithm of 1 to 2 lies above the straight line, by less than a tenth.
+    let mut at = ((fraction - 1.0) * PER_POWER as f64) as usize;
+    while at < PER_POWER && fraction > BOUNDS[at] {
+        at += 1;
+    }
+    exponent * PER_POWER as i32 + at as i32
+}
 
 /// A distribution in exponential buckets.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,14 +54,12 @@ impl Exponential {
     pub(crate) fn new(distribution: &Distribution) -> Self {
         let zero_threshold = distribution.scale() / 2.0;
         let (mut zeros, mut buckets) = (0, Vec::<(i32, u64)>::new());
-        let per_power = f64::from(1_u32 << RESOLUTION);
         for bucket in distribution.buckets() {
             if bucket.mean <= zero_threshold {
                 zeros += bucket.count;
                 continue;
             }
-            // From -2,000 to 34,000: a `f64` has powers of two from -1,074 to 1,023.
-            let index = (bucket.mean.log2() * per_power).ceil() as i32;
+            let index = index(bucket.mean);
             match buckets.last_mut() {
                 Some((last, count)) if *last >= index => *count += bucket.count,
                 _ => buckets.push((index, bucket.count)),
@@ -66,5 +87,23 @@ impl Exponential {
             self.buckets = halved;
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_lies_between_the_bounds_of_its_bucket() {
+        for step in -40_000..40_000 {
+            let value = (f64::from(step) / 1_000.0).exp2();
+            let at = f64::from(index(value)) / PER_POWER as f64;
+            let (low, high) = ((at - 1.0 / PER_POWER as f64).exp2(), at.exp2());
+            assert!(low < value * (1.0 + 1e-12) && value <= high * (1.0 + 1e-12), "{value}");
+        }
+        for power in -30..40 {
+            assert_eq!(index(2_f64.powi(power)), power * 32, "a bound belongs to what is below");
+        }
     }
 }

@@ -121,9 +121,9 @@ impl Writer<'_> {
     ) {
         let ladder = Ladder::of(family.unit);
         let mut counts = std::mem::take(&mut self.counts);
-        ladder.cumulate(distribution, &mut counts);
+        let sum = ladder.cumulate(distribution, &mut counts);
         self.whole(1, counts.last().copied().unwrap_or(0));
-        self.double(2, distribution.sum());
+        self.double(2, sum);
         let bounds = ladder.bounds.iter().copied().chain([f64::INFINITY]);
         for (place, (bound, &count)) in bounds.zip(&counts).enumerate() {
             self.message(3, |writer| {

@@ -121,7 +121,7 @@ impl Writer<'_> {
     ) {
         let ladder = Ladder::of(family.unit);
         let mut counts = std::mem::take(&mut self.counts);
-        ladder.cumulate(distribution, &mut counts);
+        let sum = ladder.cumulate(distribution, &mut counts);
         let texts = ladder.texts.iter().map(String::as_str).chain(["+Inf"]);
         for (place, (bound, &count)) in texts.zip(&counts).enumerate() {
             self.sample(&family.name, "_bucket", Some(bound));
@@ -132,7 +132,7 @@ impl Writer<'_> {
         let count = counts.last().copied().unwrap_or(0);
         self.counts = counts;
         self.sample(&family.name, "_sum", None);
-        number(distribution.sum(), self.out);
+        number(sum, self.out);
         self.put("\n");
         self.sample(&family.name, "_count", None);
         whole(count, self.out);
