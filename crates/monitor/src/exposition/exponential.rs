@@ -53,7 +53,8 @@ impl Exponential {
     /// Sorts the intervals of a distribution into buckets of the finest resolution.
     pub(crate) fn new(distribution: &Distribution) -> Self {
         let zero_threshold = distribution.scale() / 2.0;
-        let (mut zeros, mut buckets) = (0, Vec::<(i32, u64)>::new());
+        let mut zeros = 0;
+        let mut buckets = Vec::<(i32, u64)>::with_capacity(distribution.parts().len());
         for bucket in distribution.buckets() {
             if bucket.mean <= zero_threshold {
                 zeros += bucket.count;

@@ -206,6 +206,10 @@ impl Writer<'_> {
     }
 
     fn varint(&mut self, value: u64) {
+        // Nearly all are keys, lengths and small differences.
+        if value < 0x80 {
+            return self.out.push(value as u8);
+        }
         let (digits, bytes) = varint(value);
         self.out.extend_from_slice(&digits[..bytes]);
     }
