@@ -29,7 +29,7 @@ fn record() {
     for (kind, times) in [("mail", 3), ("a \"quoted\"\nvalue\\", 5)] {
         counter!("jobs_total", "kind" => kind, "zone" => "eu").increment(times);
     }
-    counter!("plain").absolute(u64::from(u32::MAX));
+    counter!("plain_total").absolute(u64::from(u32::MAX));
     for (queue, depth) in [("a", -1.25), ("b", 1e18), ("c", f64::NAN)] {
         gauge!("depth", "queue" => queue).set(depth);
     }

@@ -35,7 +35,7 @@ fn registry() -> Registry {
     let registry = Registry::default();
     registry.describe("jobs_total", Kind::Counter, Unit::None, "Jobs \"done\",\nby kind \\ all.");
     registry.counter("jobs_total", &[("kind", "a \"b\"\n\\c"), ("by", "é")]).increment(3);
-    registry.counter("seen", &[]).increment(2);
+    registry.counter("seen", &[]).increment(2); // not a name for a counter
     registry.describe("heap_bytes", Kind::Gauge, Unit::Bytes, "Bytes in use.");
     registry.gauge("heap_bytes", &[]).set(1.5e18);
     registry.gauge("odd", &[]).set(f64::NAN);
@@ -80,7 +80,7 @@ fn the_text_format_is_written_to_the_letter() {
          # HELP jobs_total Jobs \"done\",\\nby kind \\\\ all.\n# TYPE jobs_total counter\n\
          jobs_total{{by=\"é\",kind=\"a \\\"b\\\"\\n\\\\c\"}} 3\n\
          # TYPE odd gauge\nodd NaN\n\
-         # TYPE seen counter\nseen 2\n\
+         # TYPE seen untyped\nseen 2\n\
          # HELP wait_seconds Time waited.\n# TYPE wait_seconds histogram\n{}\
          wait_seconds_sum{{queue=\"q\"}} {sum}\nwait_seconds_count{{queue=\"q\"}} 6\n",
         buckets(&COUNTS, None),
