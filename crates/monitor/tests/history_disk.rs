@@ -44,8 +44,12 @@ fn assert_whole(history: &History, from: i64, until: i64) {
     let points = history.range(&[id("g")], window, 1_000, Aggregate::Last);
     let expected = (from..until).map(|n| Some((n * 7_919 % 1_000) as f64 / 8.0));
     assert!(points.iter().copied().eq(expected), "{points:?}");
-    let counts = history.range(&[id("h_seconds")], window, 1_000, Aggregate::Count);
-    assert_eq!(counts.iter().flatten().sum::<f64>(), (until - from) as f64);
+    for step_ms in [1_000, 60_000, 3_600_000] {
+        let window = Window { to_ms: START_MS + 3_600_000 * 2, from_ms: START_MS - 3_600_000 };
+        let counts = history.range(&[id("h_seconds")], window, step_ms, Aggregate::Count);
+        let values = counts.iter().flatten().sum::<f64>();
+        assert_eq!(values, until as f64, "by {step_ms} ms");
+    }
 }
 
 fn newest_log(path: &Path) -> PathBuf {
