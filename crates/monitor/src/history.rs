@@ -443,12 +443,14 @@ impl History {
     pub fn stats(&self) -> HistoryStats {
         let shared = &self.0.shared;
         let disk = shared.disk.read().clone();
+        // Asked before the head is locked: a tick must not wait for a directory.
+        let store_bytes = disk.map_or(0, |disk| disk.size_bytes());
         let head = shared.head.read();
         HistoryStats {
             series: head.series(),
             memory_bytes: head.bytes() as u64 + shared.memory.size_bytes(),
             chunk_bytes: shared.chunk_bytes.load(Relaxed),
-            store_bytes: disk.map_or(0, |disk| disk.size_bytes()),
+            store_bytes,
             ticks_skipped: self.0.skipped.load(Relaxed),
             ticks_unlogged: self.0.unlogged.load(Relaxed),
             samples_refused: head.refused,
@@ -464,7 +466,8 @@ impl History {
     ///
     /// # Errors
     ///
-    /// If the medium does not take it, or the thread that writes has ended.
+    /// If the medium does not take it, the history is [degraded](Self::degraded), or the thread that writes
+    /// has ended.
     pub fn flush(&self) -> io::Result<()> {
         let (done, wait) = sync_channel(1);
         let ended = || io::Error::other("the thread that writes the history has ended");

@@ -305,7 +305,10 @@ impl Writer {
     }
 
     fn flush(&self) -> io::Result<()> {
-        if let Some(logs) = self.logs.as_ref().filter(|_| !self.is_degraded()) {
+        if let Some(reason) = &*self.shared.degraded.read() {
+            return Err(io::Error::other(reason.to_string()));
+        }
+        if let Some(logs) = &self.logs {
             logs.sync()?;
         }
         self.shared.disk.read().as_ref().map_or(Ok(()), |disk| disk.flush())
