@@ -201,7 +201,7 @@ fn sizes(suite: &mut Suite, history: &History, directory: &TempDir) {
     let bytes = stats.chunk_bytes as f64 / samples;
     suite.reported("history: chunks of all tiers, per sample", "B").at_most(1.5).observed(bytes);
     let files = files_bytes(&directory.path().join("history/store")) as f64 / samples;
-    suite.reported("history: files of the store, per sample", "B").observed(files);
+    suite.reported("history: files of a day with the journal, per sample", "B").observed(files);
     let seconds = one_tier(history) / samples;
     suite.reported("history: chunks by the second, per sample", "B").at_most(1.5).observed(seconds);
     let memory = stats.memory_bytes as f64 / (1 << 20) as f64;

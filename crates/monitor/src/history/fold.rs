@@ -142,6 +142,9 @@ impl Fold {
             Aggregate::Count => self.weight += count,
             Aggregate::Min => self.min = self.min.min(min_of(values)),
             Aggregate::Max => self.max = self.max.max(max_of(values)),
+            Aggregate::Stddev | Aggregate::Quantile(_) if piece.column.holes == 0 => {
+                self.values.extend_from_slice(values);
+            }
             Aggregate::Stddev | Aggregate::Quantile(_) => {
                 self.values.extend(values.iter().filter(|value| !value.is_nan()));
             }

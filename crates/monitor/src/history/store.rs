@@ -196,6 +196,8 @@ mod disk {
     const CACHE_BYTES: u64 = 4 << 20;
 
     /// Keeps a directory through `fjall`.
+    ///
+    /// Beside the chunks it takes a journal, which grows to 64 MB before `fjall` begins another.
     pub struct FjallStore {
         database: Database,
         chunks: Keyspace,
