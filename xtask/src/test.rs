@@ -13,7 +13,8 @@ pub(crate) const FEATURES: &str = "--features \
      memory/glibc,memory/jemalloc-profile,memory/serde,\
      resilience/http,resilience/rate-limit,resilience/tower,\
      loadbalancer/grpc,loadbalancer/discovery,loadbalancer/tower,loadbalancer/webhook,\
-     monitor/metrics,monitor/otlp,monitor/profiling,monitor/protobuf,monitor/tower,monitor/webhook,\
+     monitor/metrics,monitor/otlp,monitor/profiling,monitor/protobuf,monitor/tower,monitor/trace-ids,\
+     monitor/webhook,\
      scheduler/tower,scheduler/durable-redis,scheduler/durable-postgres";
 
 /// Installs the Debian package `$1` without letting it start or keep a server: the tests start their own.

@@ -130,7 +130,9 @@ impl Look<'_> {
 
     fn read(&self, series: &[Matched], aggregate: Aggregate) -> Option<f64> {
         let ids: Vec<_> = series.iter().map(|matched| matched.id).collect();
-        Some(self.context.source.aggregate(&ids, self.window(), aggregate)?.value)
+        let read = self.context.source.aggregate(&ids, self.window(), aggregate)?;
+        // A program that has just started says little about itself.
+        (read.samples.saturating_mul(2) >= read.expected).then_some(read.value)
     }
 
     fn value(&self, selector: &Selector, aggregate: Aggregate) -> Option<f64> {
