@@ -89,7 +89,7 @@ pub(crate) fn rows(suite: &mut Suite) {
         let mut engine = Engine::new(rules(raise), EngineOptions::default());
         // The first evaluation finds the series, and those that fire say so.
         engine.evaluate(watched.now, source);
-        suite.reported(name, "ms").at_most(20.0).measure(|| {
+        suite.reported(name, "ms").at_most(20.0).rounds(41).measure(|| {
             watched.seconds(10);
             let stopwatch = Stopwatch::start(Clock::Cpu);
             black_box(engine.evaluate(watched.now, source));
