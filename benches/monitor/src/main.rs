@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     record::rows(&mut suite);
     render::rows(&mut suite);
     tick::rows(&mut suite);
+    tick::reading_rows(&mut suite);
     history::rows(&mut suite);
     alerts::rows(&mut suite);
     anomaly::rows(&mut suite);

@@ -1,10 +1,12 @@
-//! What a second of watching costs: the collector reads the machine, the registry all series, and the
-//! history takes them in.
+//! What watching costs: the collector reads the machine, the registry all series, and the history takes
+//! them in each second; score and advice are read from it every ten seconds and every five minutes.
 
 use std::hint::black_box;
 use std::time::Duration;
 
+use monitor::advice::{Advisor, AdvisorOptions, GenericOptions, generic_rules};
 use monitor::collect::{Collector, CollectorOptions};
+use monitor::score::{Score, ScoreOptions};
 use monitor::{Clock as _, History, HistoryOptions, Registry, SystemClock};
 use ultra_perf_bench::{Clock, Suite};
 
@@ -76,4 +78,44 @@ pub(crate) fn rows(suite: &mut Suite) {
         .time("tick, the collector alone", Clock::Cpu, TICKS)
         .at_most(5e5)
         .measure(|| ticks(&registry));
+}
+
+/// Minutes that are stored before score and advice are read.
+const STORED_MINUTES: u32 = 6 * 60;
+
+/// The rows: the score and one round of all generic advice, over six hours of a small service.
+pub(crate) fn reading_rows(suite: &mut Suite) {
+    let (score, advice) = ("score, over six hours", "advice, all generic rules over six hours");
+    if !suite.wants(score) && !suite.wants(advice) {
+        return;
+    }
+    let registry = Registry::default();
+    let history = History::open(HistoryOptions::default()).expect("it is in memory");
+    let mut now = SystemClock::new().now();
+    let seconds = registry.histogram("http_request_duration_seconds", &[("route", "/")]);
+    let requests = registry.counter("http_requests_total", &[("status", "200")]);
+    let resident = registry.gauge("process_resident_memory_bytes", &[]);
+    registry.gauge("process_memory_limit_bytes", &[]).set(4e9);
+    registry.gauge("system_cpu_usage_ratio", &[]).set(0.4);
+    for second in 0..STORED_MINUTES * 60 {
+        requests.increment(10);
+        (0..10).for_each(|at| seconds.record(0.02 + 0.001 * f64::from(at)));
+        resident.set(1e9 + f64::from(second % 97) * 1e6);
+        now = now.after(Duration::from_secs(1));
+        history.record(&registry.read(now));
+        if second % 300 == 0 {
+            history.flush().expect("it is in memory");
+        }
+    }
+    let options = ScoreOptions::default();
+    suite
+        .time(score, Clock::Cpu, 1)
+        .measure(|| _ = black_box(Score::read(&history, now.unix_ms, &options, &[])));
+    suite.time(advice, Clock::Cpu, 1).measure(|| {
+        let mut advisor = Advisor::new(AdvisorOptions::default());
+        generic_rules(&GenericOptions::default())
+            .into_iter()
+            .for_each(|rule| advisor.add_rule(rule));
+        black_box(advisor.evaluate(now, &history, None, None));
+    });
 }
