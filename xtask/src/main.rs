@@ -7,6 +7,7 @@
 mod alertmanager;
 mod bench;
 mod ci;
+mod default_rules;
 mod features;
 mod fuzz;
 mod kill;
@@ -52,6 +53,8 @@ enum Command {
     Prometheus,
     /// Send alerts to a real Alertmanager, getting one first
     Alertmanager,
+    /// Put real load on an accelerator until its default alert rules fire, and see them end
+    DefaultRules(default_rules::Options),
     /// Run the long tests in release for as long as told, and watch the memory
     Soak(soak::Options),
 }
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Command::KillRounds { rounds } => kill::run(rounds),
         Command::Prometheus => prometheus::run(),
         Command::Alertmanager => alertmanager::run(),
+        Command::DefaultRules(options) => default_rules::run(&options),
         Command::Soak(options) => soak::run(&options),
     };
     match outcome {

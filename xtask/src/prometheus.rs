@@ -221,7 +221,7 @@ fn json(server: &str, path: &str) -> Result<Value, String> {
 }
 
 /// The body of an answer.
-fn get(server: &str, path: &str) -> Result<String, String> {
+pub(crate) fn get(server: &str, path: &str) -> Result<String, String> {
     let request = || {
         let mut stream = TcpStream::connect(server)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;

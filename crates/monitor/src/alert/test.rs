@@ -1,7 +1,7 @@
 //! Tests of rules: made-up series, and the messages that they must lead to.
 //!
 //! A test file is TOML. Series are written in the notation of Prometheus' `promtool test rules`, see
-//! [`expand`](super::expand); names that end in `_total`, `_count` or `_sum` are counters.
+//! [`expand`]; names that end in `_total`, `_count` or `_sum` are counters.
 //!
 //! ```toml
 //! [[test]]
