@@ -21,8 +21,8 @@ use serde_json::Value;
 use crate::prometheus::get;
 use crate::{Outcome, repo, scratch};
 
-/// How long an alert may take to fire, and to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an alert may take to fire, and to end; memory is filled slowly on a small machine.
+const PATIENCE: Duration = Duration::from_secs(240);
 /// What a slow page takes; the rule is about two seconds.
 const SLOW: Duration = Duration::from_millis(2_300);
 /// The share of the memory to which it is filled; the rule is about 85 %.

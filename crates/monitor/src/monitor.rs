@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::advice::{
-    Actuator, AdviceRule, Advisor, AdvisorOptions, ApplyError, AuditEntry, GenericOptions,
-    Recommendation, generic_rules,
+    Actuator, AdviceContext, AdviceRule, Advisor, AdvisorOptions, ApplyError, AuditEntry, Finding,
+    GenericOptions, Recommendation, generic_rules,
 };
 use crate::alert::{
     AlertEvent, AlertHandler, AlertState, AlertSummary, Alerting, AlertingError, AlertingOptions,
@@ -639,7 +639,7 @@ impl Monitor {
         self.0.renderer.render(&self.snapshot(), format)
     }
 
-    /// Adds an alert rule in short: raised while the last value of a metric is above a threshold.
+    /// Adds an alert rule in short: raised while the mean of a minute is above a threshold.
     ///
     /// It takes the place of a rule of the same name.
     ///
@@ -698,9 +698,13 @@ impl Monitor {
         self.0.advisor.lock().audit().cloned().collect()
     }
 
-    /// Adds a rule that gives advice.
-    pub fn add_advice_rule(&self, rule: impl AdviceRule + 'static) {
-        self.0.advisor.lock().add_rule(Box::new(rule));
+    /// Adds a closure that gives advice, as [`Advisor::rule`].
+    pub fn add_advice_rule(
+        &self,
+        id: &str,
+        check: impl Fn(&AdviceContext<'_>) -> Vec<Finding> + Send + Sync + 'static,
+    ) {
+        self.0.advisor.lock().rule(id, check);
     }
 
     /// Makes the change of an open recommendation, and watches what comes of it.
