@@ -65,7 +65,10 @@ pub(crate) fn run(options: &Options) -> Outcome {
         accelerator.await_state(rule, "firing")?;
         let fired = begun.elapsed();
         drop(load);
+        // Without any requests there is nothing that could be well again.
+        let calm = accelerator.requests(1, |_| "/steady".to_owned());
         accelerator.await_state(rule, "ended")?;
+        drop(calm);
         println!("{rule:<20} fired after {fired:.1?}, ended {:.1?} later", begun.elapsed() - fired);
         drop(steady);
     }
@@ -134,7 +137,13 @@ impl Accelerator {
             let alerts = get(&self.admin, "/performance/alerts?hours=1")?;
             let alerts: Value = serde_json::from_str(&alerts).map_err(|error| error.to_string())?;
             let list = alerts["alerts"].as_array().map_or(&[][..], Vec::as_slice);
-            if list.iter().any(|alert| alert["type"] == rule && alert["state"] == state) {
+            let mut states = list.iter().filter(|alert| alert["type"] == rule).peekable();
+            let reached = match state {
+                // An earlier one may have ended while this one goes on.
+                "ended" => states.peek().is_some() && states.all(|alert| alert["state"] == state),
+                _ => states.any(|alert| alert["state"] == state),
+            };
+            if reached {
                 return Ok(());
             }
             thread::sleep(Duration::from_millis(100));
@@ -163,6 +172,7 @@ fn hurried() -> Result<String, String> {
         ("window = \"1m\"", "window = \"3s\""),
         ("window = \"5m\"", "window = \"5s\""),
         ("[5m]", "[5s]"),
+        ("within = \"30m\", hold = \"15m\"", "within = \"10s\", hold = \"5s\""),
     ];
     Ok(hurried.iter().fold(text, |text, (from, to)| text.replace(from, to)))
 }
