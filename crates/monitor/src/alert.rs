@@ -28,7 +28,7 @@ pub mod test;
 
 pub use backtest::{BacktestError, BacktestReport, RuleBacktest, backtest};
 pub use default_rules::{CheckReport, DEFAULT_RULES, check};
-pub use delivery::{HandlerKind, HandlerSpec, Secret, SecretSource};
+pub use delivery::{DeliveryOptions, HandlerKind, HandlerSpec, Secret, SecretSource};
 pub use engine::{AcknowledgeError, AlertSummary, Engine, EngineOptions, OVERFLOW_RULE};
 pub use event::{
     Acknowledgement, AlertEvent, AlertState, AlertView, EndReason, EndedAlert, EventKind,
@@ -36,8 +36,8 @@ pub use event::{
 };
 pub use expression::{Condition, Gate, Operand, Query, Relation};
 pub use handler::{
-    AlertHandler, CallbackHandler, ChannelHandler, DeliveryOptions, HandlerError, HandlerProblem,
-    Handling, JsonLinesHandler, LogHandler, Message, handler_of,
+    AlertHandler, CallbackHandler, ChannelHandler, HandlerError, HandlerProblem, Handling,
+    JsonLinesHandler, LogHandler, Message, handler_of,
 };
 #[cfg(feature = "webhook")]
 pub use handler::{AlertmanagerHandler, UrlError, WebhookHandler, verify_signature};

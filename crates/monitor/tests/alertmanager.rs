@@ -4,7 +4,6 @@
 //! holds through its API. Where there is none it says so and does nothing.
 
 #![cfg(feature = "webhook")]
-#![allow(missing_docs)]
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

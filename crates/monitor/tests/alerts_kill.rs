@@ -7,7 +7,6 @@
 //! `Idempotency-Key`, and as lines of the file that another handler writes, where none may come twice.
 
 #![cfg(all(feature = "webhook", unix))]
-#![allow(missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};

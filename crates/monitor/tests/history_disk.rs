@@ -1,7 +1,6 @@
 //! The history in a real directory: it is taken up again, has one owner, and outlives a disk that is full.
 
 #![cfg(feature = "history")]
-#![allow(missing_docs)]
 
 mod history;
 

@@ -1,7 +1,5 @@
 //! The history when things fail: stores that are full, gone or damaged, and clocks and processes that stop.
 
-#![allow(missing_docs)]
-
 mod history;
 
 use std::sync::atomic::Ordering::SeqCst;

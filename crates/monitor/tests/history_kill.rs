@@ -6,7 +6,6 @@
 //! afterwards. `ULTRA_PERF_KILL_ROUNDS` sets how often (10).
 
 #![cfg(all(feature = "history", unix))]
-#![allow(missing_docs)]
 
 mod history;
 

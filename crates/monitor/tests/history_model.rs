@@ -3,8 +3,6 @@
 //! Ticks come a second apart, now and then after a gap of minutes or hours, so that few of them fill many
 //! blocks. The store is one in memory that is opened again in the middle.
 
-#![allow(missing_docs)]
-
 mod history;
 
 use history::{Disk, Process, START_MS, Sample, tier};

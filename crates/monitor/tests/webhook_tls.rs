@@ -4,7 +4,6 @@
 //! again, running only `sends_one_message` with `SSL_CERT_FILE` naming what it trusts.
 
 #![cfg(feature = "webhook")]
-#![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -41,39 +41,41 @@ pub enum SecretSource {
     File(PathBuf),
 }
 
-/// A handler as a rule file describes it.
+/// What a handler gets, and how it is treated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HandlerSpec {
+pub struct DeliveryOptions {
     /// Its name, which rules route to.
     pub id: Arc<str>,
-    /// What it is.
-    pub kind: HandlerKind,
-    /// It gets no message below this level.
+    /// It gets no message below this level; a resolve only of what it was told.
     pub min_severity: Severity,
     /// Whether it gets resolves.
     pub send_resolved: bool,
-    /// It gets only messages whose labels meet these; `severity` and `alertname` are among the labels.
+    /// It gets only events whose labels, with `alertname` and `severity`, meet these.
     pub matchers: Vec<Matcher>,
-    /// The labels by which messages are put together.
+    /// The labels by which events are put together, none for a message each.
     pub group_by: Vec<Arc<str>>,
-    /// How long the first message of a group waits for others.
+    /// How long the first event of a group waits for others.
     pub group_wait: Duration,
-    /// How long after a message of a group the next waits.
+    /// How long after a message of a group the next one waits.
     pub group_interval: Duration,
     /// How long one try may take.
     pub timeout: Duration,
     /// Tries after the first.
     pub retries: u32,
-    /// Messages that may wait.
+    /// Events that may wait; more are dead letters.
     pub queue: usize,
+    /// Messages in a minute; more wait.
+    pub per_minute: u32,
+    /// Events in a message.
+    pub events_max: usize,
 }
 
-impl HandlerSpec {
-    /// Makes a handler with the defaults: all severities, resolves too, no grouping, 10 s and 3 retries.
-    pub fn new(id: impl Into<Arc<str>>, kind: HandlerKind) -> Self {
+impl DeliveryOptions {
+    /// Starts with the defaults: everything, one event a message, 10 s, 3 retries, 1,000 waiting, 600 a minute.
+    #[must_use]
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
         Self {
             id: id.into(),
-            kind,
             min_severity: Severity::Info,
             send_resolved: true,
             matchers: Vec::new(),
@@ -83,7 +85,25 @@ impl HandlerSpec {
             timeout: Duration::from_secs(10),
             retries: 3,
             queue: 1_000,
+            per_minute: 600,
+            events_max: 100,
         }
+    }
+}
+
+/// A handler as a rule file describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandlerSpec {
+    /// What it is.
+    pub kind: HandlerKind,
+    /// Its name, what it gets, and how it is treated.
+    pub delivery: DeliveryOptions,
+}
+
+impl HandlerSpec {
+    /// Makes a handler with the defaults of [`DeliveryOptions::new`].
+    pub fn new(id: impl Into<Arc<str>>, kind: HandlerKind) -> Self {
+        Self { kind, delivery: DeliveryOptions::new(id) }
     }
 }
 

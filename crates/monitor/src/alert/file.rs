@@ -759,38 +759,38 @@ impl<'a> Reader<'a> {
             let severity = value.as_str().and_then(Severity::of);
             severity.ok_or_else(|| "expected info, warning, error or critical".to_owned())
         }) {
-            spec.min_severity = severity;
+            spec.delivery.min_severity = severity;
         }
         if let Some(send) = self.field(table, "send_resolved", boolean) {
-            spec.send_resolved = send;
+            spec.delivery.send_resolved = send;
         }
         if let Some(matchers) = self.field(table, "match", matchers) {
-            spec.matchers = matchers;
+            spec.delivery.matchers = matchers;
         }
         if let Some(by) = self.field(table, "group_by", texts) {
-            spec.group_by = by;
+            spec.delivery.group_by = by;
             // The waits of Alertmanager, shortened, as one process has few alerts.
-            spec.group_wait = Duration::from_secs(10);
-            spec.group_interval = Duration::from_secs(60);
+            spec.delivery.group_wait = Duration::from_secs(10);
+            spec.delivery.group_interval = Duration::from_secs(60);
         }
         if let Some(wait) = self.field(table, "group_wait", read_duration) {
-            spec.group_wait = wait;
+            spec.delivery.group_wait = wait;
         }
         if let Some(interval) = self.field(table, "group_interval", read_duration) {
-            spec.group_interval = interval;
+            spec.delivery.group_interval = interval;
         }
         let positive = |value: &DeValue<'_>| match read_duration(value)? {
             Duration::ZERO => Err("expected some time".to_owned()),
             time => Ok(time),
         };
         if let Some(timeout) = self.field(table, "timeout", positive) {
-            spec.timeout = timeout;
+            spec.delivery.timeout = timeout;
         }
         if let Some(retries) = self.field(table, "retries", |value| bounded(value, 0, 100)) {
-            spec.retries = retries as u32;
+            spec.delivery.retries = retries as u32;
         }
         if let Some(queue) = self.field(table, "queue", |value| bounded(value, 1, 100_000)) {
-            spec.queue = queue;
+            spec.delivery.queue = queue;
         }
         Some(spec)
     }

@@ -36,11 +36,10 @@ pub use self::json_lines::JsonLinesHandler;
 pub use self::signature::verify_signature;
 #[cfg(feature = "webhook")]
 pub use self::webhook::WebhookHandler;
-use super::delivery::{HandlerKind, HandlerSpec};
+use super::delivery::{DeliveryOptions, HandlerKind, HandlerSpec};
 #[cfg(feature = "webhook")]
 use super::delivery::{Secret, SecretSource};
-use super::event::{AlertEvent, EventKind, Severity};
-use crate::selector::Matcher;
+use super::event::{AlertEvent, EventKind};
 use crate::series::Labels;
 
 /// What a handler is given at once: one event, or those of a group.
@@ -132,72 +131,7 @@ impl HandlerError {
     }
 }
 
-/// What a handler gets, and how it is treated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeliveryOptions {
-    /// Its name, which rules route to.
-    pub id: Arc<str>,
-    /// It gets no message below this level; a resolve only of what it was told.
-    pub min_severity: Severity,
-    /// Whether it gets resolves.
-    pub send_resolved: bool,
-    /// It gets only events whose labels, with `alertname` and `severity`, meet these.
-    pub matchers: Vec<Matcher>,
-    /// The labels by which events are put together, none for a message each.
-    pub group_by: Vec<Arc<str>>,
-    /// How long the first event of a group waits for others.
-    pub group_wait: Duration,
-    /// How long after a message of a group the next one waits.
-    pub group_interval: Duration,
-    /// How long one try may take.
-    pub timeout: Duration,
-    /// Tries after the first.
-    pub retries: u32,
-    /// Events that may wait; more are dead letters.
-    pub queue: usize,
-    /// Messages in a minute; more wait.
-    pub per_minute: u32,
-    /// Events in a message.
-    pub events_max: usize,
-}
-
 impl DeliveryOptions {
-    /// Starts with the defaults: everything, one event a message, 10 s, 3 retries, 1,000 waiting, 600 a minute.
-    #[must_use]
-    pub fn new(id: impl Into<Arc<str>>) -> Self {
-        Self {
-            id: id.into(),
-            min_severity: Severity::Info,
-            send_resolved: true,
-            matchers: Vec::new(),
-            group_by: Vec::new(),
-            group_wait: Duration::ZERO,
-            group_interval: Duration::ZERO,
-            timeout: Duration::from_secs(10),
-            retries: 3,
-            queue: 1_000,
-            per_minute: 600,
-            events_max: 100,
-        }
-    }
-
-    /// Takes over what a rule file says.
-    #[must_use]
-    pub fn of(spec: &HandlerSpec) -> Self {
-        Self {
-            min_severity: spec.min_severity,
-            send_resolved: spec.send_resolved,
-            matchers: spec.matchers.clone(),
-            group_by: spec.group_by.clone(),
-            group_wait: spec.group_wait,
-            group_interval: spec.group_interval,
-            timeout: spec.timeout,
-            retries: spec.retries,
-            queue: spec.queue,
-            ..Self::new(spec.id.clone())
-        }
-    }
-
     /// Whether an event is for this handler; `told` is whether it heard of the alert before.
     ///
     /// Who heard of an alert hears also that it got better and that it ended, whatever level that is.
@@ -254,7 +188,7 @@ pub fn handler_of(
     spec: &HandlerSpec,
     channel: &ChannelHandler,
 ) -> Result<Arc<dyn AlertHandler>, HandlerProblem> {
-    let problem = |problem: String| HandlerProblem { id: spec.id.clone(), problem };
+    let problem = |problem: String| HandlerProblem { id: spec.delivery.id.clone(), problem };
     Ok(match &spec.kind {
         HandlerKind::Log => Arc::new(LogHandler),
         HandlerKind::Channel => Arc::new(channel.clone()),
@@ -263,7 +197,7 @@ pub fn handler_of(
         }
         #[cfg(feature = "webhook")]
         HandlerKind::Webhook { url, headers, token, hmac } => {
-            let mut webhook = WebhookHandler::new(spec.id.clone(), url)
+            let mut webhook = WebhookHandler::new(spec.delivery.id.clone(), url)
                 .map_err(|error| problem(error.to_string()))?;
             for (name, value) in headers {
                 webhook = webhook.header(name, value).map_err(problem)?;

@@ -657,9 +657,9 @@ impl RuleSet {
         }
         let mut handler_ids: BTreeSet<&str> = BTreeSet::new();
         for handler in &self.handlers {
-            if handler.id.is_empty() || !handler_ids.insert(&handler.id) {
+            if handler.delivery.id.is_empty() || !handler_ids.insert(&handler.delivery.id) {
                 let expected = "expected a name that no other handler has".to_owned();
-                problem("", "handler.id", &handler.id, expected);
+                problem("", "handler.id", &handler.delivery.id, expected);
             }
         }
         handler_ids.extend(BUILT_IN.iter().map(|(id, _)| *id));
@@ -681,7 +681,7 @@ impl RuleSet {
     /// Adds the built-in handlers that are missing.
     pub(super) fn completed(mut self) -> Self {
         for (id, kind) in BUILT_IN {
-            if !self.handlers.iter().any(|handler| &*handler.id == id) {
+            if !self.handlers.iter().any(|handler| &*handler.delivery.id == id) {
                 self.handlers.push(HandlerSpec::new(id, kind));
             }
         }
@@ -698,7 +698,7 @@ impl RuleSet {
             set.add(Rule::clone(rule));
         }
         for handler in &over.handlers {
-            match set.handlers.iter_mut().find(|other| other.id == handler.id) {
+            match set.handlers.iter_mut().find(|other| other.delivery.id == handler.delivery.id) {
                 Some(same) => *same = handler.clone(),
                 None => set.handlers.push(handler.clone()),
             }
@@ -776,8 +776,10 @@ impl RuleSet {
         let unnamed: Vec<Arc<str>> = self
             .handlers
             .iter()
-            .filter(|handler| !named.contains(&*handler.id) && !built_in(&handler.id))
-            .map(|handler| handler.id.clone())
+            .filter(|handler| {
+                !named.contains(&*handler.delivery.id) && !built_in(&handler.delivery.id)
+            })
+            .map(|handler| handler.delivery.id.clone())
             .collect();
         let of = |rule: &Rule| {
             let own = rule.handlers.as_ref().unwrap_or(&self.default_handlers);

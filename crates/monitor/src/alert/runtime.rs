@@ -26,11 +26,12 @@ use self::dispatcher::{Post, Served};
 use self::outboxes::Outboxes;
 use self::rules::{Loaded, Sources};
 pub use self::rules::{ReloadReport, RulesRefused};
+use super::delivery::DeliveryOptions;
 use super::engine::{AcknowledgeError, AlertSummary, Engine, EngineOptions};
 use super::event::{
     AlertEvent, AlertView, EndedAlert, EventKind, Fingerprint, InstanceRecord, Outcome, Severity,
 };
-use super::handler::{AlertHandler, ChannelHandler, DeliveryOptions, HandlerError, Message};
+use super::handler::{AlertHandler, ChannelHandler, HandlerError, Message};
 use super::journal::{DeadLetter, Journal, JournalError, JournalReplay, Kept, Outbox, Record};
 use super::rule::{Rule, RuleSet};
 use super::silence::{Silence, SilenceError};

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use super::*;
+use crate::alert::Severity;
 use crate::alert::event::Fingerprint;
 
 /// An event of a rule `cache_hit_low`.

@@ -20,8 +20,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::outboxes::{Next, Outboxes};
+use crate::alert::delivery::DeliveryOptions;
 use crate::alert::event::AlertEvent;
-use crate::alert::handler::{AlertHandler, DeliveryOptions, HandlerError, Message};
+use crate::alert::handler::{AlertHandler, HandlerError, Message};
 use crate::alert::journal::sync_folder;
 use crate::clock::Clock;
 

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::alert::delivery::DeliveryOptions;
 use crate::alert::event::{AlertEvent, Fingerprint, Outcome};
-use crate::alert::handler::{DeliveryOptions, HandlerError, Message};
+use crate::alert::handler::{HandlerError, Message};
 use crate::alert::journal::{Journal, Kept, Outbox, Record, Routed, message_key};
 use crate::clock::Moment;
 use crate::registry::{Counter, Registry};

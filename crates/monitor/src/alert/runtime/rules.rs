@@ -9,10 +9,8 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::Served;
-use crate::alert::delivery::{HandlerKind, HandlerSpec};
-use crate::alert::handler::{
-    AlertHandler, ChannelHandler, DeliveryOptions, HandlerProblem, handler_of,
-};
+use crate::alert::delivery::{DeliveryOptions, HandlerKind, HandlerSpec};
+use crate::alert::handler::{AlertHandler, ChannelHandler, HandlerProblem, handler_of};
 use crate::alert::problem::{RuleErrors, RuleProblem};
 use crate::alert::rule::{Rule, RuleSet};
 
@@ -193,7 +191,7 @@ impl Sources {
         }
         let (mut made, mut handlers, mut everything) = (Vec::new(), Vec::new(), Vec::new());
         for spec in rules.handlers() {
-            if self.own.iter().any(|(options, _)| options.id == spec.id) {
+            if self.own.iter().any(|(options, _)| options.id == spec.delivery.id) {
                 continue;
             }
             let same = self.made.iter().find(|(other, _)| other == spec);
@@ -203,7 +201,7 @@ impl Sources {
             };
             match handler {
                 Ok(handler) => {
-                    let options = DeliveryOptions::of(spec);
+                    let options = spec.delivery.clone();
                     if let HandlerKind::JsonLines { .. } = spec.kind {
                         made.push((spec.clone(), Arc::clone(&handler)));
                     }
@@ -213,7 +211,7 @@ impl Sources {
             }
         }
         for (options, handler) in &self.own {
-            let known = rules.handlers().iter().any(|spec| spec.id == options.id);
+            let known = rules.handlers().iter().any(|spec| spec.delivery.id == options.id);
             if !known {
                 everything.push(Arc::clone(&options.id));
             }
