@@ -94,7 +94,7 @@ pub use retry::{
 pub use rules::SchedulerEvent;
 pub use scheduler::{BuildError, DrainReport, Problem, Scheduler, SchedulerBuilder, TaskInfo};
 pub use stats::{Counts, Histogram, LaneStats, LevelStats, SchedulerStats, TypeStats};
-pub use submission::Submission;
+pub use submission::{Submission, thread_submissions};
 pub use task::{Priority, Refusal, ShedReason, SubmitError, TaskError, TaskId, TaskState};
 pub use watchdog::{
     HeldTooLong, HoldLimits, LaneFigures, LaneHealth, RunningTask, Watchdog, health,

@@ -1,5 +1,6 @@
 //! A task before it is taken: its work, and how it is to be treated.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -89,6 +90,19 @@ impl<W> Submission<W> {
     }
 }
 
+thread_local! {
+    static SUBMITTED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Returns how many tasks this thread has submitted, to whatever scheduler, batches included.
+///
+/// The difference of two readings is what was submitted in between; a future is read before and after
+/// each poll. What was refused does not count.
+#[must_use]
+pub fn thread_submissions() -> u64 {
+    SUBMITTED.get()
+}
+
 impl<W: Work> Submission<W> {
     /// Submits the task.
     ///
@@ -134,6 +148,7 @@ impl<W: Work> Submission<W> {
         });
         match (submitted, place) {
             (Ok(run), Some((id, row))) => {
+                SUBMITTED.set(SUBMITTED.get() + 1);
                 if let Some(start) = run {
                     core.run_here(start);
                 }
@@ -236,6 +251,7 @@ impl<W: Work> Submission<Vec<W>> {
         let mut all = tasks.iter().map(Arc::clone);
         match core.submit(lane, name, &options, &mut all, |taken| places.push(taken)) {
             Ok(run) => {
+                SUBMITTED.set(SUBMITTED.get() + places.len() as u64);
                 if let Some(start) = run {
                     core.run_here(start);
                 }

@@ -43,6 +43,9 @@ pub(super) struct Counters {
 pub(super) struct Frame {
     base: i64,
     high: i64,
+    /// What the counters said when the entry began.
+    allocs: u64,
+    bytes: i64,
 }
 
 impl Counters {
@@ -92,7 +95,12 @@ impl Counters {
     /// Begins an entry: its peak counts from here.
     #[inline]
     pub(super) fn enter(&self) -> Frame {
-        let frame = Frame { base: self.base.load(Relaxed), high: self.high.load(Relaxed) };
+        let frame = Frame {
+            base: self.base.load(Relaxed),
+            high: self.high.load(Relaxed),
+            allocs: self.allocs.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+        };
         let net = self.net();
         self.base.store(net, Relaxed);
         self.high.store(net, Relaxed);
@@ -113,6 +121,17 @@ impl Counters {
         if frame.high > high {
             self.mark.store(self.mark.load(Relaxed) + (frame.high - high), Relaxed);
             self.high.store(frame.high, Relaxed);
+        }
+    }
+
+    /// What the entry that began with this frame, and is the innermost, has counted so far.
+    pub(super) fn since(&self, frame: &Frame) -> ScopeReport {
+        let base = self.base.load(Relaxed);
+        ScopeReport {
+            allocs: self.allocs.load(Relaxed) - frame.allocs,
+            bytes: self.bytes.load(Relaxed).wrapping_sub(frame.bytes) as u64,
+            net: self.net() - base,
+            peak: (self.high.load(Relaxed) - base).max(0) as u64,
         }
     }
 

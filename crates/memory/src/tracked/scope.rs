@@ -171,6 +171,17 @@ pub struct ScopeGuard {
     thread: PhantomData<*const ()>,
 }
 
+impl ScopeGuard {
+    /// Returns what this entry alone has counted so far; zeros where tracking was off when it began.
+    ///
+    /// Scopes inside of it count for themselves. Ask for it while no guard of the same scope is inside.
+    #[must_use]
+    pub fn so_far(&self) -> ScopeReport {
+        let of = |(counters, frame): &(&'static Counters, Frame)| counters.since(frame);
+        self.entry.as_ref().map(of).unwrap_or_default()
+    }
+}
+
 impl Drop for ScopeGuard {
     #[inline]
     fn drop(&mut self) {

@@ -32,6 +32,21 @@ fn an_entry_has_its_own_peak() {
 }
 
 #[test]
+fn an_entry_tells_what_it_has_counted_so_far() {
+    let block = Block::claim();
+    let counters = block.counters(901);
+    counters.allocated(100);
+    let frame = counters.enter();
+    counters.allocated(50);
+    counters.freed(20);
+    counters.allocated(5);
+    let so_far = counters.since(&frame);
+    assert_eq!((so_far.allocs, so_far.bytes, so_far.net, so_far.peak), (2, 55, 35, 50));
+    counters.leave(frame);
+    block.release();
+}
+
+#[test]
 fn a_block_is_used_again() {
     let one = Block::claim();
     let two = Block::claim();
