@@ -60,6 +60,7 @@ mod hasher;
 mod invalidation;
 mod loading;
 mod lower;
+mod manage;
 mod memory;
 #[cfg(feature = "__redis")]
 mod offload;
