@@ -7,7 +7,7 @@ use std::time::Duration;
 #[cfg(feature = "__lower")]
 use serde::{Serialize, de::DeserializeOwned};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 
 use crate::cache::{Cache, Counters, Inner, LowerTiers, TagsBy, TtlBy, WritePolicy};
@@ -30,6 +30,7 @@ use crate::hasher::DefaultHashBuilder;
 #[cfg(feature = "__lower")]
 use crate::lower::Sealer;
 use crate::lower::{LowerTier, Sink, Tier};
+use crate::manage::ManagedCache;
 use crate::memory::{
     Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
 };
@@ -89,9 +90,14 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     tags: Arc<TagTable>,
     order: Vec<Tier>,
     write_policy: WritePolicy,
+    on_open: Hooks,
     #[cfg(feature = "__lower")]
     lower: LowerSettings<K, V>,
 }
+
+/// Who hears of the cache when it is there. Locked, so that a description can be shared by threads
+/// although these cannot.
+type Hooks = Mutex<Vec<Box<dyn FnOnce(Arc<dyn ManagedCache>) + Send>>>;
 
 /// What only the tiers below memory need.
 #[cfg(feature = "__lower")]
@@ -196,6 +202,7 @@ where
             tags: Arc::default(),
             order: vec![Tier::Redis, Tier::Disk],
             write_policy: WritePolicy::default(),
+            on_open: Hooks::default(),
             #[cfg(feature = "__lower")]
             lower: LowerSettings::default(),
         }
@@ -277,6 +284,7 @@ where
             tags: self.tags,
             order: self.order,
             write_policy: self.write_policy,
+            on_open: self.on_open,
             #[cfg(feature = "__lower")]
             lower: self.lower,
         }
@@ -459,6 +467,31 @@ where
         self
     }
 
+    /// Calls `hook` once the cache is there, at the end of [`build`](Self::build) or
+    /// [`open`](Self::open); several may be set, and are called in their order.
+    ///
+    /// For who looks after all caches of a program: it is given the cache without its types. What keeps
+    /// it keeps the cache alive, so keep a [`Weak`] where that is not meant. A cache that cannot be built
+    /// calls no hook.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use cache_tiered::Cache;
+    ///
+    /// let (opened, told) = mpsc::channel();
+    /// let users = Cache::<u64, String>::builder("users")
+    ///     .on_open(move |cache| opened.send(cache.name().to_owned()).unwrap())
+    ///     .build()?;
+    /// assert_eq!(told.recv().as_deref(), Ok("users"));
+    /// # Ok::<_, cache_tiered::BuildError>(())
+    /// ```
+    pub fn on_open(mut self, hook: impl FnOnce(Arc<dyn ManagedCache>) + Send + 'static) -> Self {
+        self.on_open.get_mut().push(Box::new(hook));
+        self
+    }
+
     /// Builds a cache of memory alone; it needs no runtime.
     ///
     /// # Errors
@@ -573,7 +606,9 @@ where
         });
         #[cfg(all(feature = "encryption", feature = "__lower"))]
         let encryption = self.lower.encryption.map(|keys| Encryption::new(keys, &self.name));
-        let inner = Arc::new(Inner {
+        let inner = Inner {
+            #[cfg(feature = "metrics")]
+            this: Weak::new(),
             name: self.name,
             memory: Arc::new(memory),
             lower,
@@ -595,14 +630,22 @@ where
             #[cfg(feature = "__lower")]
             schema: self.lower.schema_version,
             counters: Counters::default(),
-        });
+        };
+        #[cfg(feature = "metrics")]
+        let inner = Arc::new_cyclic(|this| Inner { this: this.clone(), ..inner });
+        #[cfg(not(feature = "metrics"))]
+        let inner = Arc::new(inner);
         for tier in &inner.lower.tiers {
             let sink: Weak<dyn Sink<K>> = Arc::<Inner<K, V, S>>::downgrade(&inner);
             tier.attach(sink);
         }
         sweeper::register(&inner, self.expiry_sweep)
             .map_err(|source| BuildError::Thread { cache: inner.name.clone(), source })?;
-        Ok(Cache::from_inner(inner))
+        let cache = Cache::from_inner(inner);
+        for hook in self.on_open.into_inner() {
+            hook(cache.managed());
+        }
+        Ok(cache)
     }
 }
 

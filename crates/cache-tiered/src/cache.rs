@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use parking_lot::RwLock;
 use quick_cache::Equivalent;
 use tokio::sync::Semaphore;
@@ -301,6 +301,9 @@ pub(crate) type TagsBy<K, V> = Arc<dyn Fn(&K, &V, &mut Vec<Tag>) + Send + Sync>;
 pub(crate) type TtlBy<K, V> = Arc<dyn Fn(&K, &V) -> Option<Duration> + Send + Sync>;
 
 pub(crate) struct Inner<K, V, S> {
+    /// This very state, for who outlives a call.
+    #[cfg(feature = "metrics")]
+    pub(crate) this: std::sync::Weak<Self>,
     pub(crate) name: String,
     pub(crate) memory: Arc<MemoryTier<K, V, S>>,
     pub(crate) lower: Arc<LowerTiers<K, V>>,
@@ -955,6 +958,16 @@ where
         self.store(&mut locked, key, entry, write.as_ref(), &mut out);
         locked.release(&out);
         true
+    }
+
+    /// Invalidates the tags of these numbers, in all tiers.
+    pub(crate) async fn invalidate(&self, numbers: Vec<u64>) {
+        if numbers.is_empty() {
+            return;
+        }
+        let time = self.memory.tags.invalidate(&numbers);
+        let tiers = self.lower.tiers.iter();
+        join_all(tiers.map(|tier| tier.note_invalidated(time, &numbers))).await;
     }
 
     /// Whether no tag has been invalidated since the value was made.

@@ -9,8 +9,6 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
-use futures_util::future::join_all;
-
 use crate::cache::{Cache, InsertOptions, Loaded};
 use crate::error::LoadError;
 use crate::hasher::DefaultHashBuilder;
@@ -69,13 +67,13 @@ where
     /// # }
     /// ```
     pub async fn invalidate_tag(&self, tag: impl Into<Tag>) {
-        self.invalidate(vec![tag.into().number()]).await;
+        self.inner().invalidate(vec![tag.into().number()]).await;
     }
 
     /// Invalidates every entry with one of these tags; otherwise as
     /// [`invalidate_tag`](Self::invalidate_tag).
     pub async fn invalidate_tags<T: Into<Tag>>(&self, tags: impl IntoIterator<Item = T>) {
-        self.invalidate(tags.into_iter().map(|tag| tag.into().number()).collect()).await;
+        self.inner().invalidate(tags.into_iter().map(|tag| tag.into().number()).collect()).await;
     }
 
     /// Declares every entry with one of these tags stale, as if its time to live had just ended.
@@ -88,17 +86,9 @@ where
     ///
     /// As for [`invalidate_tag`](Self::invalidate_tag).
     pub async fn soften_tags<T: Into<Tag>>(&self, tags: impl IntoIterator<Item = T>) {
-        self.invalidate(tags.into_iter().map(|tag| tag.into().soft_number()).collect()).await;
-    }
-
-    async fn invalidate(&self, numbers: Vec<u64>) {
-        if numbers.is_empty() {
-            return;
-        }
-        let inner = self.inner();
-        let time = inner.memory.tags.invalidate(&numbers);
-        let tiers = inner.lower.tiers.iter();
-        join_all(tiers.map(|tier| tier.note_invalidated(time, &numbers))).await;
+        self.inner()
+            .invalidate(tags.into_iter().map(|tag| tag.into().soft_number()).collect())
+            .await;
     }
 
     /// Says which tags an event invalidates; [`emit`](Self::emit) does it.
@@ -145,7 +135,7 @@ where
     pub async fn emit<E: Any>(&self, event: &E) {
         let meanings = self.inner().events.read().meanings.get(&TypeId::of::<E>()).cloned();
         let tags = meanings.into_iter().flatten().flat_map(|meaning| meaning(event));
-        self.invalidate(tags.map(Tag::number).collect()).await;
+        self.inner().invalidate(tags.map(Tag::number).collect()).await;
     }
 
     /// Removes every entry in memory that a predicate picks out, from all tiers; tells how many.

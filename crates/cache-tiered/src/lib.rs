@@ -105,6 +105,7 @@ pub use hasher::DefaultHashBuilder;
 pub use invalidation::Namespace;
 pub use loading::LoadingCache;
 pub use lower::Tier;
+pub use manage::ManagedCache;
 pub use memory::{Engine, EvictionCause, UnsupportedByEngine};
 #[cfg(feature = "__redis")]
 pub use offload::OffloadedWork;

@@ -1,17 +1,100 @@
 //! The cache as a whole: what it holds and has done, its size and policy, emptying and closing it.
+//!
+//! Whoever looks after many caches does not know their types: for them there is [`ManagedCache`], the
+//! same without keys and values. It stands on the inner state that the handles share, so a weak
+//! reference to it follows the cache itself and not a handle.
 
+use std::fmt;
 use std::hash::{BuildHasher, Hash};
-use std::time::Duration;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
-use crate::cache::{Cache, WritePolicy};
+use crate::cache::{Cache, Inner, WritePolicy};
 use crate::lower::Tier;
 use crate::memory::UnsupportedByEngine;
 use crate::policy::Policy;
 use crate::policy::curve::{Estimate, MissRatioCurve};
 use crate::policy::election::PolicyReport;
 use crate::stats::CacheStats;
+use crate::tags::Tag;
+
+/// A cache without the types of its keys and values: what it tells of itself, and what can be changed.
+///
+/// [`Cache::managed`] and [`CacheBuilder::on_open`](crate::CacheBuilder::on_open) give it away. Nobody
+/// else implements it, so it may get further methods.
+pub trait ManagedCache: sealed::Sealed + fmt::Debug + Send + Sync + 'static {
+    /// Returns the name that the cache was built with.
+    fn name(&self) -> &str;
+
+    /// As [`Cache::stats`].
+    fn stats(&self) -> CacheStats;
+
+    /// As [`Cache::capacity`].
+    fn capacity(&self) -> u64;
+
+    /// As [`Cache::is_bounded_by_bytes`].
+    fn is_bounded_by_bytes(&self) -> bool;
+
+    /// As [`Cache::resize`].
+    fn resize(&self, capacity: u64);
+
+    /// As [`Cache::policy`].
+    fn policy(&self) -> Option<Policy>;
+
+    /// As [`Cache::set_policy`].
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedByEngine`] with [`Engine::ClockPro`](crate::Engine::ClockPro).
+    fn set_policy(&self, policy: Policy) -> Result<(), UnsupportedByEngine>;
+
+    /// As [`Cache::policy_report`].
+    fn policy_report(&self) -> Option<PolicyReport>;
+
+    /// As [`Cache::hit_ratio_at`].
+    fn hit_ratio_at(&self, capacity: u64) -> Option<Estimate>;
+
+    /// As [`Cache::miss_ratio_curve`].
+    fn miss_ratio_curve(&self) -> Option<MissRatioCurve>;
+
+    /// As [`Cache::reclaimable_bytes`].
+    fn reclaimable_bytes(&self) -> u64;
+
+    /// As [`Cache::reclaim_until`].
+    fn reclaim_until(&self, target_bytes: u64, deadline: Instant) -> u64;
+
+    /// As [`Cache::clear`], and cancelled like it.
+    fn clear(&self, tier: Option<Tier>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// As [`Cache::invalidate_tags`], and cancelled like it.
+    fn invalidate_tags<'a>(
+        &'a self,
+        tags: &'a [Tag],
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+    /// As [`Cache::remove_expired`].
+    fn remove_expired(&self) -> Pin<Box<dyn Future<Output = u64> + Send + '_>>;
+
+    /// As [`Cache::flush`], and cancelled like it.
+    fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// As [`Cache::close`], and cancelled like it.
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Returns what copies the current statistics into metrics, registered with the recorder that is
+    /// installed now: [`Publisher::publish`](crate::Publisher::publish).
+    ///
+    /// It does not keep the cache alive, and does nothing once the cache is gone.
+    #[cfg(feature = "metrics")]
+    fn publisher(&self) -> Box<dyn Fn() + Send + Sync>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
 
 impl<K, V, S> Cache<K, V, S>
 where
@@ -33,22 +116,7 @@ where
     ///
     /// Memory is emptied on the calling thread, an entry at a time: some 100 ns for each.
     pub async fn clear(&self, tier: impl Into<Option<Tier>>) {
-        let inner = self.inner();
-        let which = tier.into();
-        let wanted = |tier| which.is_none() || which == Some(tier);
-        // A value on its way here must not reach a tier that has just been emptied.
-        inner.memory.overtake_all();
-        let clearing = which.is_none().then(|| inner.lower.begin_clearing());
-        if clearing.is_some() {
-            inner.memory.clear();
-        }
-        let tiers = inner.lower.tiers.iter().filter(|it| wanted(it.tier()));
-        join_all(tiers.map(|it| it.clear())).await;
-        // Again: values were read below and brought up while those tiers were still full.
-        inner.memory.overtake_all();
-        if wanted(Tier::Memory) {
-            inner.memory.clear();
-        }
+        ManagedCache::clear(&**self.inner(), tier.into()).await;
     }
 
     /// Removes entries past their time from memory and disk, and tells how many; Redis does it itself.
@@ -58,12 +126,7 @@ where
     /// Visits the entries that are due on the calling thread, with one shard locked at a time; with
     /// [`Engine::ClockPro`](crate::Engine::ClockPro), every entry in memory.
     pub async fn remove_expired(&self) -> u64 {
-        let inner = self.inner();
-        let mut removed = inner.memory.remove_expired();
-        for tier in &inner.lower.tiers {
-            removed += tier.remove_expired().await;
-        }
-        removed
+        ManagedCache::remove_expired(&**self.inner()).await
     }
 
     /// Returns the policy that was asked for, `None` where the engine has but its own.
@@ -114,6 +177,47 @@ where
         self.inner().memory.miss_ratio_curve()
     }
 
+    /// Returns the bound of the memory tier: bytes, or entries where it counts those.
+    ///
+    /// # Cost
+    ///
+    /// One load.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.inner().memory.capacity()
+    }
+
+    /// Tells whether the memory tier is bounded by bytes, and not by entries alone.
+    #[must_use]
+    pub fn is_bounded_by_bytes(&self) -> bool {
+        self.inner().weighs_bytes
+    }
+
+    /// Returns the cache without the types of its keys and values, for who looks after many.
+    ///
+    /// The same cache each time: what is returned keeps it alive like a handle, and a
+    /// [`Weak`](std::sync::Weak) made of it does not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::{Arc, Weak};
+    /// use cache_tiered::{Cache, ManagedCache};
+    ///
+    /// let users = Cache::<u64, String>::builder("users").build()?;
+    /// let pages = Cache::<String, Vec<u8>>::builder("pages").build()?;
+    /// let all: Vec<Weak<dyn ManagedCache>> =
+    ///     [users.managed(), pages.managed()].iter().map(Arc::downgrade).collect();
+    /// drop(pages);
+    /// let there: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
+    /// assert_eq!((there.len(), there[0].name()), (1, "users"));
+    /// # Ok::<_, cache_tiered::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn managed(&self) -> Arc<dyn ManagedCache> {
+        Arc::clone(self.inner()) as Arc<dyn ManagedCache>
+    }
+
     /// Makes the memory tier larger or smaller, in entries or bytes as it was built.
     ///
     /// Look-ups and writes go on meanwhile. When this returns, no more than `capacity` is held: entries
@@ -141,7 +245,7 @@ where
     ///
     /// May be dropped; the writes go on.
     pub async fn flush(&self) {
-        join_all(self.inner().lower.tiers.iter().map(|tier| tier.flush())).await;
+        ManagedCache::flush(&**self.inner()).await;
     }
 
     /// Writes down what has to be, then stops every thread and task of the cache.
@@ -156,15 +260,7 @@ where
     /// May be dropped: tiers that have begun to close go on in the background. Those that have not are
     /// closed by another call, or with the last handle.
     pub async fn close(&self) {
-        let inner = self.inner();
-        if inner.write_policy == WritePolicy::OnEviction {
-            inner.write_all_down().await;
-        }
-        join_all(inner.lower.tiers.iter().map(|tier| tier.close())).await;
-        #[cfg(feature = "__lower")]
-        if let Some(dictionaries) = &inner.dictionaries {
-            dictionaries.close().await;
-        }
+        ManagedCache::close(&**self.inner()).await;
     }
 
     /// Returns what the cache has done and holds.
@@ -174,10 +270,32 @@ where
     /// Some hundred relaxed loads and a short lock for each shard and queue.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        let inner = self.inner();
-        let counters = &inner.counters;
+        ManagedCache::stats(&**self.inner())
+    }
+}
+
+impl<K, V, S> sealed::Sealed for Inner<K, V, S> {}
+
+impl<K, V, S> fmt::Debug for Inner<K, V, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<K, V, S> ManagedCache for Inner<K, V, S>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
+{
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn stats(&self) -> CacheStats {
+        let counters = &self.counters;
         let mut stats = CacheStats {
-            memory: inner.memory.stats(),
+            memory: self.memory.stats(),
             loads: counters.loads.get(),
             load_failures: counters.load_failures.get(),
             load_time: Duration::from_nanos(counters.load_nanos.get()),
@@ -186,11 +304,11 @@ where
             refreshes: counters.refreshes.get(),
             stale_hits: counters.stale_hits.get(),
             stale_on_error: counters.stale_on_error.get(),
-            in_flight: inner.memory.in_flight(),
-            prefetch: inner.prefetcher.as_ref().map(|it| it.stats()).unwrap_or_default(),
+            in_flight: self.memory.in_flight(),
+            prefetch: self.prefetcher.as_ref().map(|it| it.stats()).unwrap_or_default(),
             ..CacheStats::default()
         };
-        for tier in &inner.lower.tiers {
+        for tier in &self.lower.tiers {
             // The tiers share what seals their values, so any of them tells all.
             stats.compression = tier.compression();
             stats.coherence = stats.coherence.or_else(|| tier.coherence());
@@ -201,5 +319,112 @@ where
             }
         }
         stats
+    }
+
+    fn capacity(&self) -> u64 {
+        self.memory.capacity()
+    }
+
+    fn is_bounded_by_bytes(&self) -> bool {
+        self.weighs_bytes
+    }
+
+    fn resize(&self, capacity: u64) {
+        self.memory.resize(capacity);
+    }
+
+    fn policy(&self) -> Option<Policy> {
+        self.memory.policy()
+    }
+
+    fn set_policy(&self, policy: Policy) -> Result<(), UnsupportedByEngine> {
+        self.memory.set_policy(policy)
+    }
+
+    fn policy_report(&self) -> Option<PolicyReport> {
+        self.memory.policy_report()
+    }
+
+    fn hit_ratio_at(&self, capacity: u64) -> Option<Estimate> {
+        self.miss_ratio_curve()?.hit_ratio_at(capacity)
+    }
+
+    fn miss_ratio_curve(&self) -> Option<MissRatioCurve> {
+        self.memory.miss_ratio_curve()
+    }
+
+    fn reclaimable_bytes(&self) -> u64 {
+        self.reclaimable()
+    }
+
+    fn reclaim_until(&self, target_bytes: u64, deadline: Instant) -> u64 {
+        self.reclaim_while(target_bytes, || Instant::now() < deadline)
+    }
+
+    fn clear(&self, tier: Option<Tier>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let which = tier;
+            let wanted = |tier| which.is_none() || which == Some(tier);
+            // A value on its way here must not reach a tier that has just been emptied.
+            self.memory.overtake_all();
+            let clearing = which.is_none().then(|| self.lower.begin_clearing());
+            if clearing.is_some() {
+                self.memory.clear();
+            }
+            let tiers = self.lower.tiers.iter().filter(|it| wanted(it.tier()));
+            join_all(tiers.map(|it| it.clear())).await;
+            // Again: values were read below and brought up while those tiers were still full.
+            self.memory.overtake_all();
+            if wanted(Tier::Memory) {
+                self.memory.clear();
+            }
+        })
+    }
+
+    fn invalidate_tags<'a>(
+        &'a self,
+        tags: &'a [Tag],
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(self.invalidate(tags.iter().map(|tag| tag.number()).collect()))
+    }
+
+    fn remove_expired(&self) -> Pin<Box<dyn Future<Output = u64> + Send + '_>> {
+        Box::pin(async move {
+            let mut removed = self.memory.remove_expired();
+            for tier in &self.lower.tiers {
+                removed += tier.remove_expired().await;
+            }
+            removed
+        })
+    }
+
+    fn flush(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            join_all(self.lower.tiers.iter().map(|tier| tier.flush())).await;
+        })
+    }
+
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            if self.write_policy == WritePolicy::OnEviction {
+                self.write_all_down().await;
+            }
+            join_all(self.lower.tiers.iter().map(|tier| tier.close())).await;
+            #[cfg(feature = "__lower")]
+            if let Some(dictionaries) = &self.dictionaries {
+                dictionaries.close().await;
+            }
+        })
+    }
+
+    #[cfg(feature = "metrics")]
+    fn publisher(&self) -> Box<dyn Fn() + Send + Sync> {
+        let metrics = crate::publish::CacheMetrics::new(&self.name, &self.stats());
+        let this = self.this.clone();
+        Box::new(move || {
+            if let Some(cache) = this.upgrade() {
+                metrics.publish(&cache.stats());
+            }
+        })
     }
 }

@@ -10,12 +10,17 @@ use metrics::{Counter, Gauge, counter, gauge};
 use crate::cache::Cache;
 use crate::hasher::DefaultHashBuilder;
 use crate::lower::Tier;
-use crate::stats::{CoherenceStats, CompressionStats, PrefetchStats, TierStats};
+use crate::stats::{CacheStats, CoherenceStats, CompressionStats, PrefetchStats, TierStats};
 
 /// The metrics of one cache, with the label `cache` for its name and `type` for its tiers.
 #[derive(Debug)]
 pub struct Publisher<K, V, S = DefaultHashBuilder> {
     cache: Cache<K, V, S>,
+    metrics: CacheMetrics,
+}
+
+#[derive(Debug)]
+pub(crate) struct CacheMetrics {
     tiers: Vec<TierMetrics>,
     loads: Counter,
     load_failures: Counter,
@@ -212,16 +217,26 @@ where
     /// Registers the metrics of a cache with the recorder that is installed now.
     #[must_use]
     pub fn new(cache: Cache<K, V, S>) -> Self {
+        Self { metrics: CacheMetrics::new(cache.name(), &cache.stats()), cache }
+    }
+
+    /// Copies the cache's current statistics into its metrics.
+    pub fn publish(&self) {
+        self.metrics.publish(&self.cache.stats());
+    }
+}
+
+impl CacheMetrics {
+    /// Registers the metrics of a cache of this name, as far as its statistics tell what it has.
+    pub(crate) fn new(name: &str, stats: &CacheStats) -> Self {
         describe();
-        let stats = cache.stats();
-        let name = cache.name().to_owned();
         let tiers =
             [Some(Tier::Memory), stats.redis.map(|_| Tier::Redis), stats.disk.map(|_| Tier::Disk)];
-        let tiers = tiers.into_iter().flatten().map(|tier| TierMetrics::new(&name, tier)).collect();
-        let coherence = stats.coherence.map(|_| CoherenceMetrics::new(&name));
+        let tiers = tiers.into_iter().flatten().map(|tier| TierMetrics::new(name, tier)).collect();
+        let coherence = stats.coherence.map(|_| CoherenceMetrics::new(name));
         let has_lower = stats.redis.is_some() || stats.disk.is_some();
-        let compression = has_lower.then(|| CompressionMetrics::new(&name));
-        let labels = [("cache", name)];
+        let compression = has_lower.then(|| CompressionMetrics::new(name));
+        let labels = [("cache", name.to_owned())];
         let loads = |status: &str| {
             let [cache] = labels.clone();
             counter!("cache_loads_total", &[cache, ("status", status.to_owned())])
@@ -246,13 +261,10 @@ where
             }),
             prefetch_outstanding: gauge!("cache_prefetches_outstanding", &labels),
             compression,
-            cache,
         }
     }
 
-    /// Copies the cache's current statistics into its metrics.
-    pub fn publish(&self) {
-        let stats = self.cache.stats();
+    pub(crate) fn publish(&self, stats: &CacheStats) {
         for metrics in &self.tiers {
             let tier = match metrics.tier {
                 Tier::Memory => Some(stats.memory),

@@ -7,7 +7,7 @@
 use std::hash::{BuildHasher, Hash};
 use std::time::Instant;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Inner};
 
 /// What an entry takes beside its weight; or, where entries are not weighed, beside its own size.
 const ENTRY_BYTES: u64 = 100;
@@ -29,12 +29,7 @@ where
     /// A short lock for each shard.
     #[must_use]
     pub fn reclaimable_bytes(&self) -> u64 {
-        let stats = self.inner().memory.stats();
-        if self.inner().weighs_bytes {
-            stats.bytes
-        } else {
-            stats.entries * Self::estimated_bytes()
-        }
+        self.inner().reclaimable()
     }
 
     /// Pushes the coldest entries out of memory, until about `target_bytes` are free; tells how many.
@@ -65,21 +60,34 @@ where
     /// # Ok::<_, cache_tiered::BuildError>(())
     /// ```
     pub fn reclaim(&self, target_bytes: u64) -> u64 {
-        self.reclaim_while(target_bytes, || true)
+        self.inner().reclaim_while(target_bytes, || true)
     }
 
     /// As [`reclaim`](Self::reclaim), and stops soon after `deadline`.
     pub fn reclaim_until(&self, target_bytes: u64, deadline: Instant) -> u64 {
-        self.reclaim_while(target_bytes, || Instant::now() < deadline)
+        self.inner().reclaim_while(target_bytes, || Instant::now() < deadline)
+    }
+}
+
+impl<K, V, S> Inner<K, V, S>
+where
+    K: Hash + Eq + Clone + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+    S: BuildHasher + Clone + Send + Sync + 'static,
+{
+    /// How many bytes a reclaim could free.
+    pub(crate) fn reclaimable(&self) -> u64 {
+        let stats = self.memory.stats();
+        if self.weighs_bytes { stats.bytes } else { stats.entries * Self::estimated_bytes() }
     }
 
-    fn reclaim_while(&self, target_bytes: u64, go_on: impl Fn() -> bool) -> u64 {
-        let inner = self.inner();
-        if inner.weighs_bytes {
-            return inner.memory.evict(target_bytes, go_on).weight;
+    /// Pushes entries out for as long as `go_on` says.
+    pub(crate) fn reclaim_while(&self, target_bytes: u64, go_on: impl Fn() -> bool) -> u64 {
+        if self.weighs_bytes {
+            return self.memory.evict(target_bytes, go_on).weight;
         }
         let entries = target_bytes.div_ceil(Self::estimated_bytes());
-        inner.memory.evict(entries, go_on).entries * Self::estimated_bytes()
+        self.memory.evict(entries, go_on).entries * Self::estimated_bytes()
     }
 
     fn estimated_bytes() -> u64 {

@@ -386,6 +386,10 @@ where
         }
     }
 
+    fn capacity(&self) -> u64 {
+        self.cache.capacity()
+    }
+
     fn stats(&self) -> TierStats {
         TierStats {
             hits: self.hits.get(),

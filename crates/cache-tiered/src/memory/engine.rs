@@ -711,6 +711,10 @@ where
         evicted
     }
 
+    fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
     fn stats(&self) -> TierStats {
         let counts = self.locals.counts();
         let mut stats = TierStats {

@@ -288,6 +288,8 @@ trait MemoryEngine<K, V> {
         settle: impl FnMut(Outgoing<K, V>),
     ) -> Evicted;
 
+    fn capacity(&self) -> u64;
+
     fn stats(&self) -> TierStats;
 }
 
@@ -594,6 +596,11 @@ where
         S: Send + Sync,
     {
         with_engine!(&self.engine, engine => engine.snapshot(take))
+    }
+
+    /// The bound, in the unit of the weights.
+    pub(crate) fn capacity(&self) -> u64 {
+        with_engine!(&self.engine, engine => engine.capacity())
     }
 
     pub(crate) fn stats(&self) -> TierStats {
