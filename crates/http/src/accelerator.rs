@@ -15,103 +15,94 @@ use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, RETRY_AFTER, SET_COOKIE,
-    UPGRADE,
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, HeaderName, HeaderValue, PRAGMA, SET_COOKIE,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, request, response};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use ultra_perf::cache_tiered::{Reservation, Tag, Tier};
-use ultra_perf::memory::MemoryGuard;
-use ultra_perf::monitor::Registry;
 
 use crate::answer::AnswerBody;
-use crate::backends::{BackendBody, Backends, CallError, Called, NoBackend};
 use crate::background::Background;
-use crate::body::{RequestBody, RequestBodyError};
 use crate::fill::{Fill, Pumped};
 use crate::flights::{Filling, Fit, Flights, Landing, Lead, Part};
-use crate::forward::{self, Peer, X_REQUEST_ID, problem, wants_upgrade};
+use crate::origin::{Failure, Fetched, Origin};
+use crate::proxy::Proxied;
 use crate::response_cache::{Found, Keep, ResponseCache, can_tell_apart};
 use crate::rules::{
     self, Bypass, CacheStatus, Condition, Decision, Forward, Freshened, Lookup, NotStored, Outcome,
     RequestClass, RequestHead, ResponseHead, RevalidateReason, Storable, StoredHead,
 };
-use crate::server::{ConnInfo, Handler};
 use crate::stored::{ResponseKey, Stored, StoredResponse};
 use crate::traffic::Traffic;
-use crate::tunnel;
-use crate::upstream::UpstreamError;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
-const X_RESPONSE_TIME: HeaderName = HeaderName::from_static("x-response-time");
-const X_MEMORY_USAGE: HeaderName = HeaderName::from_static("x-memory-usage");
 
 /// Times that a request joins a flight before it goes to the origin alone.
 const ROUNDS_MAX: usize = 4;
 
 const ORIGIN_ERROR: &str = "The origin answered with an error.";
 
-/// What an accelerator is made of.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) backends: Backends,
-    /// `None` passes every request on.
-    pub(crate) store: Option<ResponseCache>,
-    pub(crate) background: Background,
-    pub(crate) coalesce_timeout: Duration,
-    pub(crate) max_request_body_bytes: u64,
-    pub(crate) idle_timeout: Duration,
-    /// Whose reading each answer shows.
-    pub(crate) shown_memory: Option<MemoryGuard>,
-}
-
-/// An accelerator's owner: when it goes, so do the accelerator's tasks.
-#[derive(Debug)]
-pub(crate) struct Running(pub(crate) Accelerator);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        drop(self.0.stop());
-    }
-}
-
-/// Answers requests from the cache, or from the origin; clones share one accelerator.
+/// Answers requests from the cache, or from the origin; clones with one origin or another share
+/// the cache, its flights and its counters.
 #[derive(Debug, Clone)]
-pub(crate) struct Accelerator(Arc<Shared>);
+pub(crate) struct Accelerator<O = Proxied> {
+    shared: Arc<Shared>,
+    origin: O,
+}
 
 #[derive(Debug)]
-struct Shared {
-    parts: Parts,
+pub(crate) struct Shared {
+    /// `None` passes every request on.
+    store: Option<ResponseCache>,
+    background: Background,
+    coalesce_timeout: Duration,
     flights: Arc<Flights>,
     traffic: Traffic,
-    /// Pumps: as many as there are connections to the origin, at most.
+    /// Pumps: as many as there are answers on their way into the cache.
     tasks: Mutex<JoinSet<()>>,
     closed: AtomicBool,
 }
 
-/// A request that may be answered from the cache.
-struct Asked {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    headers: HeaderMap,
-    peer: Peer,
-    /// The backend that the client's cookie names.
-    session: Option<usize>,
-    lookup: Lookup,
-    target: ResponseKey,
+impl Shared {
+    pub(crate) fn new(
+        store: Option<ResponseCache>,
+        background: Background,
+        coalesce_timeout: Duration,
+        traffic: Traffic,
+    ) -> Self {
+        Self {
+            store,
+            background,
+            coalesce_timeout,
+            flights: Flights::new(),
+            traffic,
+            tasks: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
 }
 
-impl Asked {
+/// A request that may be answered from the cache.
+pub(crate) struct Asked<C> {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) version: Version,
+    pub(crate) headers: HeaderMap,
+    /// What the origin is told of the client.
+    pub(crate) client: C,
+    pub(crate) lookup: Lookup,
+    pub(crate) target: ResponseKey,
+}
+
+impl<C> Asked<C> {
     fn head(&self) -> RequestHead<'_> {
         RequestHead { method: &self.method, headers: &self.headers }
     }
@@ -128,73 +119,34 @@ impl Asked {
 }
 
 /// An answer, and what the cache did for it.
-struct Answer {
-    response: Response<AnswerBody>,
-    outcome: Outcome,
-    status: CacheStatus,
+pub(crate) struct Answer<B> {
+    pub(crate) response: Response<AnswerBody<B>>,
+    pub(crate) outcome: Outcome,
+    pub(crate) status: CacheStatus,
 }
 
-/// A call to the origin without an answer.
-#[derive(Debug, Clone, Copy)]
-struct Failure {
-    status: StatusCode,
-    detail: &'static str,
-    /// Whether any other request would have failed as well, and a stale answer may stand in.
-    is_origins: bool,
-    /// When to ask again, where that is known.
-    retry_after: Option<Duration>,
-}
-
-impl Failure {
-    fn of_origin(status: StatusCode, detail: &'static str) -> Self {
-        Self { status, detail, is_origins: true, retry_after: None }
+impl<B> Answer<B> {
+    /// The answer where there is none from the origin.
+    pub(crate) fn of(failure: &Failure, outcome: Outcome, status: CacheStatus) -> Self {
+        Self { response: failure.response(), outcome, status }
     }
 
-    fn of_request(status: StatusCode, detail: &'static str) -> Self {
-        Self { status, detail, is_origins: false, retry_after: None }
-    }
-
-    fn answer(&self, outcome: Outcome, status: CacheStatus) -> Answer {
-        let mut response = problem(self.status, self.detail).map(AnswerBody::from);
-        if let Some(retry_after) = self.retry_after {
-            // Whole seconds, and never "at once".
-            let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
-            response.headers_mut().insert(RETRY_AFTER, seconds.max(1).into());
-        }
-        Answer { response, outcome, status }
+    /// Writes what the cache did into the answer's fields.
+    pub(crate) fn describe(&mut self) {
+        let headers = self.response.headers_mut();
+        headers.insert(X_CACHE, self.outcome.value());
+        with_scratch(|scratch| headers.append(CACHE_STATUS, self.status.value(scratch)));
     }
 }
 
-impl From<UpstreamError> for Failure {
-    fn from(error: UpstreamError) -> Self {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the origin did not answer");
-        let is_origins = error.is_origin_failure();
-        Self { status: error.status(), detail: error.detail(), is_origins, retry_after: None }
-    }
-}
-
-impl From<NoBackend> for Failure {
-    fn from(none: NoBackend) -> Self {
-        tracing::debug!(?none, "no backend for a request");
-        let failure = Self::of_origin(StatusCode::SERVICE_UNAVAILABLE, none.detail);
-        Self { retry_after: Some(none.retry_after), ..failure }
-    }
-}
-
-impl From<CallError> for Failure {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::Refused(refusal) => refusal.into(),
-            CallError::Upstream(error) => error.into(),
-            CallError::NoBackend(none) => none.into(),
-        }
-    }
-}
-
-impl From<forward::Refusal> for Failure {
-    fn from(refusal: forward::Refusal) -> Self {
-        Self::of_request(refusal.status(), refusal.detail())
-    }
+/// What is to be done with a request.
+pub(crate) enum Step<B> {
+    /// Memory had it.
+    Answer(Answer<B>),
+    /// The cache may have it, or get it.
+    LookUp { lookup: Lookup, target: ResponseKey, found: Found },
+    /// It passes the cache by, and may change a target.
+    Pass { changes: Option<String>, status: CacheStatus },
 }
 
 pub(crate) fn now_ms() -> u64 {
@@ -202,93 +154,41 @@ pub(crate) fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Hands out a buffer to write the value of a field in.
+pub(crate) fn with_scratch<R>(write: impl FnOnce(&mut BytesMut) -> R) -> R {
+    SCRATCH.with_borrow_mut(|(_, _, scratch)| write(scratch))
+}
+
 thread_local! {
     /// Reused by every request of the thread: the target's key, a variant, a header value.
     static SCRATCH: RefCell<(String, Vec<u8>, BytesMut)> = RefCell::default();
 }
 
-impl Handler for Accelerator {
-    type Body = AnswerBody;
-
-    async fn handle(
-        &self,
-        request: Request<Incoming>,
-        connection: ConnInfo,
-    ) -> Response<AnswerBody> {
-        let started = Instant::now();
-        let id = match request.headers().get(X_REQUEST_ID) {
-            Some(id) if forward::is_sane_id(id.as_bytes()) => id.clone(),
-            _ => forward::request_id(fastrand::u64(..)),
-        };
-        let Answer { mut response, outcome, status } = self.answer(request, &connection, &id).await;
-        let took = started.elapsed();
-        self.0.traffic.answered(outcome, response.status(), took);
-        let headers = response.headers_mut();
-        headers.insert(X_REQUEST_ID, id);
-        headers.insert(X_CACHE, outcome.value());
-        SCRATCH.with_borrow_mut(|(_, _, scratch)| {
-            headers.append(CACHE_STATUS, status.value(scratch));
-            headers.insert(X_RESPONSE_TIME, seconds(took, scratch));
-            if let Some(memory) = &self.0.parts.shown_memory {
-                headers.insert(X_MEMORY_USAGE, percent(memory.sample().percent(), scratch));
-            }
-        });
-        response
+impl<O> Accelerator<O> {
+    /// Puts a cache and an origin together.
+    pub(crate) fn over(shared: Arc<Shared>, origin: O) -> Self {
+        Self { shared, origin }
     }
-}
 
-/// `0.234s`, to the microsecond where it is short.
-fn seconds(time: Duration, scratch: &mut BytesMut) -> HeaderValue {
-    use std::io::Write as _;
-
-    use bytes::BufMut as _;
-    let seconds = time.as_secs_f64();
-    let digits = if seconds < 0.01 { 6 } else { 3 };
-    write!(scratch.writer(), "{seconds:.digits$}s").expect("writing to memory cannot fail");
-    HeaderValue::from_maybe_shared(scratch.split().freeze()).expect("digits are valid in a header")
-}
-
-/// `67.8%`.
-fn percent(percent: f64, scratch: &mut BytesMut) -> HeaderValue {
-    use std::io::Write as _;
-
-    use bytes::BufMut as _;
-    write!(scratch.writer(), "{percent:.1}%").expect("writing to memory cannot fail");
-    HeaderValue::from_maybe_shared(scratch.split().freeze()).expect("digits are valid in a header")
-}
-
-impl Accelerator {
-    /// Makes an accelerator whose requests this registry counts.
-    pub(crate) fn new(parts: Parts, registry: &Registry) -> Self {
-        crate::watch::describe(registry, crate::traffic::FAMILIES);
-        Self(Arc::new(Shared {
-            parts,
-            flights: Flights::new(),
-            traffic: Traffic::new(registry),
-            tasks: Mutex::default(),
-            closed: AtomicBool::new(false),
-        }))
+    pub(crate) fn origin(&self) -> &O {
+        &self.origin
     }
 
     pub(crate) fn traffic(&self) -> &Traffic {
-        &self.0.traffic
+        &self.shared.traffic
     }
 
     pub(crate) fn store(&self) -> Option<&ResponseCache> {
-        self.0.parts.store.as_ref()
+        self.shared.store.as_ref()
     }
 
     pub(crate) fn background(&self) -> &Background {
-        &self.0.parts.background
-    }
-
-    pub(crate) fn backends(&self) -> &Backends {
-        &self.0.parts.backends
+        &self.shared.background
     }
 
     /// Targets for which the origin is being asked now.
     pub(crate) fn flights(&self) -> usize {
-        self.0.flights.len()
+        self.shared.flights.len()
     }
 
     /// Forgets a target and whatever is on its way for it.
@@ -296,8 +196,8 @@ impl Accelerator {
         let key = ResponseKey::target(target);
         if let Some(store) = self.store() {
             store.forget(&key).await;
-            self.0.flights.detach(&key);
-            self.0.traffic.invalidations.fetch_add(1, Ordering::Relaxed);
+            self.shared.flights.detach(&key);
+            self.shared.traffic.invalidations.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -306,8 +206,8 @@ impl Accelerator {
     pub(crate) async fn purge_tags(&self, tags: &[Tag], softly: bool) {
         if let Some(store) = self.store() {
             store.forget_tags(tags, softly).await;
-            self.0.flights.detach_all();
-            self.0.traffic.invalidations.fetch_add(tags.len() as u64, Ordering::Relaxed);
+            self.shared.flights.detach_all();
+            self.shared.traffic.invalidations.fetch_add(tags.len() as u64, Ordering::Relaxed);
         }
     }
 
@@ -315,113 +215,100 @@ impl Accelerator {
     pub(crate) async fn clear(&self, tier: Option<Tier>) {
         if let Some(store) = self.store() {
             store.cache.clear(tier).await;
-            self.0.flights.detach_all();
+            self.shared.flights.detach_all();
         }
     }
 
-    /// Stops refreshes and bodies that are still being stored.
-    pub(crate) async fn close(&self) {
-        let mut tasks = self.stop();
-        tasks.shutdown().await;
-    }
-
-    /// As [`close`](Self::close), without waiting for the tasks: they go with what is returned.
-    fn stop(&self) -> JoinSet<()> {
-        self.0.closed.store(true, Ordering::Relaxed);
-        self.0.parts.background.stop_refreshes();
-        self.0.parts.backends.close();
-        std::mem::take(&mut *self.0.tasks.lock())
+    /// Stops refreshes and bodies that are still being stored; what is left of these goes with
+    /// what is returned.
+    pub(crate) fn stop(&self) -> JoinSet<()> {
+        self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.background.stop_refreshes();
+        std::mem::take(&mut *self.shared.tasks.lock())
     }
 
     /// Runs a task of the accelerator's own.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.0.tasks.lock();
+        let mut tasks = self.shared.tasks.lock();
         while tasks.try_join_next().is_some() {}
-        if !self.0.closed.load(Ordering::Relaxed) {
+        if !self.shared.closed.load(Ordering::Relaxed) {
             tasks.spawn(task);
         }
     }
 
-    async fn answer(
+    /// Sorts a request by its head, and answers it at once if memory has what it asks for.
+    ///
+    /// `is_over` tells whether the request certainly has no body: HTTP/2 shows one by its frames
+    /// alone.
+    pub(crate) fn begin<B>(
         &self,
-        mut request: Request<Incoming>,
-        connection: &ConnInfo,
-        id: &HeaderValue,
-    ) -> Answer {
-        let sessions = self.0.parts.backends.sessions();
-        let session = sessions.and_then(|sessions| sessions.take(request.headers_mut()));
+        head: RequestHead<'_>,
+        is_over: bool,
+        authority: &str,
+        path: &str,
+    ) -> Step<B> {
         let Some(store) = self.store() else {
-            let passed = Passed { session, changes: None };
-            let status = CacheStatus::forward(Forward::Bypass);
-            return self.pass(request, connection, id, passed, status).await;
+            return Step::Pass { changes: None, status: CacheStatus::forward(Forward::Bypass) };
         };
-        let class = match rules::classify(RequestHead::from(&request)) {
-            // HTTP/2 shows a body by its frames alone.
-            RequestClass::Lookup(_) if !request.body().is_end_stream() => {
-                RequestClass::Bypass(Bypass::Body)
-            }
-            class => class,
+        let lookup = match rules::classify(head) {
+            RequestClass::Lookup(lookup) if is_over => lookup,
+            RequestClass::Lookup(_) => return pass(head.method, authority, path, Bypass::Body),
+            RequestClass::Bypass(reason) => return pass(head.method, authority, path, reason),
         };
-        let authority = request.headers().get(http::header::HOST);
-        let authority = authority.and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        match class {
-            RequestClass::Bypass(reason) => {
-                let forward =
-                    if reason == Bypass::Method { Forward::Method } else { Forward::Bypass };
-                let detail = (reason != Bypass::Method).then(|| reason.as_str());
-                let status = CacheStatus { detail, ..CacheStatus::forward(forward) };
-                let changes = rules::is_unsafe(request.method())
-                    .then(|| rules::target_key("http", authority, path));
-                let passed = Passed { session, changes };
-                self.pass(request, connection, id, passed, status).await
+        // A fresh hit is served without a key being built.
+        let looked = SCRATCH.with_borrow_mut(|(target, variant, _)| {
+            target.clear();
+            rules::write_target_key("http", authority, path, target);
+            let response = store.peek(target, head.headers, variant);
+            if let Some(stored) = &response
+                && let Decision::Fresh(age) = rules::evaluate(head, &stored.freshness, now_ms())
+            {
+                return ControlFlow::Break(serve(head, stored, age, Outcome::Hit, None));
             }
-            RequestClass::Lookup(lookup) => {
-                // A fresh hit is served without a key being built.
-                let looked = SCRATCH.with_borrow_mut(|(target, variant, _)| {
-                    target.clear();
-                    rules::write_target_key("http", authority, path, target);
-                    let response = store.peek(target, request.headers(), variant);
-                    if let Some(stored) = &response {
-                        let head = RequestHead::from(&request);
-                        if let Decision::Fresh(age) =
-                            rules::evaluate(head, &stored.freshness, now_ms())
-                        {
-                            let answer = serve(head, stored, age, Outcome::Hit, None);
-                            return ControlFlow::Break(answer);
-                        }
-                    }
-                    let target = ResponseKey::target(target);
-                    let key = target.variant(variant);
-                    ControlFlow::Continue((target, Found { response, key }))
-                });
-                let (target, found) = match looked {
-                    ControlFlow::Continue(looked) => looked,
-                    ControlFlow::Break(answer) => return answer,
-                };
-                let (parts, _) = request.into_parts();
-                let mut headers = parts.headers;
-                headers.insert(X_REQUEST_ID, id.clone());
-                let asked = Asked {
-                    method: parts.method,
-                    uri: parts.uri,
-                    version: parts.version,
-                    headers,
-                    peer: connection.peer().clone(),
-                    session,
-                    lookup,
-                    target,
-                };
-                self.look_up(store, asked, found).await
-            }
+            let target = ResponseKey::target(target);
+            let key = target.variant(variant);
+            ControlFlow::Continue((target, Found { response, key }))
+        });
+        match looked {
+            ControlFlow::Break(answer) => Step::Answer(answer),
+            ControlFlow::Continue((target, found)) => Step::LookUp { lookup, target, found },
         }
     }
 
+    /// Forgets what a request has changed, once there is an answer to it.
+    pub(crate) async fn invalidate(
+        &self,
+        method: &Method,
+        target: &str,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) {
+        for target in rules::invalidated(method, target, status, headers) {
+            self.purge(&target).await;
+        }
+    }
+
+    /// Stands for a request that changes a target, until there is an answer to it.
+    pub(crate) fn unanswered(&self, changes: Option<String>) -> Unanswered<'_, O> {
+        Unanswered { accelerator: self, target: changes }
+    }
+}
+
+impl<O: Origin> Accelerator<O> {
     /// Answers a request that the cache could answer.
     ///
     /// `found` is what memory had; the answer goes out once something usable is found or fetched.
-    async fn look_up(&self, store: &ResponseCache, asked: Asked, mut found: Found) -> Answer {
-        let deadline = tokio::time::Instant::now() + self.0.parts.coalesce_timeout;
+    ///
+    /// # Panics
+    ///
+    /// Without a store, which has no such requests.
+    pub(crate) async fn look_up(
+        &self,
+        asked: Asked<O::Client>,
+        mut found: Found,
+    ) -> Answer<O::Body> {
+        let store = self.store().expect("only a store finds anything");
+        let deadline = tokio::time::Instant::now() + self.shared.coalesce_timeout;
         let Lookup { may_store, only_if_cached } = asked.lookup;
         let unshared = store.is_unshared(&asked.target, &asked.headers, now_ms());
         let mut looked_below = false;
@@ -437,7 +324,10 @@ impl Accelerator {
             if let Some(stored) = &found.response {
                 match rules::evaluate(asked.head(), &stored.freshness, now_ms()) {
                     Decision::Fresh(age) => {
-                        self.0.traffic.coalesced.fetch_add(collapsed.into(), Ordering::Relaxed);
+                        self.shared
+                            .traffic
+                            .coalesced
+                            .fetch_add(collapsed.into(), Ordering::Relaxed);
                         return serve(asked.head(), stored, age, Outcome::Hit, None);
                     }
                     Decision::StaleWhileRevalidate(age) => {
@@ -469,7 +359,7 @@ impl Accelerator {
             if alone {
                 return self.ask(store, call, None).await;
             }
-            let mut landings = match self.0.flights.join(&found.key) {
+            let mut landings = match self.shared.flights.join(&found.key) {
                 Part::Lead(lead) if found.response.is_none() && !looked_below => {
                     // In memory too: the flight before this one may have landed just now.
                     looked_below = true;
@@ -500,7 +390,7 @@ impl Accelerator {
                 }
                 Some(Landing::Filling(filling)) => match filling.fit(&asked.headers, now_ms()) {
                     Fit::Serves(age) => {
-                        self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
+                        self.shared.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
                         let Filling { storable: Storable { head, .. }, fill, .. } = &*filling;
                         let status = CacheStatus {
                             fwd_status: Some(head.status.as_u16()),
@@ -518,14 +408,14 @@ impl Accelerator {
                     Fit::Unusable => return self.ask(store, call, None).await,
                 },
                 Some(Landing::Error(status)) if call.may_serve_stale() => {
-                    self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
+                    self.shared.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
                     return call.fail(&Failure::of_origin(status, ORIGIN_ERROR));
                 }
                 Some(Landing::NotShared | Landing::Error(_)) => {
                     return self.ask(store, call, None).await;
                 }
                 Some(Landing::Failed(status, retry_after)) => {
-                    self.0.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
+                    self.shared.traffic.coalesced.fetch_add(1, Ordering::Relaxed);
                     let detail = "The origin did not answer the request that this one waited for.";
                     let failure = Failure::of_origin(status, detail);
                     return call.fail(&Failure { retry_after, ..failure });
@@ -537,7 +427,12 @@ impl Accelerator {
     }
 
     /// Asks the origin, and keeps its answer if that may be kept.
-    async fn ask(&self, store: &ResponseCache, call: Call<'_>, lead: Option<Lead>) -> Answer {
+    async fn ask(
+        &self,
+        store: &ResponseCache,
+        call: Call<'_, O::Client>,
+        lead: Option<Lead>,
+    ) -> Answer<O::Body> {
         let land = |landing| {
             if let Some(lead) = &lead {
                 lead.land(landing);
@@ -556,7 +451,7 @@ impl Accelerator {
             None if call.unshared => {}
             None => rules::strip_conditions(&mut parts.headers),
         }
-        let mut fetched = self.fetch(parts, RequestBody::Empty, &asked.peer, asked.session).await;
+        let mut fetched = self.fetch(parts, &asked.client).await;
 
         if let (Some(stale), Ok(answer)) = (&call.stale, &fetched)
             && answer.head.status == StatusCode::NOT_MODIFIED
@@ -588,13 +483,12 @@ impl Accelerator {
                 Freshened::Mismatch => {
                     let mut parts = asked.parts();
                     rules::strip_conditions(&mut parts.headers);
-                    fetched =
-                        self.fetch(parts, RequestBody::Empty, &asked.peer, asked.session).await;
+                    fetched = self.fetch(parts, &asked.client).await;
                 }
             }
         }
 
-        let Called { head, body, times, cookie, .. } = match fetched {
+        let Fetched { head, body, times, cookie, .. } = match fetched {
             Ok(fetched) => fetched,
             Err(failure) => {
                 land(match failure.is_origins {
@@ -644,12 +538,12 @@ impl Accelerator {
     /// Has a task of ours store the body of an answer, for its client to read along.
     fn keep_while_streaming(
         &self,
-        asked: &Asked,
+        asked: &Asked<O::Client>,
         reservation: Reservation<ResponseKey, Stored>,
         lead: Option<Lead>,
         storable: Storable,
         fill: Arc<Fill>,
-        body: BackendBody,
+        body: O::Body,
     ) {
         if let Some(lead) = &lead
             && fill.is_shareable()
@@ -680,12 +574,12 @@ impl Accelerator {
     }
 
     /// Asks the origin for an answer that is not stored: to HEAD, to a range, or under `no-store`.
-    async fn ask_unstored(&self, call: Call<'_>) -> Answer {
+    async fn ask_unstored(&self, call: Call<'_, O::Client>) -> Answer<O::Body> {
         let asked = call.asked;
         let parts = asked.parts();
-        let fetched = self.fetch(parts, RequestBody::Empty, &asked.peer, asked.session).await;
+        let fetched = self.fetch(parts, &asked.client).await;
         let failure = match fetched {
-            Ok(Called { head, body, cookie, .. }) => {
+            Ok(Fetched { head, body, cookie, .. }) => {
                 if !rules::is_origin_error(head.status) || !call.may_serve_stale() {
                     let fwd_status = Some(head.status.as_u16());
                     let status = CacheStatus { fwd_status, ..call.status() };
@@ -700,11 +594,11 @@ impl Accelerator {
     }
 
     /// Refreshes a stale answer, unless somebody is at it or too many refreshes run.
-    fn refresh(&self, asked: &Asked, key: &ResponseKey, stale: Arc<StoredResponse>) {
-        let background = &self.0.parts.background;
+    fn refresh(&self, asked: &Asked<O::Client>, key: &ResponseKey, stale: Arc<StoredResponse>) {
+        let background = &self.shared.background;
         let Some(place) = background.refresh_place() else { return };
-        let Some(lead) = self.0.flights.try_lead(key) else { return };
-        self.0.traffic.background_refreshes.fetch_add(1, Ordering::Relaxed);
+        let Some(lead) = self.shared.flights.try_lead(key) else { return };
+        self.shared.traffic.background_refreshes.fetch_add(1, Ordering::Relaxed);
         let this = self.clone();
         let mut headers = asked.headers.clone();
         rules::strip_conditions(&mut headers);
@@ -716,8 +610,7 @@ impl Accelerator {
             uri: asked.uri.clone(),
             version: asked.version,
             headers,
-            peer: asked.peer.clone(),
-            session: asked.session,
+            client: asked.client.clone(),
             lookup: Lookup { may_store: true, only_if_cached: false },
             target: asked.target.clone(),
         };
@@ -740,83 +633,16 @@ impl Accelerator {
         background.refresh(place, bytes, refresh);
     }
 
-    /// Passes a request by the cache, and forgets what it has changed.
-    async fn pass(
-        &self,
-        mut request: Request<Incoming>,
-        connection: &ConnInfo,
-        id: &HeaderValue,
-        passed: Passed,
-        status: CacheStatus,
-    ) -> Answer {
-        let Passed { session, changes } = passed;
-        let Parts { max_request_body_bytes, idle_timeout, .. } = self.0.parts;
-        let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
-        let (mut parts, body) = request.into_parts();
-        parts.headers.insert(X_REQUEST_ID, id.clone());
-        let method = parts.method.clone();
-        let mut unanswered = Unanswered { accelerator: self, target: changes };
-        let fetched = match RequestBody::streaming(body, max_request_body_bytes, idle_timeout) {
-            Ok(body) => self.fetch(parts, body, connection.peer(), session).await,
-            Err(RequestBodyError::TooLarge { .. }) => Err(Failure::of_request(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "The request's body is larger than this server accepts.",
-            )),
-            Err(_) => Err(Failure::of_request(
-                StatusCode::BAD_REQUEST,
-                "The request's body could not be read.",
-            )),
-        };
-        let changes = unanswered.answered();
-        let Called { mut head, body, cookie, .. } = match fetched {
-            Ok(fetched) => fetched,
-            Err(failure) => return failure.answer(Outcome::Bypass, status),
-        };
-        if let Some(target) = changes {
-            for target in rules::invalidated(&method, &target, head.status, &head.headers) {
-                self.purge(&target).await;
-            }
-        }
-        let status = CacheStatus { fwd_status: Some(head.status.as_u16()), ..status };
-        if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(client) = upgrade.filter(|_| head.headers.contains_key(UPGRADE)) else {
-                let detail = "The origin switched protocols without being asked to.";
-                let failure = Failure::of_origin(StatusCode::BAD_GATEWAY, detail);
-                return failure.answer(Outcome::Bypass, status);
-            };
-            let (body, lease) = body.into_parts();
-            tunnel::open_with(client, body, connection, idle_timeout, lease);
-            set_cookie(&mut head, cookie);
-            let response = Response::from_parts(head, AnswerBody::default());
-            return Answer { response, outcome: Outcome::Bypass, status };
-        }
-        answer_with(head, body, cookie, Outcome::Bypass, status)
-    }
-
-    /// Sends a request to the origin, whichever of its backends that is.
+    /// Asks the origin with a request that has no body.
     async fn fetch(
         &self,
         parts: request::Parts,
-        body: RequestBody,
-        peer: &Peer,
-        session: Option<usize>,
-    ) -> Result<Called, Failure> {
-        self.0.traffic.origin_calls.fetch_add(1, Ordering::Relaxed);
-        let called = self.0.parts.backends.call(parts, body, peer, session).await;
-        called.map_err(|error| {
-            if !matches!(error, CallError::Refused(_)) {
-                self.0.traffic.origin_failures.fetch_add(1, Ordering::Relaxed);
-            }
-            error.into()
-        })
+        client: &O::Client,
+    ) -> Result<Fetched<O::Body>, Failure> {
+        let fetched = self.origin.fetch(parts, client).await;
+        self.shared.traffic.called(fetched.as_ref().err());
+        fetched
     }
-}
-
-/// What is known of a request that passes the cache by.
-struct Passed {
-    session: Option<usize>,
-    /// The target that it may change.
-    changes: Option<String>,
 }
 
 /// A stored answer that has to be validated first.
@@ -826,8 +652,8 @@ struct Stale {
 }
 
 /// A call to the origin on behalf of a request.
-struct Call<'a> {
-    asked: &'a Asked,
+struct Call<'a, C> {
+    asked: &'a Asked<C>,
     stale: Option<Stale>,
     reason: Forward,
     /// Whether the request has waited for another one's answer.
@@ -838,19 +664,19 @@ struct Call<'a> {
 
 /// Forgets the target of an unsafe request that is dropped before its outcome is known: the client
 /// is gone, but the origin may have done what was asked.
-struct Unanswered<'a> {
-    accelerator: &'a Accelerator,
+pub(crate) struct Unanswered<'a, O> {
+    accelerator: &'a Accelerator<O>,
     target: Option<String>,
 }
 
-impl Unanswered<'_> {
+impl<O> Unanswered<'_, O> {
     /// The outcome is known; returns the target.
-    fn answered(&mut self) -> Option<String> {
+    pub(crate) fn answered(&mut self) -> Option<String> {
         self.target.take()
     }
 }
 
-impl Drop for Unanswered<'_> {
+impl<O> Drop for Unanswered<'_, O> {
     fn drop(&mut self) {
         if let Some(target) = self.target.take() {
             // Removing is done at the first poll.
@@ -859,7 +685,7 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-impl Call<'_> {
+impl<C> Call<'_, C> {
     fn status(&self) -> CacheStatus {
         CacheStatus { collapsed: self.collapsed, ..CacheStatus::forward(self.reason) }
     }
@@ -869,7 +695,7 @@ impl Call<'_> {
     }
 
     /// The answer when the origin gives none: a stale one where that is allowed.
-    fn fail(&self, failure: &Failure) -> Answer {
+    fn fail<B>(&self, failure: &Failure) -> Answer<B> {
         match &self.stale {
             Some(Stale { response, may_serve_on_error: true }) if failure.is_origins => {
                 let age = response.freshness.age(now_ms());
@@ -880,19 +706,19 @@ impl Call<'_> {
                 };
                 serve(self.asked.head(), response, age, Outcome::Stale, Some(status))
             }
-            _ => failure.answer(Outcome::Miss, self.status()),
+            _ => Answer::of(failure, Outcome::Miss, self.status()),
         }
     }
 }
 
 /// Answers with a stored response; `status` where the origin was asked for it.
-fn serve(
+fn serve<B>(
     request: RequestHead<'_>,
     stored: &StoredResponse,
     age: rules::Age,
     outcome: Outcome,
     status: Option<CacheStatus>,
-) -> Answer {
+) -> Answer<B> {
     let status = status.unwrap_or_else(|| CacheStatus::hit(age.ttl_s));
     let mut response = Response::new(AnswerBody::default());
     match rules::condition(request, &stored.head) {
@@ -915,13 +741,13 @@ fn serve(
 }
 
 /// Answers with a response that is being stored; `headers` are those of its client.
-fn stream(
-    asked: &Asked,
+fn stream<B, C>(
+    asked: &Asked<C>,
     stored: &StoredHead,
     headers: HeaderMap,
     fill: &Arc<Fill>,
     status: CacheStatus,
-) -> Answer {
+) -> Answer<B> {
     let mut response = Response::new(AnswerBody::default());
     match rules::condition(asked.head(), stored) {
         Condition::NotModified => {
@@ -953,30 +779,41 @@ fn replaces(status: StatusCode, reason: NotStored) -> bool {
         && (status.is_success() || matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE))
 }
 
-/// Answers with what a backend sent. Only here, where nothing is stored, a client gets the cookie that
-/// keeps it on the backend: an answer that others may get as well says nothing to one client.
-fn answer_with(
+/// Answers with what the origin sent. Only here, where nothing is stored, a client gets the cookie that
+/// keeps it on its backend: an answer that others may get as well says nothing to one client.
+pub(crate) fn answer_with<B>(
     mut head: response::Parts,
-    body: BackendBody,
+    body: B,
     cookie: Option<HeaderValue>,
     outcome: Outcome,
     status: CacheStatus,
-) -> Answer {
+) -> Answer<B> {
     set_cookie(&mut head, cookie);
-    Answer { response: Response::from_parts(head, body.into()), outcome, status }
+    let response = Response::from_parts(head, AnswerBody::of_origin(body));
+    Answer { response, outcome, status }
 }
 
-fn set_cookie(head: &mut response::Parts, cookie: Option<HeaderValue>) {
+pub(crate) fn set_cookie(head: &mut response::Parts, cookie: Option<HeaderValue>) {
     if let Some(cookie) = cookie {
         head.headers.append(SET_COOKIE, cookie);
     }
 }
 
 /// The answer to `only-if-cached` when nothing is.
-fn not_cached() -> Answer {
+fn not_cached<B>() -> Answer<B> {
     let detail = "The request wants a stored answer only, and there is none.";
     let failure = Failure::of_request(StatusCode::GATEWAY_TIMEOUT, detail);
     let status =
         CacheStatus { detail: Some("only-if-cached"), ..CacheStatus::forward(Forward::Miss) };
-    failure.answer(Outcome::Miss, status)
+    Answer::of(&failure, Outcome::Miss, status)
+}
+
+/// What is to be done with a request that passes the cache by.
+fn pass<B>(method: &Method, authority: &str, path: &str, reason: Bypass) -> Step<B> {
+    let (forward, detail) = match reason {
+        Bypass::Method => (Forward::Method, None),
+        reason => (Forward::Bypass, Some(reason.as_str())),
+    };
+    let changes = rules::is_unsafe(method).then(|| rules::target_key("http", authority, path));
+    Step::Pass { changes, status: CacheStatus { detail, ..CacheStatus::forward(forward) } }
 }

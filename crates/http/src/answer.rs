@@ -7,54 +7,58 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 
-use crate::backends::BackendBody;
 use crate::fill::{BrokenOff, FillReader};
-use crate::upstream::UpstreamError;
+use crate::origin::BoxError;
 
 /// The body of an answer; an enum, so that a hit needs no allocation for it.
-#[derive(Debug, Default)]
-pub struct AnswerBody(Kind);
+#[derive(Debug)]
+pub(crate) struct AnswerBody<B>(Kind<B>);
 
-#[derive(Debug, Default)]
-enum Kind {
-    #[default]
+#[derive(Debug)]
+enum Kind<B> {
     Empty,
     Full(Bytes),
-    Backend(Box<BackendBody>),
+    Origin(Box<B>),
     Fill(FillReader),
 }
 
 /// A body that could not be sent to its end.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AnswerError {
+pub(crate) enum AnswerError {
     /// The origin broke off, or was too slow, while its answer was passed on.
     #[error("the origin's response broke off")]
-    Upstream(#[from] UpstreamError),
+    Origin(#[source] BoxError),
     /// The answer that was being stored broke off.
     #[error(transparent)]
     Fill(#[from] BrokenOff),
 }
 
-impl From<Bytes> for AnswerBody {
+impl<B> AnswerBody<B> {
+    /// A body that comes from the origin and is not stored.
+    pub(crate) fn of_origin(body: B) -> Self {
+        Self(Kind::Origin(Box::new(body)))
+    }
+}
+
+impl<B> Default for AnswerBody<B> {
+    fn default() -> Self {
+        Self(Kind::Empty)
+    }
+}
+
+impl<B> From<Bytes> for AnswerBody<B> {
     fn from(bytes: Bytes) -> Self {
         Self(Kind::Full(bytes))
     }
 }
 
-impl From<BackendBody> for AnswerBody {
-    fn from(body: BackendBody) -> Self {
-        Self(Kind::Backend(Box::new(body)))
-    }
-}
-
-impl From<FillReader> for AnswerBody {
+impl<B> From<FillReader> for AnswerBody<B> {
     fn from(reader: FillReader) -> Self {
         Self(Kind::Fill(reader))
     }
 }
 
-impl From<Full<Bytes>> for AnswerBody {
+impl<B> From<Full<Bytes>> for AnswerBody<B> {
     fn from(mut full: Full<Bytes>) -> Self {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         match Pin::new(&mut full).poll_frame(&mut cx) {
@@ -66,7 +70,10 @@ impl From<Full<Bytes>> for AnswerBody {
     }
 }
 
-impl Body for AnswerBody {
+impl<B> Body for AnswerBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
     type Data = Bytes;
     type Error = AnswerError;
 
@@ -80,7 +87,10 @@ impl Body for AnswerBody {
                 let bytes = std::mem::take(bytes);
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Kind::Backend(body) => Pin::new(&mut **body).poll_frame(cx).map_err(AnswerError::from),
+            Kind::Origin(body) => {
+                let frame = Pin::new(&mut **body).poll_frame(cx);
+                frame.map_err(|error| AnswerError::Origin(error.into()))
+            }
             Kind::Fill(reader) => reader.poll(cx).map_err(AnswerError::from),
         }
     }
@@ -89,7 +99,7 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Backend(body) => body.is_end_stream(),
+            Kind::Origin(body) => body.is_end_stream(),
             Kind::Fill(_) => false,
         }
     }
@@ -98,7 +108,7 @@ impl Body for AnswerBody {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Backend(body) => body.size_hint(),
+            Kind::Origin(body) => body.size_hint(),
             Kind::Fill(reader) => reader.size_hint(),
         }
     }

@@ -70,7 +70,7 @@ impl Drop for Taken {
 /// The origin broke off within a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the origin's response broke off")]
-pub struct BrokenOff;
+pub(crate) struct BrokenOff;
 
 /// A body being stored.
 #[derive(Debug)]

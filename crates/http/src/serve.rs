@@ -16,10 +16,11 @@ use ultra_perf::monitor::Recorder;
 use ultra_perf::scheduler::{self, Scheduler};
 use ultra_perf::{CacheReclaimer, UltraPerf, loadbalancer, resilience};
 
-use crate::accelerator::{Accelerator, Parts, Running};
+use crate::accelerator::Accelerator;
 use crate::admin::{self, Admin};
 use crate::backends::{Backends, BackendsError, IdleConnections};
 use crate::background::Background;
+use crate::proxy::{Parts, Running};
 use crate::response_cache::ResponseCache;
 use crate::rules::Policy;
 use crate::server::{self, ConnInfo, ServerLimits};

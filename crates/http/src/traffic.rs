@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use ultra_perf::monitor::{Distribution, Histogram, Kind, Readings, Registry, Unit};
 
+use crate::origin::Failure;
 use crate::rules::Outcome;
 use crate::watch::Family;
 
@@ -145,6 +146,14 @@ impl Traffic {
             coalesced: AtomicU64::new(0),
             background_refreshes: AtomicU64::new(0),
             invalidations: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a call to the origin, and how it failed if it did.
+    pub(crate) fn called(&self, failure: Option<&Failure>) {
+        self.origin_calls.fetch_add(1, Ordering::Relaxed);
+        if failure.is_some_and(|failure| failure.was_asked) {
+            self.origin_failures.fetch_add(1, Ordering::Relaxed);
         }
     }
 
