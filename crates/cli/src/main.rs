@@ -1,9 +1,11 @@
 //! The binary `ultra-perf`: an accelerator in front of any HTTP backend.
 //!
 //! Exit codes: 0 when all went well, 1 when something failed, 2 when the command line or the
-//! configuration is wrong.
+//! configuration is wrong, a setting that a running accelerator refuses included.
 #![forbid(unsafe_code)]
 
+mod admin;
+mod advise;
 mod cache;
 mod check;
 mod demo;
@@ -25,7 +27,10 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 /// Makes a slow backend fast: a tiered response cache in front of any HTTP server.
 #[derive(Debug, Parser)]
 #[command(name = "ultra-perf", version, propagate_version = true)]
-#[command(after_help = "Try `ultra-perf demo` first; it needs nothing installed.")]
+#[command(after_help = "\
+Try `ultra-perf demo` first; it needs nothing installed.
+
+Exit codes: 0 all went well, 1 something failed, 2 the command line or the configuration is wrong.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -40,6 +45,12 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Makes a running accelerator forget a URL.
     Purge(purge::PurgeArgs),
+    /// Shows what a running accelerator should change, and what that should bring.
+    Recommend(advise::RecommendArgs),
+    /// Shows what a recommendation or settings would change, and changes it with --yes.
+    Apply(advise::ApplyArgs),
+    /// Takes back a recommendation that was applied, or a change of settings.
+    Undo(advise::UndoArgs),
     /// Answers questions about caches, and checks and compacts disk tiers.
     Cache(cache::CacheArgs),
 }
@@ -50,6 +61,9 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => exit(demo::run(args)),
         Command::Purge(args) => exit(purge::run(&args)),
+        Command::Recommend(args) => advise::recommend(&args),
+        Command::Apply(args) => advise::apply(&args),
+        Command::Undo(args) => advise::undo(&args),
         Command::Cache(args) => cache::run(&args),
     }
 }

@@ -21,6 +21,9 @@ pub(crate) struct Settings {
     /// Redis server that carries the cache beyond this machine, such as redis://127.0.0.1:6379
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
+    /// Where the defaults come from: basic, advanced, ultra or extreme [default: advanced]
+    #[arg(long, value_name = "LEVEL")]
+    level: Option<String>,
     /// Configuration file [default: ultra-perf.toml, if there is one]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -41,6 +44,7 @@ impl Settings {
         };
         let to = (!self.to.is_empty()).then(|| self.to.join(","));
         let options = [
+            ("level", "--level", &self.level),
             ("server.to", "--to", &to),
             ("server.listen", "--listen", &self.listen),
             ("server.admin", "--admin", &self.admin),
