@@ -44,6 +44,7 @@ pub(crate) struct Admin {
     pub(crate) policy: Balancing,
 }
 
+mod advice;
 mod balancer;
 mod memory;
 mod monitor;
@@ -82,8 +83,13 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/alerts/clear", post(monitor::clear))
         .route("/alerts/reload", post(monitor::reload))
         .route("/alerts/handlers", get(monitor::handlers))
-        .route("/recommendations", get(monitor::recommendations))
-        .route("/score", get(monitor::score));
+        .route("/recommendations", get(advice::list))
+        .route("/recommendations/{id}", get(advice::one))
+        .route("/recommendations/{id}/apply", post(advice::apply))
+        .route("/recommendations/{id}/undo", post(advice::undo))
+        .route("/recommendations/{id}/dismiss", post(advice::dismiss))
+        .route("/optimize/{id}", post(advice::apply))
+        .route("/score", get(advice::score));
     Router::new()
         .nest("/performance", routes)
         .fallback(|| async {
@@ -100,18 +106,36 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
 struct Problem {
     status: StatusCode,
     detail: String,
+    /// Where several things are wrong at once: each of them.
+    problems: Vec<String>,
 }
 
 impl Problem {
     fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into() }
+        Self { status, detail: detail.into(), problems: Vec::new() }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        problem(self.status, &self.detail).map(Body::new)
+        let response = problem(self.status, &self.detail).map(Body::new);
+        if self.problems.is_empty() {
+            return response;
+        }
+        let document = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason(),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+            "problems": self.problems,
+        });
+        response.map(|_| Body::from(document.to_string()))
     }
+}
+
+/// Who does something, if the request does not say.
+fn api() -> String {
+    "the admin API".to_owned()
 }
 
 async fn only_local_hosts(request: Request, next: Next) -> Response {

@@ -202,3 +202,35 @@ async fn where_nothing_is_watched_metrics_answer_and_the_rest_says_so() {
     assert_eq!(status, 200);
     assert!(health["system_resources"]["memory_percent"].as_f64() > Some(0.0), "{health}");
 }
+
+#[tokio::test]
+async fn a_recommendation_that_is_not_there_is_said_whatever_its_name() {
+    let origin = origin(&Gate::new()).await;
+    let proxy = Accelerated::to(&origin).await;
+    for id in ["cache.undersized:users", "disk.full:%2Fvar%2Flib", "x%20y", "."] {
+        for act in ["apply", "undo", "dismiss"] {
+            let path = format!("/recommendations/{id}/{act}");
+            let (status, answer) = proxy.admin("POST", &path, "{}").await;
+            assert_eq!(status, 404, "{path}: {answer}");
+            let detail = answer["detail"].as_str().expect("a detail");
+            assert!(detail.starts_with("There is no recommendation \""), "{path}: {detail}");
+            let (status, _) = proxy.admin("GET", &path, "").await;
+            assert_eq!(status, 405, "no GET changes anything: {path}");
+        }
+        assert_eq!(proxy.admin("POST", &format!("/optimize/{id}"), "{}").await.0, 404, "{id}");
+    }
+    for (body, problem) in [
+        (r#"{"until": "tomorrow"}"#, "RFC 3339"),
+        (r#"{"time": "5"}"#, "duration with a unit"),
+        (r#"{"time": "5h", "until": "2030-01-01T00:00:00Z"}"#, "either until or time"),
+        (r#"{"who": "ann"}"#, "unknown field"),
+    ] {
+        let (status, answer) = proxy.admin("POST", "/recommendations/a.b/dismiss", body).await;
+        let detail = answer["detail"].as_str().expect("a detail");
+        assert!(status == 422 && detail.contains(problem), "{body}: {answer}");
+    }
+    let (status, answer) = proxy.admin("GET", "/recommendations?state=closed", "").await;
+    let states = "must be one of open, applied, verified, no_effect, rolled_back, dismissed";
+    let detail = answer["detail"].as_str().expect("a detail");
+    assert!(status == 422 && detail.contains(states), "{detail}");
+}

@@ -1,4 +1,4 @@
-//! The admin API's view of what is watched: history, alerts, advice and the score.
+//! The admin API's view of what is watched: history and alerts.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use ultra_perf::monitor::{
     Aggregate, Clock as _, Monitor, Selector, Source as _, SystemClock, Window,
 };
 
-use super::{Admin, Problem, Shared, read_json, rfc3339, timestamp};
+use super::{Admin, Problem, Shared, api, read_json, rfc3339, timestamp};
 
 /// Hours that are looked back on unless asked otherwise, and at most.
 const HOURS: u32 = 24;
@@ -35,19 +35,19 @@ const POINTS: i64 = 120;
 /// Bytes of an export; more is refused, with the advice to ask for less at a time.
 const EXPORT_BYTES_MAX: usize = 64 << 20;
 
-fn monitor(admin: &Admin) -> Result<&Monitor, Problem> {
+pub(super) fn monitor(admin: &Admin) -> Result<&Monitor, Problem> {
     admin.watched.monitor().ok_or_else(|| {
         Problem::new(StatusCode::CONFLICT, "Nothing is watched: monitor.enabled is off.")
     })
 }
 
-fn refused(detail: impl Into<String>) -> Problem {
+pub(super) fn refused(detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
 }
 
-type Asked<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
+pub(super) type Asked<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
 
-fn asked<T>(query: Asked<T>) -> Result<T, Problem> {
+pub(super) fn asked<T>(query: Asked<T>) -> Result<T, Problem> {
     query.map(|Query(query)| query).map_err(|error| refused(error.body_text()))
 }
 
@@ -59,13 +59,13 @@ fn hours(asked: Option<u32>) -> Result<u32, Problem> {
 }
 
 /// A moment in milliseconds since 1970 as the API writes it.
-fn moment(unix_ms: i64) -> String {
+pub(super) fn moment(unix_ms: i64) -> String {
     let nanos = i128::from(unix_ms) * 1_000_000;
     OffsetDateTime::from_unix_timestamp_nanos(nanos).map(rfc3339).unwrap_or_default()
 }
 
 /// Does what reads the disk on a thread that may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work).await.map_err(|_| super::unreadable())
@@ -73,13 +73,13 @@ async fn blocking<T: Send + 'static>(
 
 /// Which part of a list is shown.
 #[derive(Debug, Clone, Copy, Deserialize)]
-struct Page {
-    limit: Option<usize>,
-    offset: Option<usize>,
+pub(super) struct Page {
+    pub(super) limit: Option<usize>,
+    pub(super) offset: Option<usize>,
 }
 
 impl Page {
-    fn of<T>(self, mut list: Vec<T>) -> Result<Vec<T>, Problem> {
+    pub(super) fn of<T>(self, mut list: Vec<T>) -> Result<Vec<T>, Problem> {
         let limit = self.limit.unwrap_or(LIMIT);
         if !(1..=LIMIT_MAX).contains(&limit) {
             return Err(refused(format!("limit is {limit}: must be from 1 to {LIMIT_MAX}.")));
@@ -317,11 +317,6 @@ struct Acknowledge {
     comment: String,
 }
 
-/// Who does something, if the request does not say.
-fn api() -> String {
-    "the admin API".to_owned()
-}
-
 pub(super) async fn acknowledge(
     State(admin): Shared,
     headers: HeaderMap,
@@ -443,51 +438,6 @@ pub(super) async fn handlers(State(admin): Shared) -> Result<Json<Value>, Proble
         "timestamp": timestamp(),
         "handlers": alerting.handlers(),
         "dead_letters": alerting.dead_letters(),
-    })))
-}
-
-// What to do.
-
-pub(super) async fn score(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let monitor = monitor(&admin)?.clone();
-    let score = blocking(move || {
-        let yesterday = Window::ending(monitor.now().unix_ms - 24 * 3_600_000, 600_000);
-        let selector = Selector::name("performance_score");
-        let history = monitor.history();
-        let series: Vec<_> = history.matching(&selector).iter().map(|found| found.id).collect();
-        let before = history.aggregate(&series, yesterday, Aggregate::Last);
-        (monitor.score(), before.map(|read| read.value))
-    });
-    let (score, yesterday) = score.await?;
-    let mut answer = json!(&*score);
-    answer["timestamp"] = json!(moment(score.at_ms));
-    answer["performance_score"] = json!(score.score);
-    answer["yesterday"] = json!(yesterday);
-    Ok(Json(answer))
-}
-
-/// What `GET /performance/recommendations` takes.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Recommendations {
-    /// `open`, `applied`, `verified`, `no_effect`, `rolled_back` or `dismissed`.
-    state: Option<String>,
-    limit: Option<usize>,
-    offset: Option<usize>,
-}
-
-pub(super) async fn recommendations(
-    State(admin): Shared,
-    query: Asked<Recommendations>,
-) -> Result<Json<Value>, Problem> {
-    let Recommendations { state, limit, offset } = asked(query)?;
-    let mut all = monitor(&admin)?.recommendations();
-    all.retain(|one| state.as_deref().is_none_or(|state| one.state.name() == state));
-    let total = all.len();
-    Ok(Json(json!({
-        "timestamp": timestamp(),
-        "recommendations": Page { limit, offset }.of(all)?,
-        "total_recommendations": total,
     })))
 }
 
