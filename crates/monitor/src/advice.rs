@@ -17,8 +17,12 @@
 //! minutes after it reads them again: what made one of them worse by more than a tenth is undone without
 //! being asked. Of one subsystem only one change is on probation at a time, so that an effect has one
 //! cause. A recommendation that has ended opens again only if its evidence holds for three windows.
+//!
+//! Where it is [allowed](Advisor::auto_apply), a recommendation of little risk and enough confidence that was
+//! found for three windows applies itself, within the same guard. What was undone, did nothing or was refused
+//! does not do so again for a day.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::insight::{Evidence, MetricSpec};
 use crate::score::Score;
@@ -31,7 +35,8 @@ mod rules;
 mod tests;
 
 pub use advisor::{
-    Advisor, AdvisorOptions, AdvisorState, ApplyError, AuditEntry, AuditEvent, Change,
+    Advisor, AdvisorOptions, AdvisorState, ApplyError, AuditEntry, AuditEvent, AutoApplyOptions,
+    Change,
 };
 pub use guard::{GuardOptions, GuardReading};
 pub use rules::{GenericOptions, generic_rules};
@@ -136,7 +141,7 @@ pub struct Expected {
 }
 
 /// What a rule found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
     /// What it is about within the rule, such as the name of a cache; empty if there is only one.
     pub subject: String,
@@ -161,6 +166,7 @@ pub struct Finding {
     /// What the change should bring.
     pub expected: Option<Expected>,
     /// The metric that tells whether the change helped.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "if_readable")]
     pub target: Option<MetricSpec>,
     /// From 0 to 4, the highest over all that the change touches.
     pub risk: u8,
@@ -168,6 +174,11 @@ pub struct Finding {
     pub effort: Effort,
     /// From 0 to 1.
     pub confidence: f64,
+}
+
+/// Reads a metric, or nothing: one that another version wrote does not take the whole state with it.
+fn if_readable<'de, D: Deserializer<'de>>(reader: D) -> Result<Option<MetricSpec>, D::Error> {
+    Ok(serde_json::from_value(serde_json::Value::deserialize(reader)?).ok())
 }
 
 impl Finding {
@@ -307,36 +318,11 @@ pub struct Recommendation {
     pub id: String,
     /// The rule.
     pub rule: String,
-    /// What it is about within the rule.
-    pub subject: String,
-    /// What it is about.
-    pub category: Category,
-    /// How soon something should be done.
-    pub priority: Priority,
-    /// The state, with its numbers.
-    pub title: String,
-    /// What exactly to do.
-    pub recommendation: String,
-    /// Why that should help.
-    pub why: String,
-    /// The value that is off.
-    pub current_value: Option<f64>,
-    /// What it should be.
-    pub target_value: Option<f64>,
-    /// What it rests on.
-    pub evidence: Vec<Evidence>,
-    /// The change; `None` if people have to act.
-    pub action: Option<Action>,
+    /// What the rule found, of late.
+    #[serde(flatten)]
+    pub finding: Finding,
     /// What undoes the change.
     pub inverse: Option<Action>,
-    /// What the change should bring.
-    pub expected: Option<Expected>,
-    /// From 0 to 4.
-    pub risk: u8,
-    /// How much work it is.
-    pub effort: Effort,
-    /// From 0 to 1.
-    pub confidence: f64,
     /// Where it is in its life.
     #[serde(flatten)]
     pub state: State,

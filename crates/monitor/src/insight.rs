@@ -73,6 +73,19 @@ impl Evidence {
             values: source.range(&ids, window, chart_step(window), aggregate),
         }
     }
+
+    /// Reads what a metric means as evidence; that of a ratio names both sides.
+    #[must_use]
+    pub fn of(source: &dyn Source, spec: &MetricSpec, window: Window) -> Self {
+        let mut evidence = Self::read(source, &spec.selector, window, spec.aggregate);
+        if !spec.of.is_empty() {
+            let whole: Vec<String> = spec.of.iter().map(ToString::to_string).collect();
+            evidence.metric = format!("{} / ({})", evidence.metric, whole.join(" + "));
+            evidence.value = spec.read(source, window);
+            evidence.values = spec.range(source, window, chart_step(window));
+        }
+        evidence
+    }
 }
 
 /// A trend and what it rests on.

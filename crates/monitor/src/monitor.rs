@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use parking_lot::{Condvar, Mutex};
 
 use crate::advice::{
@@ -69,6 +70,7 @@ pub struct MonitorBuilder {
     generic_advice: bool,
     advice_rules: Vec<Box<dyn AdviceRule>>,
     actuator: Option<Arc<dyn Actuator>>,
+    auto_apply: Option<Box<dyn Fn() -> bool + Send + Sync>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -97,6 +99,7 @@ impl Default for MonitorBuilder {
             generic_advice: true,
             advice_rules: Vec::new(),
             actuator: None,
+            auto_apply: None,
             clock: Arc::new(SystemClock::new()),
         }
     }
@@ -199,6 +202,14 @@ impl MonitorBuilder {
         self
     }
 
+    /// Lets advice apply itself while `allowed` says so, as [`Advisor::auto_apply`].
+    ///
+    /// It is asked each time that the rules have looked, so it can be a setting that changes.
+    pub fn auto_apply(mut self, allowed: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.auto_apply = Some(Box::new(allowed));
+        self
+    }
+
     /// Takes the time from this clock.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
@@ -232,6 +243,9 @@ impl MonitorBuilder {
         let source = Arc::new(history.clone());
         let alerting = Alerting::start(alerting, Arc::clone(&self.clock), source, &registry)?;
         let mut advisor = Advisor::new(self.advice);
+        if let Some(allowed) = self.auto_apply {
+            advisor.auto_apply(allowed);
+        }
         if self.generic_advice {
             for rule in generic_rules(&GenericOptions::default()) {
                 advisor.add_rule(rule);
@@ -258,7 +272,7 @@ impl MonitorBuilder {
             score: Mutex::new(None),
             advisor: Mutex::new(advisor),
             advice_file,
-            actuator: self.actuator,
+            actuator: ArcSwapOption::from(self.actuator.map(Arc::new)),
             own,
             _collector: collector,
             stop: Arc::default(),
@@ -424,7 +438,8 @@ struct Inner {
     score: Mutex<Option<(Duration, Arc<Score>)>>,
     advisor: Mutex<Advisor>,
     advice_file: Option<PathBuf>,
-    actuator: Option<Arc<dyn Actuator>>,
+    /// Within another `Arc`, because a swap needs a thin pointer.
+    actuator: ArcSwapOption<Arc<dyn Actuator>>,
     own: OwnMetrics,
     _collector: Option<Collector>,
     stop: Arc<Stop>,
@@ -452,7 +467,8 @@ impl Inner {
             Moment { unix_ms: kept_ms.or(self.history.last_ms()).unwrap_or(now.unix_ms), ..now };
         self.alerting.tick(now);
         let score = self.score_at(now);
-        let actuator = self.actuator.as_deref();
+        let actuator = self.actuator.load_full();
+        let actuator = actuator.as_deref().map(|actuator| &**actuator);
         let mut advisor = self.advisor.lock();
         let changes = advisor.evaluate(now, &self.history, Some(&score), actuator);
         if !changes.is_empty() {
@@ -707,15 +723,28 @@ impl Monitor {
         self.0.advisor.lock().rule(id, check);
     }
 
+    /// Adds advice rules to a monitor that runs: those that look at parts which are made after it.
+    pub fn add_advice_rules(&self, rules: impl IntoIterator<Item = Box<dyn AdviceRule>>) {
+        let mut advisor = self.0.advisor.lock();
+        rules.into_iter().for_each(|rule| advisor.add_rule(rule));
+    }
+
+    /// Changes settings through this from now on when advice is applied and undone, as
+    /// [`MonitorBuilder::actuator`].
+    pub fn set_actuator(&self, actuator: impl Actuator + 'static) {
+        let actuator: Arc<dyn Actuator> = Arc::new(actuator);
+        self.0.actuator.store(Some(Arc::new(actuator)));
+    }
+
     /// Makes the change of an open recommendation, and watches what comes of it.
     ///
     /// # Errors
     ///
     /// As [`Advisor::apply`]; [`ApplyError::NoAction`] without an actuator.
     pub fn apply(&self, id: &str, by: &str) -> Result<(), ApplyError> {
-        let actuator = self.0.actuator.as_deref().ok_or(ApplyError::NoAction)?;
+        let actuator = self.0.actuator.load_full().ok_or(ApplyError::NoAction)?;
         let history = &self.0.history;
-        self.0.change_advice(|advisor, now| advisor.apply(id, by, now, history, actuator))
+        self.0.change_advice(|advisor, now| advisor.apply(id, by, now, history, &**actuator))
     }
 
     /// Undoes the change of a recommendation.
@@ -724,8 +753,8 @@ impl Monitor {
     ///
     /// As [`Advisor::undo`]; [`ApplyError::NoAction`] without an actuator.
     pub fn undo(&self, id: &str, by: &str) -> Result<(), ApplyError> {
-        let actuator = self.0.actuator.as_deref().ok_or(ApplyError::NoAction)?;
-        self.0.change_advice(|advisor, now| advisor.undo(id, by, now, actuator))
+        let actuator = self.0.actuator.load_full().ok_or(ApplyError::NoAction)?;
+        self.0.change_advice(|advisor, now| advisor.undo(id, by, now, &**actuator))
     }
 
     /// Puts a recommendation aside, for a while or for good.

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::series::{Labels, SeriesKey};
 
 /// How a matcher compares.
@@ -115,7 +118,9 @@ impl Matcher {
 
 impl fmt::Display for Matcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}{:?}", self.label, self.comparison.sign(), self.value)
+        // What [`Selector::parse`] undoes.
+        let value = self.value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
+        write!(f, "{}{}\"{value}\"", self.label, self.comparison.sign())
     }
 }
 
@@ -192,6 +197,19 @@ impl std::str::FromStr for Selector {
 
     fn from_str(text: &str) -> Result<Self, SelectorError> {
         Self::parse(text)
+    }
+}
+
+/// As its text.
+impl Serialize for Selector {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Selector {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 

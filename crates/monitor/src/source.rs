@@ -3,6 +3,9 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::selector::Selector;
 use crate::series::{Kind, SeriesId, SeriesKey, Unit};
 
@@ -74,6 +77,9 @@ impl Aggregate {
             Self::Delta => "delta",
             Self::Quantile(share) => {
                 let digits = format!("{share:.4}");
+                if digits.starts_with('1') {
+                    return "p100".to_owned();
+                }
                 let digits = digits.trim_start_matches("0.").trim_end_matches('0');
                 return format!("p{digits:0<2}");
             }
@@ -103,6 +109,7 @@ impl FromStr for Aggregate {
             "stddev" => Self::Stddev,
             "rate" => Self::Rate,
             "delta" => Self::Delta,
+            "p100" => Self::Quantile(1.0),
             other => {
                 let digits = other.strip_prefix('p').ok_or(UnknownAggregate)?;
                 let is_share = (2..=4).contains(&digits.len())
@@ -111,6 +118,19 @@ impl FromStr for Aggregate {
                 Self::Quantile(share.ok_or(UnknownAggregate)?)
             }
         })
+    }
+}
+
+/// As its word.
+impl Serialize for Aggregate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.word())
+    }
+}
+
+impl<'de> Deserialize<'de> for Aggregate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

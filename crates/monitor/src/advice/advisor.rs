@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::guard::Verdict;
 use super::{Actuator, AdviceContext, AdviceRule, Finding, GuardOptions, Recommendation, State};
 use crate::clock::{Moment, millis};
-use crate::insight::MetricSpec;
 use crate::score::Score;
 use crate::source::Source;
 
 /// The form of [`AdvisorState`].
 const VERSION: u32 = 1;
+/// Who applies what applies itself, in states and in the audit list.
+const ITSELF: &str = "auto";
 
 /// The bounds and times of an [`Advisor`].
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +32,8 @@ pub struct AdvisorOptions {
     pub audit_max: usize,
     /// How changes are watched.
     pub guard: GuardOptions,
+    /// Which recommendations apply themselves, where that is [allowed](Advisor::auto_apply).
+    pub auto: AutoApplyOptions,
 }
 
 impl Default for AdvisorOptions {
@@ -42,6 +45,31 @@ impl Default for AdvisorOptions {
             recommendations_max: 200,
             audit_max: 500,
             guard: GuardOptions::default(),
+            auto: AutoApplyOptions::default(),
+        }
+    }
+}
+
+/// Which recommendations apply themselves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AutoApplyOptions {
+    /// The highest risk; 2 by default.
+    pub risk_max: u8,
+    /// The least confidence; 0.7 by default.
+    pub confidence_min: f64,
+    /// Windows in a row in which the rule must have found it; 3 by default.
+    pub found_min: u32,
+    /// For how long what was undone, did nothing or was refused does not apply itself again; a day by default.
+    pub cooldown: Duration,
+}
+
+impl Default for AutoApplyOptions {
+    fn default() -> Self {
+        Self {
+            risk_max: 2,
+            confidence_min: 0.7,
+            found_min: 3,
+            cooldown: Duration::from_secs(86_400),
         }
     }
 }
@@ -136,13 +164,15 @@ pub struct AdvisorState {
     version: u32,
     recommendations: Vec<Recommendation>,
     audit: Vec<AuditEntry>,
+    /// Until when, by the wall clock, a recommendation does not apply itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    cooling: BTreeMap<String, i64>,
 }
 
 /// A recommendation and what the advisor counts about it.
 #[derive(Debug)]
 struct Tracked {
     recommendation: Recommendation,
-    target: Option<MetricSpec>,
     /// Windows in a row in which the rule found it.
     found: u32,
     /// Windows in a row in which it did not.
@@ -176,6 +206,9 @@ pub struct Advisor {
     tracked: BTreeMap<String, Tracked>,
     audit: VecDeque<AuditEntry>,
     evaluated: Option<Duration>,
+    auto_apply: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Until when a recommendation does not apply itself.
+    cooling: BTreeMap<String, Moment>,
 }
 
 impl std::fmt::Debug for Advisor {
@@ -212,7 +245,17 @@ impl Advisor {
             tracked: BTreeMap::new(),
             audit: VecDeque::new(),
             evaluated: None,
+            auto_apply: Box::new(|| false),
+            cooling: BTreeMap::new(),
         }
+    }
+
+    /// Lets recommendations apply themselves while `allowed` says so, as [`AdvisorOptions::auto`] bounds it.
+    ///
+    /// It is asked each time the rules have looked. What applies itself is guarded like what people apply,
+    /// and stands in the audit list under `auto`.
+    pub fn auto_apply(&mut self, allowed: impl Fn() -> bool + Send + Sync + 'static) {
+        self.auto_apply = Box::new(allowed);
     }
 
     /// Adds a closure as a rule; what is before the first point of its name is the subsystem.
@@ -253,6 +296,9 @@ impl Advisor {
             let context = AdviceContext { source, at_ms: now.unix_ms, score };
             self.run_rules(now, &context, &mut changes);
             self.make_room(now, &mut changes);
+            if let Some(actuator) = actuator.filter(|_| (self.auto_apply)()) {
+                self.apply_itself(now, source, actuator, &mut changes);
+            }
         }
         changes
     }
@@ -261,7 +307,7 @@ impl Advisor {
     #[must_use]
     pub fn recommendations(&self) -> Vec<&Recommendation> {
         let mut all: Vec<_> = self.tracked.values().map(|one| &one.recommendation).collect();
-        all.sort_by_key(|one| std::cmp::Reverse(one.priority));
+        all.sort_by_key(|one| std::cmp::Reverse(one.finding.priority));
         all
     }
 
@@ -302,7 +348,7 @@ impl Advisor {
         if one.recommendation.state != State::Open {
             return Err(one.state_error("open"));
         }
-        let action = one.recommendation.action.clone().ok_or(ApplyError::NoAction)?;
+        let action = one.recommendation.finding.action.clone().ok_or(ApplyError::NoAction)?;
         let subsystem = one.recommendation.subsystem();
         let busy = self.tracked.values().map(|other| &other.recommendation).find(|other| {
             matches!(other.state, State::Applied { .. }) && other.subsystem() == subsystem
@@ -310,7 +356,8 @@ impl Advisor {
         if let Some(busy) = busy {
             return Err(ApplyError::Busy(busy.id.clone()));
         }
-        let before = self.options.guard.read(source, one.target.as_ref(), now.unix_ms);
+        let target = one.recommendation.finding.target.as_ref();
+        let before = self.options.guard.read(source, target, now.unix_ms);
         if let Err(error) = actuator.apply(&action.path, &action.to) {
             let reason = error.to_string();
             self.note(now, id, AuditEvent::ApplyRefused, by, Some(action), &reason);
@@ -347,6 +394,7 @@ impl Advisor {
             self.note(now, id, AuditEvent::UndoRefused, by, Some(inverse), &reason);
             return Err(ApplyError::Refused(error));
         }
+        self.cool(id, now);
         let reason = format!("undone by {by}");
         self.end(id, State::RolledBack { at_ms: now.unix_ms, reason });
         self.note(now, id, AuditEvent::Undone, by, Some(inverse), "");
@@ -387,14 +435,14 @@ impl Advisor {
             version: VERSION,
             recommendations,
             audit: self.audit.iter().cloned().collect(),
+            cooling: self.cooling.iter().map(|(id, until)| (id.clone(), until.unix_ms)).collect(),
         }
     }
 
     /// Takes up what an earlier process left; what is here already stays as it is.
     ///
-    /// Probations begin anew, because the time in between was not watched. The metric that a change is for
-    /// is known again once its rule finds it; until then the others guard the change.
-    /// A state of another version is passed over.
+    /// Probations begin anew, because the time in between was not watched. A state of another version is
+    /// passed over.
     pub fn restore(&mut self, state: AdvisorState, now: Moment) {
         if state.version != VERSION {
             return;
@@ -404,20 +452,25 @@ impl Advisor {
                 self.audit.push_front(entry);
             }
         }
+        // The monotonic clock of another process began elsewhere.
+        let monotonic = |until_ms: i64| {
+            let left = u64::try_from(until_ms.saturating_sub(now.unix_ms)).unwrap_or(0);
+            now.monotonic.saturating_add(Duration::from_millis(left))
+        };
+        for (id, unix_ms) in state.cooling.into_iter().take(self.options.recommendations_max) {
+            let until = Moment { monotonic: monotonic(unix_ms), unix_ms };
+            self.cooling.entry(id).or_insert(until);
+        }
         for recommendation in state.recommendations {
             if self.tracked.len() >= self.options.recommendations_max {
                 break;
             }
             let dismissed_until = match recommendation.state {
-                State::Dismissed { until_ms: Some(until), .. } => {
-                    let left = u64::try_from(until.saturating_sub(now.unix_ms)).unwrap_or(0);
-                    Some(now.monotonic.saturating_add(Duration::from_millis(left)))
-                }
+                State::Dismissed { until_ms: Some(until), .. } => Some(monotonic(until)),
                 _ => None,
             };
             self.tracked.entry(recommendation.id.clone()).or_insert(Tracked {
                 recommendation,
-                target: None,
                 found: 0,
                 missed: 0,
                 applied: now.monotonic,
@@ -433,6 +486,56 @@ impl Advisor {
     fn end(&mut self, id: &str, state: State) {
         if let Some(one) = self.tracked.get_mut(id) {
             (one.recommendation.state, one.found, one.missed) = (state, 0, 0);
+        }
+    }
+
+    /// Keeps a recommendation from applying itself for a while.
+    fn cool(&mut self, id: &str, now: Moment) {
+        self.cooling.retain(|_, until| until.monotonic > now.monotonic);
+        self.cooling.insert(id.to_owned(), now.after(self.options.auto.cooldown));
+        while self.cooling.len() > self.options.recommendations_max {
+            let soonest = self.cooling.iter().min_by_key(|(_, until)| until.monotonic);
+            let Some(soonest) = soonest.map(|(id, _)| id.clone()) else { return };
+            self.cooling.remove(&soonest);
+        }
+    }
+
+    /// Applies what may apply itself: the urgent first, and of one subsystem one at a time.
+    fn apply_itself(
+        &mut self,
+        now: Moment,
+        source: &dyn Source,
+        actuator: &dyn Actuator,
+        changes: &mut Vec<Change>,
+    ) {
+        let auto = self.options.auto;
+        self.cooling.retain(|_, until| until.monotonic > now.monotonic);
+        let mut ready: Vec<_> = self
+            .tracked
+            .iter()
+            .filter(|(id, one)| {
+                let Recommendation { finding, state, .. } = &one.recommendation;
+                *state == State::Open
+                    && one.found >= auto.found_min
+                    && finding.action.is_some()
+                    && finding.risk <= auto.risk_max
+                    && finding.confidence >= auto.confidence_min
+                    && !self.cooling.contains_key(*id)
+            })
+            .map(|(id, one)| (std::cmp::Reverse(one.recommendation.finding.priority), id.clone()))
+            .collect();
+        ready.sort();
+        for (_, id) in ready {
+            let event = match self.apply(&id, ITSELF, now, source, actuator) {
+                Ok(()) => AuditEvent::Applied,
+                Err(ApplyError::Refused(_)) => {
+                    self.cool(&id, now);
+                    AuditEvent::ApplyRefused
+                }
+                // Another change of the subsystem is on probation: later.
+                Err(_) => continue,
+            };
+            changes.push(Change { id, event });
         }
     }
 
@@ -479,7 +582,8 @@ impl Advisor {
             let State::Applied { before, undo_refused, .. } = &one.recommendation.state else {
                 continue;
             };
-            let after = self.options.guard.read(source, one.target.as_ref(), now.unix_ms);
+            let target = one.recommendation.finding.target.as_ref();
+            let after = self.options.guard.read(source, target, now.unix_ms);
             let verdict = match undo_refused {
                 // Once something was worse it is to be undone, whatever the readings are by now.
                 Some(_) => Verdict::Worse(String::new()),
@@ -530,6 +634,9 @@ impl Advisor {
                 }
             };
             self.end(&id, state);
+            if event != AuditEvent::Verified {
+                self.cool(&id, now);
+            }
             self.note(now, &id, event, "", change, &reason);
             changes.push(Change { id, event });
         }
@@ -591,11 +698,9 @@ impl Advisor {
         now: Moment,
     ) -> Option<AuditEvent> {
         let Some(one) = self.tracked.get_mut(id) else {
-            let target = finding.target.clone();
             let recommendation = recommend(id, rule, finding, now.unix_ms);
             let tracked = Tracked {
                 recommendation,
-                target,
                 found: 1,
                 missed: 0,
                 applied: Duration::ZERO,
@@ -606,7 +711,6 @@ impl Advisor {
         };
         (one.found, one.missed) = (one.found.saturating_add(1), 0);
         one.recommendation.seen_ms = now.unix_ms;
-        one.target.clone_from(&finding.target);
         match one.recommendation.state {
             State::Open => {
                 let opened_ms = one.recommendation.opened_ms;
@@ -641,7 +745,7 @@ impl Advisor {
                 .min_by_key(|(_, one)| {
                     let recommendation = &one.recommendation;
                     let open = recommendation.state == State::Open;
-                    (open, recommendation.priority, recommendation.seen_ms)
+                    (open, recommendation.finding.priority, recommendation.seen_ms)
                 })
                 .map(|(id, _)| id.clone());
             let Some(id) = victim else { return };
@@ -658,26 +762,18 @@ impl Tracked {
     }
 }
 
-fn recommend(id: &str, rule: String, finding: Finding, at_ms: i64) -> Recommendation {
+fn recommend(id: &str, rule: String, mut finding: Finding, at_ms: i64) -> Recommendation {
+    finding.risk = finding.risk.min(4);
+    // What is no number is none in JSON, and would not be read again.
+    finding.confidence =
+        if finding.confidence.is_nan() { 0.0 } else { finding.confidence.clamp(0.0, 1.0) };
+    finding.expected.take_if(|expected| !(expected.from.is_finite() && expected.to.is_finite()));
     let inverse = finding.action.as_ref().map(super::Action::inverse);
     Recommendation {
         id: id.to_owned(),
         rule,
-        subject: finding.subject,
-        category: finding.category,
-        priority: finding.priority,
-        title: finding.title,
-        recommendation: finding.recommendation,
-        why: finding.why,
-        current_value: finding.current_value,
-        target_value: finding.target_value,
-        evidence: finding.evidence,
-        action: finding.action,
+        finding,
         inverse,
-        expected: finding.expected,
-        risk: finding.risk.min(4),
-        effort: finding.effort,
-        confidence: finding.confidence.clamp(0.0, 1.0),
         state: State::Open,
         opened_ms: at_ms,
         seen_ms: at_ms,

@@ -99,10 +99,8 @@ impl GuardOptions {
             reading("error_ratio", errors, Worse::Higher, 0.01),
             reading("resident_memory", memory, Worse::Higher, f64::from(64 << 20)),
         ];
-        readings.extend(target.map(|spec| {
-            let value = read(&spec.selector, spec.aggregate);
-            reading(TARGET, value, spec.worse, 0.0)
-        }));
+        readings
+            .extend(target.map(|spec| reading(TARGET, spec.read(source, window), spec.worse, 0.0)));
         readings
     }
 

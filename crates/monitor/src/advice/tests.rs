@@ -294,6 +294,191 @@ fn the_state_survives_a_restart_and_a_probation_begins_anew() {
 }
 
 #[test]
+fn the_metric_of_a_change_outlives_the_process_whether_or_not_its_rule_finds_it_again() {
+    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+    let mut before = advisor(found(&["users"]));
+    before.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+    before.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+    let text = serde_json::to_string(&before.snapshot()).expect("plain data");
+
+    let mut after = advisor(found(&[]));
+    after.restore(serde_json::from_str(&text).expect("its own text"), at(20 * MINUTE));
+    after.evaluate(at(30 * MINUTE), &source, None, Some(&settings));
+    let State::RolledBack { reason, .. } = &after.get(ID).expect("there").state else {
+        panic!("rolled back");
+    };
+    assert_eq!(reason, "target went from 0.7 to 0.5");
+}
+
+/// A state as it was written before recommendations held the metric that they are for.
+const FORMER: &str = r#"{"version":1,"recommendations":[{"id":"cache.undersized:users",
+    "rule":"cache.undersized","subject":"users","category":"cache","priority":"high",
+    "title":"31 % of misses","recommendation":"Raise 64 to 96","why":"","current_value":null,
+    "target_value":0.8,"evidence":[{"metric":"hit_ratio","aggregate":"avg","from_ms":0,"to_ms":9,
+    "value":0.7,"samples":3,"values":[0.7,null]}],"action":{"kind":"config.set",
+    "path":"cache.capacity","from":64,"to":96},"inverse":{"kind":"config.set",
+    "path":"cache.capacity","from":96,"to":64},"expected":null,"risk":0,"effort":"medium",
+    "confidence":0.8,"state":"applied","at_ms":1200000,"by":"ann","before":[{"name":"p95",
+    "value":0.1,"worse":"higher","floor":0.001}],"undo_refused":null,"opened_ms":1200000,
+    "seen_ms":1200000}],"audit":[{"at_ms":1200000,"id":"cache.undersized:users",
+    "event":"applied","by":"ann","change":null,"reason":""}]}"#;
+
+#[test]
+fn a_state_of_the_former_form_is_read_and_its_change_still_guarded() {
+    let (source, settings) = (samples([0.7, 0.7], [0.1, 0.2]), Settings::default());
+    let mut advisor = advisor(found(&[]));
+    advisor.restore(serde_json::from_str(FORMER).expect("the former form"), at(20 * MINUTE));
+    assert_eq!(advisor.get(ID).expect("there").finding.target_value, Some(0.8));
+    advisor.evaluate(at(30 * MINUTE), &source, None, Some(&settings));
+    assert_eq!((state(&advisor, ID), settings.last()), ("rolled_back", Some(json!(64))));
+    let former: Value = serde_json::from_str(FORMER).expect("JSON");
+    let now = serde_json::to_value(advisor.snapshot()).expect("plain data");
+    let (former, now) = (&former["recommendations"][0], &now["recommendations"][0]);
+    for field in ["id", "subject", "category", "evidence", "action", "inverse", "confidence"] {
+        assert_eq!(former[field], now[field], "{field}");
+    }
+}
+
+#[test]
+fn a_metric_that_cannot_be_read_is_none_and_the_rest_of_the_state_is_there() {
+    let target = r#""target":{"name":"x","selector":"{","aggregate":"avg","worse":"lower"},"risk""#;
+    let text = FORMER.replace("\"risk\"", target);
+    let mut advisor = advisor(found(&[]));
+    advisor.restore(serde_json::from_str(&text).expect("the rest"), at(0));
+    assert_eq!(
+        (state(&advisor, ID), &advisor.get(ID).expect("there").finding.target),
+        ("applied", &None)
+    );
+}
+
+/// Evaluates every five minutes from one minute to another, and returns the moves with their minutes.
+fn moves(
+    advisor: &mut Advisor,
+    minutes: std::ops::RangeInclusive<u64>,
+    source: &Fake,
+    settings: &Settings,
+) -> Vec<(u64, String, AuditEvent)> {
+    let mut moves = Vec::new();
+    for minute in minutes.step_by(5) {
+        let changes = advisor.evaluate(at(minute * MINUTE), source, None, Some(settings));
+        let changes = changes.into_iter().filter(|change| change.event != AuditEvent::Opened);
+        moves.extend(changes.map(|change| (minute, change.id, change.event)));
+    }
+    moves
+}
+
+#[test]
+fn what_was_found_three_times_applies_itself_where_that_is_allowed() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (source, settings) = (samples([0.7, 0.8], [0.1, 0.1]), Settings::default());
+    let mut advisor = advisor(found(&["users", "pages"]));
+    let allowed = Arc::new(AtomicBool::new(false));
+    let switch = Arc::clone(&allowed);
+    advisor.auto_apply(move || switch.load(Ordering::Relaxed));
+    assert_eq!(moves(&mut advisor, 0..=15, &source, &settings), []);
+    allowed.store(true, Ordering::Relaxed);
+    let pages = "cache.undersized:pages".to_owned();
+    let all = moves(&mut advisor, 20..=30, &source, &settings);
+    // Of one subsystem one at a time: the next when the first is verified.
+    let expected = [
+        (20, pages.clone(), AuditEvent::Applied),
+        (30, pages, AuditEvent::Verified),
+        (30, ID.to_owned(), AuditEvent::Applied),
+    ];
+    assert_eq!(all, expected);
+    let applied = advisor.audit().filter(|entry| entry.event == AuditEvent::Applied);
+    let by: Vec<&str> = applied.map(|entry| entry.by.as_str()).collect();
+    assert_eq!(by, ["auto", "auto"]);
+}
+
+#[test]
+fn nothing_applies_itself_before_it_was_found_often_enough_or_beyond_the_bounds() {
+    for (risk, confidence, action, expected) in [
+        (2, 0.7, true, 1),
+        (3, 0.7, true, 0),
+        (2, 0.69, true, 0),
+        (2, f64::NAN, true, 0),
+        (0, 1.0, false, 0),
+    ] {
+        let (source, settings) = (Fake::default(), Settings::default());
+        let mut advisor = Advisor::new(AdvisorOptions::default());
+        advisor.auto_apply(|| true);
+        advisor.rule("a.b", move |_| {
+            let mut finding = Finding { risk, confidence, ..finding("") };
+            finding.action.take_if(|_| !action);
+            vec![finding]
+        });
+        assert_eq!(moves(&mut advisor, 0..=5, &source, &settings), []);
+        let applied = moves(&mut advisor, 10..=10, &source, &settings);
+        assert_eq!(applied.len(), expected, "risk {risk}, confidence {confidence}, {action}");
+    }
+}
+
+#[test]
+fn what_was_undone_does_not_apply_itself_again_within_a_day_even_over_a_restart() {
+    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+    let mut first = advisor(found(&["users"]));
+    first.auto_apply(|| true);
+    let of = |events: Vec<(u64, String, AuditEvent)>| -> Vec<(u64, AuditEvent)> {
+        events.into_iter().map(|(minute, _, event)| (minute, event)).collect()
+    };
+    let found_twice = of(moves(&mut first, 10..=15, &source, &settings));
+    assert_eq!(found_twice, []);
+    let day = 24 * 60;
+    let mut moved = of(moves(&mut first, 20..=12 * 60, &source, &settings));
+    let text = serde_json::to_string(&first.snapshot()).expect("plain data");
+    let mut second = advisor(found(&["users"]));
+    second.auto_apply(|| true);
+    second.restore(serde_json::from_str(&text).expect("its own text"), at(12 * 60 * MINUTE));
+    moved.extend(of(moves(&mut second, 12 * 60 + 5..=day + 25, &source, &settings)));
+    assert_eq!(
+        moved,
+        [(20, AuditEvent::Applied), (30, AuditEvent::RolledBack), (40, AuditEvent::Reopened)]
+    );
+    assert_eq!(
+        of(moves(&mut second, day + 30..=day + 30, &source, &settings)),
+        [(day + 30, AuditEvent::Applied)]
+    );
+}
+
+#[test]
+fn what_is_refused_is_not_tried_again_the_same_day() {
+    let (source, settings) = (Fake::default(), Settings::default());
+    *settings.refuse.lock().expect("not poisoned") = true;
+    let mut advisor = advisor(found(&["users"]));
+    advisor.auto_apply(|| true);
+    let all = moves(&mut advisor, 0..=600, &source, &settings);
+    assert_eq!(all, [(10, ID.to_owned(), AuditEvent::ApplyRefused)]);
+}
+
+#[test]
+fn a_ratio_is_guarded_as_a_part_of_what_grew() {
+    let mut source = Fake::default();
+    let total = |each: f64| (0..=60).map(move |at| f64::from(at) * each);
+    source.counter("hits", &[("cache", "a \"b\" \\")], 0, 60_000, total(30.0));
+    source.counter("misses", &[("cache", "a \"b\" \\")], 0, 60_000, total(10.0));
+    let label =
+        crate::selector::Matcher::new("cache", crate::selector::Comparison::Equal, "a \"b\" \\");
+    let matchers = vec![label.expect("a matcher")];
+    let select = |name: &str| Selector { name: name.into(), matchers: matchers.clone() };
+    let spec = MetricSpec::ratio(
+        "hit_ratio",
+        select("hits"),
+        [select("hits"), select("misses")],
+        Worse::Lower,
+    );
+    let readings = GuardOptions::default().read(&source, Some(&spec), 3_600_000);
+    assert_eq!(readings.last().and_then(|reading| reading.value), Some(0.75));
+    let text = serde_json::to_string(&spec).expect("plain data");
+    assert_eq!(serde_json::from_str::<MetricSpec>(&text).expect("its own text"), spec);
+    let evidence = Evidence::of(&source, &spec, crate::source::Window::ending(3_600_000, 600_000));
+    assert_eq!(evidence.value, Some(0.75));
+    assert!(evidence.metric.starts_with("hits{cache=\"a \\\"b"), "{}", evidence.metric);
+    assert!(evidence.metric.contains("} / (hits{"), "{}", evidence.metric);
+}
+
+#[test]
 fn a_recommendation_reads_as_asked_for() {
     let mut advisor = advisor(found(&["users"]));
     advisor.evaluate(at(0), &Fake::default(), None, None);
@@ -301,6 +486,7 @@ fn a_recommendation_reads_as_asked_for() {
     for field in ["category", "priority", "recommendation", "current_value", "target_value"] {
         assert!(json[0].get(field).is_some(), "{field}");
     }
+    assert_eq!(json[0]["target"]["selector"], json!("hit_ratio"));
     assert_eq!((&json[0]["state"], &json[0]["inverse"]["to"]), (&json!("open"), &json!(64)));
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Evidence, MAD_TO_DEVIATION, ids, quantile};
 use crate::clock::millis;
 use crate::selector::Selector;
+use crate::series::SeriesId;
 use crate::source::{Aggregate, Source, Window};
 
 /// The step of a baseline over an hour.
@@ -30,14 +31,17 @@ pub enum Worse {
     Lower,
 }
 
-/// A metric that is worth a baseline.
-#[derive(Debug, Clone, PartialEq)]
+/// A metric that is worth a baseline, or that tells whether a change helped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricSpec {
     /// What it is called in results.
     pub name: String,
     /// Its series.
     pub selector: Selector,
-    /// What to make of their samples.
+    /// Series of which it is told as a part, such as hits and misses of which hits are a part; usually none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub of: Vec<Selector>,
+    /// What to make of the samples.
     pub aggregate: Aggregate,
     /// Which direction is bad.
     pub worse: Worse,
@@ -47,7 +51,53 @@ impl MetricSpec {
     /// Names a metric.
     #[must_use]
     pub fn new(name: &str, selector: Selector, aggregate: Aggregate, worse: Worse) -> Self {
-        Self { name: name.to_owned(), selector, aggregate, worse }
+        Self { name: name.to_owned(), selector, of: Vec::new(), aggregate, worse }
+    }
+
+    /// Names the growth of a counter as a part of the growth of some counters together.
+    #[must_use]
+    pub fn ratio(
+        name: &str,
+        part: Selector,
+        of: impl IntoIterator<Item = Selector>,
+        worse: Worse,
+    ) -> Self {
+        let of = of.into_iter().collect();
+        Self { of, ..Self::new(name, part, Aggregate::Delta, worse) }
+    }
+
+    /// Returns the value over a window; nothing without samples, or of a ratio while nothing grew.
+    #[must_use]
+    pub fn read(&self, source: &dyn Source, window: Window) -> Option<f64> {
+        let part = source.aggregate(&ids(source, &self.selector), window, self.aggregate)?.value;
+        if self.of.is_empty() {
+            return Some(part);
+        }
+        let whole = source.aggregate(&self.whole(source), window, self.aggregate)?.value;
+        (whole > 0.0).then(|| part / whole)
+    }
+
+    /// Returns the value of each step of a window, as [`Source::range`] cuts it.
+    pub(super) fn range(
+        &self,
+        source: &dyn Source,
+        window: Window,
+        step_ms: i64,
+    ) -> Vec<Option<f64>> {
+        let range = |series: &[SeriesId]| source.range(series, window, step_ms, self.aggregate);
+        let parts = range(&ids(source, &self.selector));
+        if self.of.is_empty() {
+            return parts;
+        }
+        let wholes = range(&self.whole(source));
+        let ratio = |(part, whole): (Option<f64>, Option<f64>)| {
+            part.zip(whole).filter(|(_, whole)| *whole > 0.0).map(|(part, whole)| part / whole)
+        };
+        parts.into_iter().zip(wholes).map(ratio).collect()
+    }
+
+    fn whole(&self, source: &dyn Source) -> Vec<SeriesId> {
+        self.of.iter().flat_map(|selector| ids(source, selector)).collect()
     }
 
     /// Returns processor use, memory, response time and throughput by their conventional names.
@@ -112,7 +162,11 @@ pub fn baseline(
     window: Window,
     step_ms: i64,
 ) -> Option<Baseline> {
-    let steps = source.range(&ids(source, selector), window, step_ms.max(1), aggregate);
+    usual(source, &MetricSpec::new("", selector.clone(), aggregate, Worse::Higher), window, step_ms)
+}
+
+fn usual(source: &dyn Source, spec: &MetricSpec, window: Window, step_ms: i64) -> Option<Baseline> {
+    let steps = spec.range(source, window, step_ms.max(1));
     let mut values: Vec<f64> =
         steps.into_iter().flatten().filter(|value| value.is_finite()).collect();
     let samples = values.len();
@@ -127,7 +181,7 @@ pub fn baseline(
     }
     let mad = quantile(&mut values, 0.5)?;
     let reach = 3.0 * MAD_TO_DEVIATION * mad;
-    let mut evidence = Evidence::read(source, selector, window, aggregate);
+    let mut evidence = Evidence::of(source, spec, window);
     evidence.samples = samples;
     Some(Baseline {
         median,
@@ -149,7 +203,7 @@ pub fn baseline(
 pub fn baselines(source: &dyn Source, specs: &[MetricSpec], at_ms: i64) -> Vec<MetricBaseline> {
     let over = |spec: &MetricSpec, length, step_ms| {
         let window = Window::ending(at_ms, millis(length));
-        baseline(source, &spec.selector, spec.aggregate, window, step_ms)
+        usual(source, spec, window, step_ms)
     };
     let specs = specs.iter().map(|spec| MetricBaseline {
         name: spec.name.clone(),
@@ -216,11 +270,11 @@ pub fn degradations(
             |(length, step)| {
                 let before = Window::ending(window.from_ms, millis(length));
                 // A week of which only hours are stored is no week.
-                let usual = baseline(source, &spec.selector, spec.aggregate, before, step)?;
+                let usual = usual(source, spec, before, step)?;
                 (usual.samples as i64 * step * 2 >= before.length_ms()).then_some(usual)
             },
         )?;
-        let evidence = Evidence::read(source, &spec.selector, window, spec.aggregate);
+        let evidence = Evidence::of(source, spec, window);
         let now = evidence.value?;
         let floor = usual.median.abs() * options.deviation_min;
         let deviation = (MAD_TO_DEVIATION * usual.mad).max(floor).max(f64::MIN_POSITIVE);
