@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use super::{
-    setting::{Raw, Setting},
+    setting::{Raw, KeyType},
     url::{BackendUrl, redact_malformed},
 };
 
@@ -198,7 +198,7 @@ pub(super) fn duplicates(backends: &[Backend]) -> Vec<(usize, String)> {
     backends.iter().enumerate().filter_map(again).collect()
 }
 
-impl Setting for Backends {
+impl KeyType for Backends {
     fn kind() -> String {
         "an http:// URL such as \"http://127.0.0.1:8000\", or a list of them".to_owned()
     }

@@ -15,7 +15,7 @@ use super::{
     Config, ConfigError, Explanation, Note, Origin, Problem,
     machine::Machine,
     quantity::format_duration,
-    setting::{CompressionMethod, DiskEngine, Raw, Setting},
+    setting::{CompressionMethod, DiskEngine, Raw, KeyType},
     source::Gathered,
     tree::{
         self, BACKENDS, Balancer, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log,
@@ -279,7 +279,7 @@ impl<'a> Resolver<'a> {
 }
 
 impl Resolve for Resolver<'_> {
-    fn value<T: Setting>(&mut self, key: &'static Key, read: fn(&Raw) -> Result<T, String>) -> T {
+    fn value<T: KeyType>(&mut self, key: &'static Key, read: fn(&Raw) -> Result<T, String>) -> T {
         let given = self.given.get(key.path).and_then(|given| given.last());
         if let Some(value) = given.and_then(|(raw, _)| read(raw).ok()) {
             return value;

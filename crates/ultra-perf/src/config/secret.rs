@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::setting::{Raw, Setting};
+use super::setting::{Raw, KeyType};
 
 const KEY_BYTES: usize = 32;
 /// More than any form of a key has, with white space around it.
@@ -134,7 +134,7 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-impl Setting for SigningKey {
+impl KeyType for SigningKey {
     fn kind() -> String {
         "a key such as \"env:STICKY_KEY\" or \"file:/run/secrets/sticky-key\"".to_owned()
     }
@@ -232,7 +232,7 @@ fn base64(text: &[u8]) -> Option<[u8; KEY_BYTES]> {
     bytes.try_into().ok().filter(|_| is_whole)
 }
 
-impl Setting for KeySources {
+impl KeyType for KeySources {
     fn kind() -> String {
         "a list of keys by number, such as [\"1=env:CACHE_KEY\"] or \
          [\"2=file:/run/secrets/cache-key\"]"

@@ -1,6 +1,6 @@
 //! The types that a key may have: how each is read from a source and printed again.
 //!
-//! A source gives a [`Raw`] value; a [`Setting`] turns it into a Rust type or says what would be
+//! A source gives a [`Raw`] value; a [`KeyType`] turns it into a Rust type or says what would be
 //! right. A file's values keep their TOML type, so `"true"` for `true` is noticed there; the
 //! environment and the command line know text only and are read more generously.
 
@@ -61,7 +61,7 @@ impl Raw {
 }
 
 /// A type that a key may have.
-pub(super) trait Setting: Sized {
+pub(super) trait KeyType: Sized {
     /// What a value must be, to follow "must be".
     fn kind() -> String;
 
@@ -86,20 +86,20 @@ pub(super) trait Setting: Sized {
 }
 
 /// The usual refusal.
-fn refusal<T: Setting>() -> String {
+fn refusal<T: KeyType>() -> String {
     format!("must be {}", T::kind())
 }
 
 /// Reads a type whose source is text and whose error speaks for itself.
 fn read_text<T>(raw: &Raw) -> Result<T, String>
 where
-    T: Setting + FromStr<Err: fmt::Display>,
+    T: KeyType + FromStr<Err: fmt::Display>,
 {
     let text = raw.text().ok_or_else(refusal::<T>)?;
     text.parse().map_err(|e: T::Err| e.to_string())
 }
 
-impl Setting for bool {
+impl KeyType for bool {
     fn kind() -> String {
         "true or false".to_owned()
     }
@@ -128,7 +128,7 @@ impl Setting for bool {
     }
 }
 
-impl Setting for usize {
+impl KeyType for usize {
     fn kind() -> String {
         "a whole number".to_owned()
     }
@@ -153,7 +153,7 @@ impl Setting for usize {
     }
 }
 
-impl Setting for Duration {
+impl KeyType for Duration {
     fn kind() -> String {
         "a duration with a unit, such as \"30s\", \"250ms\" or \"1h30m\"".to_owned()
     }
@@ -177,7 +177,7 @@ impl Setting for Duration {
     }
 }
 
-impl Setting for ByteSize {
+impl KeyType for ByteSize {
     fn kind() -> String {
         "a size such as \"64MiB\" or \"1GB\"".to_owned()
     }
@@ -200,7 +200,7 @@ impl Setting for ByteSize {
     }
 }
 
-impl Setting for SocketAddr {
+impl KeyType for SocketAddr {
     fn kind() -> String {
         "an address and a port, such as \"127.0.0.1:8080\" or \"[::1]:8080\"".to_owned()
     }
@@ -219,7 +219,7 @@ impl Setting for SocketAddr {
     }
 }
 
-impl Setting for String {
+impl KeyType for String {
     fn kind() -> String {
         "a text".to_owned()
     }
@@ -237,7 +237,7 @@ impl Setting for String {
     }
 }
 
-impl Setting for PathBuf {
+impl KeyType for PathBuf {
     fn kind() -> String {
         "the path of a directory".to_owned()
     }
@@ -260,7 +260,7 @@ impl Setting for PathBuf {
     }
 }
 
-impl Setting for BackendUrl {
+impl KeyType for BackendUrl {
     fn kind() -> String {
         "an http:// URL such as \"http://127.0.0.1:8000\"".to_owned()
     }
@@ -282,7 +282,7 @@ impl Setting for BackendUrl {
     }
 }
 
-impl Setting for RedisUrl {
+impl KeyType for RedisUrl {
     fn kind() -> String {
         "a URL such as \"redis://127.0.0.1:6379\", with rediss:// for TLS and redis-cluster:// for a \
          cluster"
@@ -312,7 +312,7 @@ impl Setting for RedisUrl {
 }
 
 /// `none` or a value. An empty text is `none` too: so that `NAME=` in an environment unsets.
-impl<T: Setting> Setting for Option<T> {
+impl<T: KeyType> KeyType for Option<T> {
     fn kind() -> String {
         format!("{}, or \"none\"", T::kind())
     }
@@ -361,7 +361,7 @@ macro_rules! choice {
             }
         }
 
-        impl Setting for $Name {
+        impl KeyType for $Name {
             fn kind() -> String {
                 one_of(Self::ALL.iter().map(|(word, _)| *word))
             }
@@ -395,7 +395,7 @@ impl Share {
     }
 }
 
-impl Setting for Share {
+impl KeyType for Share {
     fn kind() -> String {
         "a share such as 0.8 or \"80%\"".to_owned()
     }
@@ -568,7 +568,7 @@ choice! {
 }
 
 /// The order in which the tiers below memory are asked: each of them once.
-impl Setting for [LowerTier; 2] {
+impl KeyType for [LowerTier; 2] {
     fn kind() -> String {
         "a list with \"redis\" and \"disk\", each once".to_owned()
     }
@@ -612,7 +612,7 @@ pub enum Fsync {
     Always,
 }
 
-impl Setting for Fsync {
+impl KeyType for Fsync {
     fn kind() -> String {
         "\"never\", \"always\" or an interval such as \"1s\"".to_owned()
     }
@@ -654,7 +654,7 @@ impl LogFilter {
     }
 }
 
-impl Setting for LogFilter {
+impl KeyType for LogFilter {
     fn kind() -> String {
         "a level (off, error, warn, info, debug, trace), with exceptions such as \
          \"info,ultra_perf_http=debug\""
@@ -697,7 +697,7 @@ mod tests {
     use super::*;
 
     /// Reads `raw` and prints the result, or gives the refusal.
-    fn read<T: Setting>(raw: Raw) -> Result<String, String> {
+    fn read<T: KeyType>(raw: Raw) -> Result<String, String> {
         T::read(&raw).map(|value| value.show())
     }
 

@@ -16,7 +16,7 @@ use super::{
     secret::{KeySources, SigningKey},
     setting::{
         Admission, Balancing, BreakerMode, Coherence, CompressionMethod, DiskEngine, Fsync,
-        LogFilter, LogFormat, LowerTier, MemoryEngine, Policy, Raw, Setting, Share, WritePolicy,
+        LogFilter, LogFormat, LowerTier, MemoryEngine, Policy, Raw, KeyType, Share, WritePolicy,
     },
     url::RedisUrl,
 };
@@ -130,7 +130,7 @@ pub(super) struct Section {
 
 /// Gives a key its effective value while the tree is put together.
 pub(super) trait Resolve {
-    fn value<T: Setting>(&mut self, key: &'static Key, read: fn(&Raw) -> Result<T, String>) -> T;
+    fn value<T: KeyType>(&mut self, key: &'static Key, read: fn(&Raw) -> Result<T, String>) -> T;
 }
 
 macro_rules! section {
@@ -171,12 +171,12 @@ macro_rules! section {
                 doc: concat!($($doc, "\n"),+),
                 default: $default,
                 aliases: &[$($($alias),+)?],
-                kind: <$ty as Setting>::kind,
-                label: <$ty as Setting>::label,
+                kind: <$ty as KeyType>::kind,
+                label: <$ty as KeyType>::label,
                 least: first(&[$($least)?]),
                 most: first(&[$($most)?]),
                 check: |raw| readers::$Section::$field(raw).map(drop),
-                redact: <$ty as Setting>::redact,
+                redact: <$ty as KeyType>::redact,
             }),+];
 
             pub(super) fn resolve(from: &mut impl Resolve) -> Self {
@@ -191,14 +191,14 @@ macro_rules! section {
             pub(super) fn show(&self, row: &mut dyn FnMut(&'static Key, String)) {
                 let mut keys = Self::KEYS.iter();
                 let mut next = || keys.next().expect("one key per field, in the same order");
-                $(row(next(), Setting::show(&self.$field));)+
+                $(row(next(), KeyType::show(&self.$field));)+
                 $($(self.$sub.show(row);)+)?
             }
         }
 
         impl readers::$Section {
             $(fn $field(raw: &Raw) -> Result<$ty, String> {
-                let value = <$ty as Setting>::read(raw)?;
+                let value = <$ty as KeyType>::read(raw)?;
                 $(at_least(&value, $least)?;)?
                 $(at_most(&value, $most)?;)?
                 $(let check: fn(&$ty) -> Result<(), String> = $check; check(&value)?;)?
@@ -719,7 +719,7 @@ fn default_capacity(machine: &Machine) -> ByteSize {
     quarter.clamp(ByteSize::mib(1), ByteSize::mib(256))
 }
 
-fn at_least<T: Setting + PartialOrd>(value: &T, least: &str) -> Result<(), String> {
+fn at_least<T: KeyType + PartialOrd>(value: &T, least: &str) -> Result<(), String> {
     if *value >= bound(least) || T::none().as_ref() == Some(value) {
         Ok(())
     } else {
@@ -727,7 +727,7 @@ fn at_least<T: Setting + PartialOrd>(value: &T, least: &str) -> Result<(), Strin
     }
 }
 
-fn at_most<T: Setting + PartialOrd>(value: &T, most: &str) -> Result<(), String> {
+fn at_most<T: KeyType + PartialOrd>(value: &T, most: &str) -> Result<(), String> {
     if *value <= bound(most) {
         Ok(())
     } else {
@@ -735,11 +735,11 @@ fn at_most<T: Setting + PartialOrd>(value: &T, most: &str) -> Result<(), String>
     }
 }
 
-fn bound<T: Setting>(text: &str) -> T {
+fn bound<T: KeyType>(text: &str) -> T {
     T::read(&Raw::Text(text.to_owned())).expect("a bound is a value of its key")
 }
 
-fn or_none<T: Setting>() -> &'static str {
+fn or_none<T: KeyType>() -> &'static str {
     if T::none().is_some() { ", or \"none\"" } else { "" }
 }
 
