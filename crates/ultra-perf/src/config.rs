@@ -1,10 +1,10 @@
 //! The configuration tree: where each value comes from, what it may be, and what is wrong with it.
 //!
 //! A [`ConfigLoader`] collects sources. Whatever their order of registration, a value from code or
-//! the command line wins over the environment, that over a file, that over the default:
+//! the command line wins over the environment, that over a file, that over what the level chooses:
 //!
 //! ```text
-//!   default  <  file (TOML)  <  environment  <  code, command line
+//!   default  <  level  <  file (TOML)  <  environment  <  code, command line
 //! ```
 //!
 //! The keys are data, written once in `tree.rs`: a field there is the struct's field, its parser,
@@ -27,47 +27,62 @@
 //! ```
 
 mod backend;
+mod change;
 mod explain;
+mod level;
 mod loader;
 mod machine;
 mod problem;
 mod quantity;
 mod reference;
+mod schema;
 mod secret;
 mod setting;
 mod source;
 mod tree;
 mod url;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use loader::Sources;
+use tree::Key;
 
 pub use backend::{Backend, Backends};
+pub use change::{Difference, Effect, FlattenError, Setting, flatten};
 pub use explain::{Explained, Explanation, Note};
+pub use level::levels;
 pub use loader::ConfigLoader;
 pub use machine::Machine;
 pub use problem::{ConfigError, Problem};
 pub use quantity::{ByteSize, ParseQuantityError, format_duration, parse_duration};
 pub use reference::reference;
+pub use schema::schema;
 pub use secret::{KeySources, Secret, SigningKey};
 pub use setting::{
     Admission, Balancing, BreakerMode, Coherence, CompressionMethod, DiskEngine, Fsync, LogFilter,
-    LogFormat, LowerTier, MemoryEngine, Policy, Share, WritePolicy,
+    LogFormat, LowerTier, MemoryEngine, OptimizationLevel, ParseLevelError, Policy, Share,
+    WritePolicy,
 };
 pub use source::Origin;
 pub use tree::{
-    Balancer, Breaker, Cache, Disk, Encryption, Log, Memory, Monitor, MonitorHistory,
-    ProcessMemory, Redis, ResponseCache, Scheduler, SchedulerBlocking, SchedulerCpu, SchedulerIo,
-    Server, Targets,
+    Advice, Balancer, Breaker, Cache, CacheSettings, Disk, Encryption, Log, Memory, Monitor,
+    MonitorHistory, ProcessMemory, Redis, ResponseCache, Scheduler, SchedulerBlocking,
+    SchedulerCpu, SchedulerIo, Server, Targets,
 };
 pub use url::{BackendUrl, ParseUrlError, RedisUrl};
 
 /// Holds the resolved and checked configuration.
 ///
-/// Only [`ConfigLoader::load`] makes one, so its values are within the bounds that
+/// Only [`ConfigLoader::load`] and [`Config::with`] make one, so its values are within the bounds that
 /// [`reference()`] names.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
+    /// What chose the defaults.
+    pub level: OptimizationLevel,
     /// The proxy: addresses, time-outs and limits.
     pub server: Server,
     /// How requests are spread over the backends.
@@ -76,12 +91,16 @@ pub struct Config {
     pub response_cache: ResponseCache,
     /// The tiers that every cache of the process stands on.
     pub cache: Cache,
+    /// What single caches have otherwise, by their names.
+    pub caches: BTreeMap<String, CacheSettings>,
     /// The memory of the whole process.
     pub memory: ProcessMemory,
     /// How much work in the background runs and waits.
     pub scheduler: Scheduler,
     /// What is watched, remembered and warned of.
     pub monitor: Monitor,
+    /// What is found to be better otherwise.
+    pub advice: Advice,
     /// What is aimed at.
     pub targets: Targets,
     /// What is logged, and how.
@@ -89,8 +108,11 @@ pub struct Config {
     #[cfg(feature = "encryption")]
     pub(crate) encryption: Option<cache_tiered::EncryptionKeys>,
     signing_key: Option<Secret>,
-    origins: BTreeMap<&'static str, Origin>,
+    origins: BTreeMap<String, Origin>,
     notes: Vec<Note>,
+    /// Threads that compute were started so many.
+    threads_at_start: usize,
+    sources: Arc<Sources>,
 }
 
 impl Config {
@@ -111,8 +133,61 @@ impl Config {
     /// Tells where the value of the key `path` came from, if there is such a key.
     #[must_use]
     pub fn origin(&self, path: &str) -> Option<&Origin> {
-        let key = tree::find(path)?;
-        Some(self.origins.get(key.path).unwrap_or(&Origin::Default))
+        tree::find(path)?;
+        Some(self.origins.get(path).unwrap_or(&Origin::Default))
+    }
+
+    /// Calls `row` with each key and its effective value as text, in the order of the reference.
+    ///
+    /// Of the keys of single caches these are those that a source names.
+    fn show(&self, row: &mut dyn FnMut(String, &'static Key, String)) {
+        let mut once = |key: &'static Key, value| row(key.path.to_owned(), key, value);
+        once(tree::LEVEL, self.level.to_string());
+        self.server.show(&mut once);
+        self.balancer.show(&mut once);
+        self.response_cache.show(&mut once);
+        self.cache.show(&mut once);
+        for (name, cache) in &self.caches {
+            cache.show(&mut |key, value| {
+                let path = key.path_in(name);
+                if self.origins.contains_key(&path) {
+                    row(path, key, value);
+                }
+            });
+        }
+        let mut once = |key: &'static Key, value| row(key.path.to_owned(), key, value);
+        self.memory.show(&mut once);
+        self.scheduler.show(&mut once);
+        self.monitor.show(&mut once);
+        self.advice.show(&mut once);
+        self.targets.show(&mut once);
+        self.log.show(&mut once);
+    }
+
+    /// Calls `row` with each key that `other` has differently and its two values, in the same order.
+    fn compare(&self, other: &Self, row: &mut dyn FnMut(String, &'static Key, [String; 2])) {
+        let mut once = |key: &'static Key, values| row(key.path.to_owned(), key, values);
+        if self.level != other.level {
+            once(tree::LEVEL, [self.level, other.level].map(|level| level.to_string()));
+        }
+        self.server.compare(&other.server, &mut once);
+        self.balancer.compare(&other.balancer, &mut once);
+        self.response_cache.compare(&other.response_cache, &mut once);
+        self.cache.compare(&other.cache, &mut once);
+        let nothing = CacheSettings::default();
+        let names: BTreeSet<_> = self.caches.keys().chain(other.caches.keys()).collect();
+        for name in names {
+            let [before, after] =
+                [self, other].map(|config| config.caches.get(name).unwrap_or(&nothing));
+            before.compare(after, &mut |key, values| row(key.path_in(name), key, values));
+        }
+        let mut once = |key: &'static Key, values| row(key.path.to_owned(), key, values);
+        self.memory.compare(&other.memory, &mut once);
+        self.scheduler.compare(&other.scheduler, &mut once);
+        self.monitor.compare(&other.monitor, &mut once);
+        self.advice.compare(&other.advice, &mut once);
+        self.targets.compare(&other.targets, &mut once);
+        self.log.compare(&other.log, &mut once);
     }
 
     /// Returns what is worth knowing although it is no problem, such as a value that was lowered.

@@ -7,15 +7,16 @@
 use std::fmt;
 
 use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use super::{
-    setting::{Raw, KeyType},
+    setting::{KeyType, Raw},
     url::{BackendUrl, redact_malformed},
 };
 
-const WEIGHT_MAX: u32 = 1_000_000;
-const MAX_IN_FLIGHT_MAX: u32 = 65_536;
-const PRIORITY_MAX: u32 = 1_000;
+pub(super) const WEIGHT_MAX: u32 = 1_000_000;
+pub(super) const MAX_IN_FLIGHT_MAX: u32 = 65_536;
+pub(super) const PRIORITY_MAX: u32 = 1_000;
 
 /// Describes one backend: where it is, and how much of the traffic it takes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -199,6 +200,12 @@ pub(super) fn duplicates(backends: &[Backend]) -> Vec<(usize, String)> {
 }
 
 impl KeyType for Backends {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        let one = json!({ "type": "string", "pattern": "^\\s*[Hh][Tt][Tt][Pp]://" });
+        let list = json!({ "type": "array", "items": one, "minItems": 1, "maxItems": Self::MAX });
+        json!({ "anyOf": [one, list] })
+    }
+
     fn kind() -> String {
         "an http:// URL such as \"http://127.0.0.1:8000\", or a list of them".to_owned()
     }

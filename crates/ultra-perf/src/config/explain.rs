@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Serialize, ser::SerializeStruct as _};
 
-use super::{Config, Origin, tree::Key};
+use super::{Config, Effect, Origin};
 
 /// Lists every key with its effective value and origin, without secrets.
 ///
@@ -20,13 +20,15 @@ pub struct Explanation {
 #[non_exhaustive]
 pub struct Explained {
     /// The key.
-    pub key: &'static str,
+    pub key: String,
     /// The value as text: what the environment or the command line would have to say.
     pub value: String,
     /// Where the value came from.
     pub origin: Origin,
     /// Whether the value is one that the key may have.
     pub valid: bool,
+    /// What it takes for another value to count.
+    pub effect: Effect,
 }
 
 /// Remarks on something that is no problem, such as a value that was lowered.
@@ -43,26 +45,18 @@ pub struct Note {
 
 impl Explanation {
     /// Explains `config`; for the keys in `invalid`, shows what was given instead.
-    pub(super) fn of(config: &Config, invalid: &BTreeMap<&'static str, String>) -> Self {
+    pub(super) fn of(config: &Config, invalid: &BTreeMap<String, String>) -> Self {
         let mut settings = Vec::new();
-        let mut row = |key: &'static Key, value: String| {
-            let given = invalid.get(key.path);
+        config.show(&mut |path, key, value| {
+            let given = invalid.get(&path);
             settings.push(Explained {
-                key: key.path,
                 value: given.cloned().unwrap_or(value),
-                origin: config.origins.get(key.path).unwrap_or(&Origin::Default).clone(),
+                origin: config.origins.get(&path).unwrap_or(&Origin::Default).clone(),
                 valid: given.is_none(),
+                effect: key.effect,
+                key: path,
             });
-        };
-        config.server.show(&mut row);
-        config.balancer.show(&mut row);
-        config.response_cache.show(&mut row);
-        config.cache.show(&mut row);
-        config.memory.show(&mut row);
-        config.scheduler.show(&mut row);
-        config.monitor.show(&mut row);
-        config.targets.show(&mut row);
-        config.log.show(&mut row);
+        });
         Self { settings, notes: config.notes.clone() }
     }
 
@@ -70,6 +64,12 @@ impl Explanation {
     #[must_use]
     pub fn settings(&self) -> &[Explained] {
         &self.settings
+    }
+
+    /// Returns what is told of `key`, if it is there.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Explained> {
+        self.settings.iter().find(|row| row.key == key)
     }
 
     /// Returns the remarks.
@@ -84,10 +84,10 @@ impl fmt::Display for Explanation {
         let width = |of: fn(&Explained) -> &str| {
             self.settings.iter().map(|row| of(row).chars().count()).max().unwrap_or(0)
         };
-        let keys = width(|row| row.key);
+        let keys = width(|row| &row.key);
         // One long path must not push every origin off the screen.
         let values = width(|row| &row.value).min(36);
-        for Explained { key, value, origin, valid } in &self.settings {
+        for Explained { key, value, origin, valid, .. } in &self.settings {
             write!(f, "{key:keys$}  {value:values$}  {origin}")?;
             writeln!(f, "{}", if *valid { "" } else { "  (invalid)" })?;
         }
@@ -106,11 +106,12 @@ impl fmt::Display for Note {
 
 impl Serialize for Explained {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut row = serializer.serialize_struct("Explained", 4)?;
-        row.serialize_field("key", self.key)?;
+        let mut row = serializer.serialize_struct("Explained", 5)?;
+        row.serialize_field("key", &self.key)?;
         row.serialize_field("value", &self.value)?;
         row.serialize_field("origin", &self.origin.to_string())?;
         row.serialize_field("valid", &self.valid)?;
+        row.serialize_field("effect", &self.effect)?;
         row.end()
     }
 }

@@ -5,21 +5,26 @@
 //! what must hold between keys. A rule between keys is skipped where one of them is already wrong.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     ffi::OsString,
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
     Config, ConfigError, Explanation, Note, Origin, Problem,
+    change::Changed,
+    level,
     machine::Machine,
-    quantity::format_duration,
-    setting::{CompressionMethod, DiskEngine, Raw, KeyType},
-    source::Gathered,
+    quantity::{ByteSize, format_duration},
+    setting::{CompressionMethod, DiskEngine, KeyType, OptimizationLevel, Raw},
+    source::{Gathered, Given, too_many_caches},
     tree::{
-        self, BACKENDS, Balancer, Cache, Context, DefaultValue, ENV_PREFIX, Encryption, Key, Log,
-        Monitor, Parts, ProcessMemory, Resolve, ResponseCache, Scheduler, Server, Targets,
+        self, Advice, BACKENDS, Balancer, CACHES_MAX, Cache, CacheSettings, Context, DefaultValue,
+        ENV_PREFIX, Encryption, Key, Log, Monitor, Parts, ProcessMemory, Resolve, ResponseCache,
+        Scheduler, Server, Targets,
     },
 };
 
@@ -169,44 +174,10 @@ impl ConfigLoader {
             machine: self.machine.clone().unwrap_or_else(Machine::detect),
             parts: self.parts.unwrap_or(Parts::compiled()),
         };
-        let Gathered { values, mut problems, notes, invalid } = self.gather();
-        let mut resolver = Resolver::new(&values, &context);
-        let mut config = Config {
-            server: Server::resolve(&mut resolver),
-            balancer: Balancer::resolve(&mut resolver),
-            response_cache: ResponseCache::resolve(&mut resolver),
-            cache: Cache::resolve(&mut resolver),
-            memory: ProcessMemory::resolve(&mut resolver),
-            scheduler: Scheduler::resolve(&mut resolver),
-            monitor: Monitor::resolve(&mut resolver),
-            targets: Targets::resolve(&mut resolver),
-            log: Log::resolve(&mut resolver),
-            #[cfg(feature = "encryption")]
-            encryption: None,
-            signing_key: None,
-            origins: resolver.origins,
-            notes: Vec::new(),
-        };
-        problems.append(&mut resolver.problems);
-        resolver.invalid.extend(invalid);
-        let mut together = Together {
-            config: &mut config,
-            given: &values,
-            parts: context.parts,
-            problems,
-            invalid: resolver.invalid,
-            notes,
-        };
-        together.check();
-        together.check_encryption(&self.env);
-        together.check_signing_key(&self.env);
-        together.check_required(&self.required);
-        let Together { problems, notes, invalid, .. } = together;
-        config.notes = notes;
-        if problems.is_empty() {
-            return Ok(config);
-        }
-        Err(ConfigError { problems, explanation: Explanation::of(&config, &invalid) })
+        let Gathered { values, problems, notes, invalid, .. } = self.gather();
+        let (env, required) = (self.env, self.required);
+        let sources = Sources { values, changes: BTreeMap::new(), notes, env, required, context };
+        resolve(sources, Refused { problems, invalid }, None)
     }
 
     fn gather(&self) -> Gathered {
@@ -233,64 +204,184 @@ impl ConfigLoader {
     }
 }
 
-/// Every value given for each key, in order of precedence.
-type Given = BTreeMap<&'static str, Vec<(Raw, Origin)>>;
+/// What a configuration is made of, of which some is secret.
+#[derive(Clone)]
+pub(super) struct Sources {
+    values: Given,
+    /// Changes that were made since it was loaded.
+    pub(super) changes: BTreeMap<String, Changed>,
+    notes: Vec<Note>,
+    env: BTreeMap<String, String>,
+    required: Vec<(String, String)>,
+    context: Context,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("changes", &self.changes.keys()).finish_non_exhaustive()
+    }
+}
+
+/// What is wrong with the sources themselves.
+pub(super) struct Refused {
+    pub(super) problems: Vec<Problem>,
+    /// Keys whose value is among the problems already.
+    pub(super) invalid: BTreeMap<String, String>,
+}
+
+/// Checks everything and puts the tree together.
+///
+/// Keys that sign or encrypt are fetched unless `before` has them already.
+pub(super) fn resolve(
+    sources: Sources,
+    refused: Refused,
+    before: Option<&Config>,
+) -> Result<Config, ConfigError> {
+    let Refused { mut problems, invalid } = refused;
+    let sources = Arc::new(sources);
+    let mut values = sources.values.clone();
+    let mut notes = sources.notes.clone();
+    for (path, Changed { raw, origin, notes: of_change }) in &sources.changes {
+        values.entry(path.clone()).or_default().push((raw.clone(), origin.clone()));
+        notes.extend_from_slice(of_change);
+    }
+    let names = values.keys().filter_map(|path| tree::of_cache(path));
+    let names: BTreeSet<_> = names.map(|(name, _)| name.to_owned()).collect();
+    if names.len() > CACHES_MAX {
+        problems.push(too_many_caches(&values));
+    }
+    let mut resolver = Resolver::new(&values, &sources.context, &names);
+    let level = resolver.value(tree::LEVEL, OptimizationLevel::read);
+    resolver.level = level;
+    let mut config = Config {
+        level,
+        server: Server::resolve(&mut resolver),
+        balancer: Balancer::resolve(&mut resolver),
+        response_cache: ResponseCache::resolve(&mut resolver),
+        cache: Cache::resolve(&mut resolver),
+        caches: resolver.caches(&names),
+        memory: ProcessMemory::resolve(&mut resolver),
+        scheduler: Scheduler::resolve(&mut resolver),
+        monitor: Monitor::resolve(&mut resolver),
+        advice: Advice::resolve(&mut resolver),
+        targets: Targets::resolve(&mut resolver),
+        log: Log::resolve(&mut resolver),
+        #[cfg(feature = "encryption")]
+        encryption: None,
+        signing_key: None,
+        origins: resolver.origins,
+        notes: Vec::new(),
+        threads_at_start: 0,
+        sources: Arc::clone(&sources),
+    };
+    config.threads_at_start =
+        before.map_or(config.scheduler.cpu.threads, |before| before.threads_at_start);
+    problems.append(&mut resolver.problems);
+    resolver.invalid.extend(invalid);
+    let mut together = Together {
+        config: &mut config,
+        given: &values,
+        parts: sources.context.parts,
+        problems,
+        invalid: resolver.invalid,
+        notes,
+    };
+    together.check();
+    together.check_encryption(&sources.env, before);
+    together.check_signing_key(&sources.env, before);
+    together.check_required(&sources.required);
+    let Together { problems, notes, invalid, .. } = together;
+    config.notes = notes;
+    if problems.is_empty() {
+        return Ok(config);
+    }
+    Err(ConfigError { problems, explanation: Explanation::of(&config, &invalid) })
+}
 
 /// Finds the effective value of each key, and what is wrong with any that was given.
 struct Resolver<'a> {
     given: &'a Given,
     context: &'a Context,
-    origins: BTreeMap<&'static str, Origin>,
+    level: OptimizationLevel,
+    /// The cache of which keys are resolved, if it is one of those.
+    cache: Option<&'a str>,
+    origins: BTreeMap<String, Origin>,
     problems: Vec<Problem>,
     /// The keys whose effective value is wrong, with that value.
-    invalid: BTreeMap<&'static str, String>,
+    invalid: BTreeMap<String, String>,
 }
 
 impl<'a> Resolver<'a> {
-    fn new(given: &'a Given, context: &'a Context) -> Self {
+    fn new(given: &'a Given, context: &'a Context, caches: &BTreeSet<String>) -> Self {
         let mut new = Self {
             given,
             context,
+            level: OptimizationLevel::default(),
+            cache: None,
             origins: BTreeMap::new(),
             problems: Vec::new(),
             invalid: BTreeMap::new(),
         };
-        for key in tree::keys() {
-            new.check_given(key);
+        for key in tree::fixed_keys() {
+            new.check_given(key, key.path);
+        }
+        for cache in caches {
+            for key in CacheSettings::KEYS {
+                new.check_given(key, &key.path_in(cache));
+            }
         }
         new
     }
 
-    fn check_given(&mut self, key: &'static Key) {
-        let given = self.given.get(key.path).map_or(&[][..], Vec::as_slice);
+    fn check_given(&mut self, key: &'static Key, path: &str) {
+        let given = self.given.get(path).map_or(&[][..], Vec::as_slice);
         for (at, (raw, origin)) in given.iter().enumerate() {
             let Err(expected) = (key.check)(raw) else { continue };
             let value = raw.shown(key.redact);
             if at + 1 == given.len() {
-                self.invalid.insert(key.path, value.clone());
+                self.invalid.insert(path.to_owned(), value.clone());
             }
-            let (path, origin) = (key.path.to_owned(), origin.clone());
+            let (path, origin) = (path.to_owned(), origin.clone());
             self.problems.push(Problem::Invalid { path, value, expected, origin });
         }
         if let Some((_, origin)) = given.last() {
-            self.origins.insert(key.path, origin.clone());
+            self.origins.insert(path.to_owned(), origin.clone());
         }
+    }
+
+    fn caches(&mut self, names: &'a BTreeSet<String>) -> BTreeMap<String, CacheSettings> {
+        let mut caches = BTreeMap::new();
+        for name in names {
+            self.cache = Some(name);
+            caches.insert(name.clone(), CacheSettings::resolve(self));
+        }
+        self.cache = None;
+        caches
     }
 }
 
 impl Resolve for Resolver<'_> {
     fn value<T: KeyType>(&mut self, key: &'static Key, read: fn(&Raw) -> Result<T, String>) -> T {
-        let given = self.given.get(key.path).and_then(|given| given.last());
+        let path = self.cache.map_or(Cow::Borrowed(key.path), |name| key.path_in(name).into());
+        let given = self.given.get(&*path).and_then(|given| given.last());
         if let Some(value) = given.and_then(|(raw, _)| read(raw).ok()) {
             return value;
         }
-        let text = match key.default {
+        let default = match key.default {
             DefaultValue::Fixed(text) => text.to_owned(),
             DefaultValue::Computed(_, compute) => compute(self.context),
         };
+        let chosen = level::chosen(self.level, key.path).filter(|chosen| *chosen != default);
+        if chosen.is_some() && given.is_none() {
+            self.origins.insert(path.into_owned(), Origin::Level(self.level));
+        }
+        let text = chosen.map_or(default, str::to_owned);
         read(&Raw::Text(text)).expect("a default is within the bounds of its key")
     }
 }
+
+/// The smallest disk tier that keeps dictionaries.
+const DICTIONARY_DISK: ByteSize = ByteSize::mib(16);
 
 /// Checks what must hold between keys, and lets defaults give way to what was set.
 struct Together<'a> {
@@ -298,7 +389,7 @@ struct Together<'a> {
     given: &'a Given,
     parts: Parts,
     problems: Vec<Problem>,
-    invalid: BTreeMap<&'static str, String>,
+    invalid: BTreeMap<String, String>,
     notes: Vec<Note>,
 }
 
@@ -310,24 +401,77 @@ impl Together<'_> {
         self.check_disk();
         self.check_redis();
         self.check_compression();
+        self.check_scheduler();
         if self.config.memory.enabled && !self.parts.memory {
             self.refuse_part("memory.enabled", "memory");
+        }
+        if !self.parts.memory {
+            self.without_part("memory.tracking", "memory", |config| &mut config.memory.tracking);
+        }
+        if !self.parts.monitor {
+            self.without_part("advice.auto_apply", "monitor", |it| &mut it.advice.auto_apply);
+            self.without_part("monitor.profiling", "monitor", |it| &mut it.monitor.profiling);
+        }
+    }
+
+    /// Switches off what the level chose and the build lacks; whoever asked for it is told.
+    fn without_part(
+        &mut self,
+        path: &'static str,
+        feature: &str,
+        switch: fn(&mut Config) -> &mut bool,
+    ) {
+        if self.given.contains_key(path) && *switch(self.config) {
+            self.refuse_part(path, feature);
+        } else {
+            *switch(self.config) = false;
+            self.back_to_default(path);
+        }
+    }
+
+    /// Takes back the origin of a value that the level chose and that gave way.
+    fn back_to_default(&mut self, path: &str) {
+        if matches!(self.config.origins.get(path), Some(Origin::Level(_))) {
+            self.config.origins.remove(path);
+        }
+    }
+
+    fn check_scheduler(&mut self) {
+        const RESERVED: &str = "scheduler.cpu.reserved";
+        const THREADS: &str = "scheduler.cpu.threads";
+        let cpu = &mut self.config.scheduler.cpu;
+        if cpu.reserved < cpu.threads {
+            return;
+        }
+        if self.given.contains_key(RESERVED) {
+            let expected = format!("must be less than {THREADS} ({})", cpu.threads);
+            self.refuse(RESERVED, &[THREADS], expected);
+        } else {
+            cpu.reserved = 0;
+            self.back_to_default(RESERVED);
         }
     }
 
     fn check_addresses(&mut self) {
-        let (listen, admin) = (self.config.server.listen, self.config.server.admin);
-        let overlap = listen.ip() == admin.ip() || listen.ip().is_unspecified();
-        if listen.port() != 0 && listen.port() == admin.port() && overlap {
-            let expected = format!("must have another port than server.listen ({listen})");
-            self.refuse("server.admin", &["server.listen"], expected);
-        }
-        if let Some(to) = self.config.server.to.clone() {
-            for (key, address) in [("server.listen", listen), ("server.admin", admin)] {
-                if to.iter().any(|backend| backend.url.reaches(address)) {
-                    let expected = format!("must be another address than {key} ({address})");
-                    self.refuse(BACKENDS, &[key], expected);
+        let server = &self.config.server;
+        let mut listeners = vec![("server.listen", server.listen), ("server.admin", server.admin)];
+        listeners.extend(server.metrics_listen.map(|address| ("server.metrics_listen", address)));
+        let to = server.to.clone();
+        for (at, (key, address)) in listeners.iter().enumerate() {
+            for (other, taken) in &listeners[..at] {
+                let overlap = taken.ip() == address.ip()
+                    || taken.ip().is_unspecified()
+                    || address.ip().is_unspecified();
+                if address.port() != 0 && taken.port() == address.port() && overlap {
+                    let expected = format!("must have another port than {other} ({taken})");
+                    self.refuse(key, &[other], expected);
                 }
+            }
+        }
+        for (key, address) in listeners {
+            if to.iter().flatten().any(|backend| backend.url.reaches(address)) {
+                let expected = format!("must be another address than {key} ({address})");
+                self.refuse(BACKENDS, &[key], expected);
             }
         }
     }
@@ -357,9 +501,15 @@ impl Together<'_> {
     }
 
     /// Fetches the key that signs the cookies of sessions.
-    fn check_signing_key(&mut self, env: &BTreeMap<String, String>) {
+    fn check_signing_key(&mut self, env: &BTreeMap<String, String>, before: Option<&Config>) {
         const KEY: &str = "balancer.sticky_key";
         let Some(source) = self.config.balancer.sticky_key.clone() else { return };
+        if let Some(before) = before
+            && before.balancer.sticky_key.as_ref() == Some(&source)
+        {
+            self.config.signing_key.clone_from(&before.signing_key);
+            return;
+        }
         match source.resolve(env) {
             Ok(key) => self.config.signing_key = Some(key),
             Err(expected) => self.refuse(KEY, &[], expected),
@@ -415,17 +565,41 @@ impl Together<'_> {
     }
 
     fn check_compression(&mut self) {
+        const METHOD: &str = "cache.compression_method";
         let cache = &self.config.cache;
         if cache.compression_method == CompressionMethod::Lz4 && !self.parts.lz4 {
             self.refuse_part("cache.compression_method", "lz4");
         }
+        let (disk, capacity) = (self.config.cache.disk.location(), self.config.cache.disk.capacity);
+        let learns = self.config.cache.compression
+            && self.config.cache.compression_method == CompressionMethod::ZstdDictionary;
+        if learns && disk.is_some() && capacity < DICTIONARY_DISK {
+            if self.given.contains_key(METHOD) {
+                let expected = format!(
+                    "must be another one, or cache.disk.capacity ({capacity}) at least \
+                     {DICTIONARY_DISK}"
+                );
+                self.refuse(METHOD, &["cache.disk.capacity"], expected);
+            } else {
+                self.config.cache.compression_method = CompressionMethod::Zstd;
+                self.back_to_default(METHOD);
+            }
+        }
     }
 
     /// Fetches the keys, and finds the one that writes.
-    fn check_encryption(&mut self, env: &BTreeMap<String, String>) {
+    fn check_encryption(&mut self, env: &BTreeMap<String, String>, before: Option<&Config>) {
         const KEYS: &str = "cache.encryption.keys";
         const ACTIVE: &str = "cache.encryption.active";
         let Encryption { keys, active } = self.config.cache.encryption.clone();
+        if let Some(before) = before
+            && before.cache.encryption.keys == keys
+            && before.cache.encryption.active == active
+        {
+            #[cfg(feature = "encryption")]
+            self.config.encryption.clone_from(&before.encryption);
+            return;
+        }
         let Some(sources) = keys else {
             if active.is_some() {
                 let expected = format!("must be \"none\" where {KEYS} has none");
@@ -454,7 +628,7 @@ impl Together<'_> {
                 Err(expected) => {
                     let value = format!("\"{source}\"");
                     let origin = self.config.origins.get(KEYS).unwrap_or(&Origin::Default).clone();
-                    self.invalid.insert(KEYS, sources.show());
+                    self.invalid.insert(KEYS.to_owned(), sources.show());
                     let path = KEYS.to_owned();
                     self.problems.push(Problem::Invalid { path, value, expected, origin });
                 }
@@ -517,7 +691,7 @@ impl Together<'_> {
 
     /// Reports the effective value of `path`, unless it or one of `with` is wrong already.
     fn refuse(&mut self, path: &'static str, with: &[&'static str], expected: String) {
-        if with.iter().any(|with| self.invalid.contains_key(with)) {
+        if with.iter().any(|with| self.invalid.contains_key(*with)) {
             return;
         }
         let key = tree::find(path).expect("the rules name existing keys");
@@ -529,7 +703,7 @@ impl Together<'_> {
                 format!("\"{}\"", row.expect("every key is explained").value)
             }
         };
-        if let Entry::Vacant(entry) = self.invalid.entry(path) {
+        if let Entry::Vacant(entry) = self.invalid.entry(path.to_owned()) {
             entry.insert(value.clone());
             let origin = self.config.origins.get(path).unwrap_or(&Origin::Default).clone();
             self.problems.push(Problem::Invalid { path: path.to_owned(), value, expected, origin });

@@ -2,10 +2,15 @@
 
 use std::fmt::Write as _;
 
-use super::tree::{self, DefaultValue, Reading};
+use super::{
+    Effect, level,
+    tree::{self, DefaultValue, Reading},
+};
 
 /// A small file with the keys that are set most often.
-pub(super) const EXAMPLE: &str = r#"[server]
+pub(super) const EXAMPLE: &str = r#"level = "advanced"
+
+[server]
 to = "http://127.0.0.1:8000"
 listen = "0.0.0.0:8080"
 
@@ -21,6 +26,9 @@ capacity = "8GiB"
 
 [cache.redis]
 url = "redis://127.0.0.1:6379"
+
+[caches.users]
+ttl = "30s"
 "#;
 
 const INTRODUCTION: &str = "\
@@ -31,10 +39,11 @@ const INTRODUCTION: &str = "\
 Every key has a default, so no file is needed. A value is taken from the last of these that names it:
 
 1. the default;
-2. a TOML file: `--config FILE`, otherwise `ultra-perf.toml` in the working directory if there is one;
-3. the environment: `ULTRA_PERF__` and the path of the key in capitals, with `__` between its levels,
+2. the [level](levels.md), which has other defaults for some keys: they are marked with *level*;
+3. a TOML file: `--config FILE`, otherwise `ultra-perf.toml` in the working directory if there is one;
+4. the environment: `ULTRA_PERF__` and the path of the key in capitals, with `__` between its parts,
    as in `ULTRA_PERF__CACHE__TTL=1h`;
-4. the command line, or code in an embedding program.
+5. the command line, or code in an embedding program.
 
 `ultra-perf check` prints the effective value of every key with its origin, and every problem at once. A
 name that is not listed here is a problem too, in the file as in the environment.
@@ -42,6 +51,13 @@ name that is not listed here is a problem too, in the file as in the environment
 - **Durations** need a unit: `250ms`, `30s`, `1h30m`; the units are `d`, `h`, `m`, `s`, `ms`, `us`, `ns`.
 - **Sizes** are `64MiB`, `1.5GiB` (powers of 1024), `1GB` (powers of 1000), or a number of bytes.
 - **`none`** stands for \"not set\" where a key allows that; in the environment so does an empty value.
+
+Keys that are **live** can be changed while the program runs, over the admin API or by code, and count at
+once; a change of another one is kept and counts after the next start. A change stands above all other
+sources until it is taken back, and its origin is who made it. Files and variables are not read again.
+
+[`ultra-perf.schema.json`](ultra-perf.schema.json) is a JSON Schema of the file for editors. With a language
+server for TOML, this line at the head of a file names it: `#:schema ./ultra-perf.schema.json`.
 ";
 
 /// Writes the configuration reference as Markdown.
@@ -49,23 +65,30 @@ name that is not listed here is a problem too, in the file as in the environment
 pub fn reference() -> String {
     let mut page = format!("{INTRODUCTION}\n```toml\n{EXAMPLE}```\n");
     for section in &tree::SECTIONS {
-        let _ = write!(page, "\n## `[{}]`\n\n{}\n\n", section.name, joined(section.doc));
-        page.push_str("| key | type | default | meaning |\n|---|---|---|---|\n");
+        let name = match section.name {
+            "" => "The level".to_owned(),
+            name => format!("`[{}]`", name.replace(tree::ANY, "NAME")),
+        };
+        let _ = write!(page, "\n## {name}\n\n{}\n\n", joined(section.doc));
+        page.push_str("| key | type | default | live | meaning |\n|---|---|---|---|---|\n");
         for key in section.keys {
-            let name = key.path.rsplit('.').next().unwrap_or(key.path);
+            let name = key.name();
             let default = match key.default {
                 DefaultValue::Fixed(text) => format!("`{text}`"),
                 DefaultValue::Computed(text, _) => text.to_owned(),
             };
-            let meaning = joined(key.doc);
-            let bounds = match (key.least, key.most) {
-                (Some(least), Some(most)) => format!(", {least} to {most}"),
-                (Some(least), None) => format!(", at least {least}"),
-                (None, Some(most)) => format!(", at most {most}"),
-                (None, None) => String::new(),
+            let live = match key.effect {
+                Effect::Live => "yes",
+                Effect::Restart => "",
             };
+            let by_level = if level::chooses(key.path) { ", *level*" } else { "" };
+            let meaning = joined(key.doc);
+            let bounds = key.bounds();
             let kind = (key.label)();
-            let _ = writeln!(page, "| `{name}` | {kind}{bounds} | {default} | {meaning} |");
+            let _ = writeln!(
+                page,
+                "| `{name}` | {kind}{bounds} | {default}{by_level} | {live} | {meaning} |"
+            );
         }
     }
     page.push_str(
@@ -79,8 +102,13 @@ pub fn reference() -> String {
         for alias in key.aliases {
             let remark = match alias.reading {
                 Reading::Plain => String::new(),
-                Reading::Seconds => ", in seconds".to_owned(),
+                Reading::Unit("s") => ", in seconds".to_owned(),
+                Reading::Unit("ms") => ", in milliseconds".to_owned(),
+                Reading::Unit(unit) => format!(", in {unit}"),
+                Reading::SecondsAtMost(most) => format!(", in seconds, at most {most}"),
                 Reading::AtMost(most) => format!(", at most {most}"),
+                Reading::Port => ", a port of this machine alone".to_owned(),
+                Reading::Switch { on, off } => format!(": true is `{on}`, false is `{off}`"),
             };
             let _ = writeln!(page, "| `{}` | `{}`{remark} |", alias.name, key.path);
         }
@@ -89,6 +117,6 @@ pub fn reference() -> String {
 }
 
 /// The lines of a doc comment as one paragraph.
-fn joined(doc: &str) -> String {
+pub(super) fn joined(doc: &str) -> String {
     doc.split_whitespace().collect::<Vec<_>>().join(" ")
 }

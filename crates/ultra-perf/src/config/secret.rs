@@ -12,9 +12,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::setting::{Raw, KeyType};
+use serde_json::{Value, json};
+
+use super::setting::{KeyType, Raw};
 
 const KEY_BYTES: usize = 32;
+/// The most keys of a list.
+const KEYS_MAX: usize = 64;
 /// More than any form of a key has, with white space around it.
 const FILE_BYTES_MAX: u64 = 1 << 10;
 
@@ -135,6 +139,10 @@ impl fmt::Debug for SigningKey {
 }
 
 impl KeyType for SigningKey {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        json!({ "type": "string", "pattern": "^\\s*(env|file|hex|base64):." })
+    }
+
     fn kind() -> String {
         "a key such as \"env:STICKY_KEY\" or \"file:/run/secrets/sticky-key\"".to_owned()
     }
@@ -233,6 +241,12 @@ fn base64(text: &[u8]) -> Option<[u8; KEY_BYTES]> {
 }
 
 impl KeyType for KeySources {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        let one =
+            json!({ "type": "string", "pattern": "^\\s*[0-9]{1,10}=(env|file|hex|base64):." });
+        json!({ "type": "array", "items": one, "minItems": 1, "maxItems": KEYS_MAX })
+    }
+
     fn kind() -> String {
         "a list of keys by number, such as [\"1=env:CACHE_KEY\"] or \
          [\"2=file:/run/secrets/cache-key\"]"
@@ -257,7 +271,7 @@ impl KeyType for KeySources {
             Some(pair) => {
                 Err(format!("must give each key a number of its own; {} comes twice", pair[0]))
             }
-            None if ids.len() > 64 => Err("must be 64 keys at most".to_owned()),
+            None if ids.len() > KEYS_MAX => Err(format!("must be {KEYS_MAX} keys at most")),
             None => Ok(Self(sources)),
         }
     }

@@ -4,7 +4,10 @@
 //! right. A file's values keep their TOML type, so `"true"` for `true` is noticed there; the
 //! environment and the command line know text only and are read more generously.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use super::{
     quantity::{ByteSize, format_duration, parse_duration},
@@ -16,8 +19,11 @@ use super::{
 pub(super) enum Raw {
     /// From the environment, the command line or code.
     Text(String),
-    /// Likewise, under a foreign name that counts bare numbers as seconds.
-    Seconds(String),
+    /// Likewise, under a foreign name by which a bare number counts such units.
+    Bare {
+        text: String,
+        unit: &'static str,
+    },
     /// A string of TOML.
     String(String),
     Integer(i128),
@@ -32,8 +38,21 @@ impl Raw {
     /// The text, if the value is one.
     fn text(&self) -> Option<&str> {
         match self {
-            Self::Text(text) | Self::Seconds(text) | Self::String(text) => Some(text),
+            Self::Text(text) | Self::Bare { text, .. } | Self::String(text) => Some(text),
             _ => None,
+        }
+    }
+
+    /// The text of a quantity, with its unit if the source leaves that to its name.
+    fn quantity(&self) -> Option<Cow<'_, str>> {
+        let text = self.text()?;
+        match self {
+            Self::Bare { unit, .. }
+                if text.trim().bytes().all(|b| b.is_ascii_digit() || b == b'.') =>
+            {
+                Some(Cow::Owned(format!("{}{unit}", text.trim())))
+            }
+            _ => Some(Cow::Borrowed(text)),
         }
     }
 
@@ -47,7 +66,7 @@ impl Raw {
             }
         };
         match self {
-            Self::Text(text) | Self::Seconds(text) | Self::String(text) => quoted(text),
+            Self::Text(text) | Self::Bare { text, .. } | Self::String(text) => quoted(text),
             Self::Integer(number) => number.to_string(),
             Self::Float(number) => number.clone(),
             Self::Boolean(yes) => yes.to_string(),
@@ -79,10 +98,41 @@ pub(super) trait KeyType: Sized {
     /// Prints the value in the form that `read` takes as text, without secrets.
     fn show(&self) -> String;
 
+    /// Describes a value between these bounds as a file holds it, in JSON Schema.
+    fn schema(_least: Option<&str>, _most: Option<&str>) -> Value {
+        json!({ "type": "string" })
+    }
+
+    /// The value as a file holds it, without secrets.
+    fn json(&self) -> Value {
+        Value::String(self.show())
+    }
+
     /// Leaves of a text that was given what may be shown, also when it was no such value.
     fn redact(text: &str) -> String {
         text.to_owned()
     }
+}
+
+/// The form of a duration, without the order of its units.
+const DURATION: &str = r"^\s*(0|([0-9]+(\.[0-9]+)?\s*(d|h|m|s|ms|us|ns)\s*)+)\s*$";
+
+/// The form of a size.
+const SIZE: &str = r"^\s*[0-9]{1,20}(\.[0-9]{1,9})?\s*([KkMmGgTt][Ii]?[Bb]|[Bb])?\s*$";
+
+/// Adds the bounds that there are to the schema of a number.
+fn bounded(
+    mut schema: Value,
+    least: Option<impl Serialize>,
+    most: Option<impl Serialize>,
+) -> Value {
+    if let Some(least) = least {
+        schema["minimum"] = json!(least);
+    }
+    if let Some(most) = most {
+        schema["maximum"] = json!(most);
+    }
+    schema
 }
 
 /// The usual refusal.
@@ -100,6 +150,14 @@ where
 }
 
 impl KeyType for bool {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        json!({ "type": "boolean" })
+    }
+
+    fn json(&self) -> Value {
+        json!(self)
+    }
+
     fn kind() -> String {
         "true or false".to_owned()
     }
@@ -129,6 +187,16 @@ impl KeyType for bool {
 }
 
 impl KeyType for usize {
+    fn schema(least: Option<&str>, most: Option<&str>) -> Value {
+        let number = |text: &str| text.parse::<Self>().ok();
+        let least = least.and_then(number).unwrap_or(0);
+        bounded(json!({ "type": "integer" }), Some(least), most.and_then(number))
+    }
+
+    fn json(&self) -> Value {
+        json!(self)
+    }
+
     fn kind() -> String {
         "a whole number".to_owned()
     }
@@ -153,7 +221,47 @@ impl KeyType for usize {
     }
 }
 
+impl KeyType for f64 {
+    fn schema(least: Option<&str>, most: Option<&str>) -> Value {
+        let number = |text: &str| text.parse::<Self>().ok();
+        bounded(json!({ "type": "number" }), least.and_then(number), most.and_then(number))
+    }
+
+    fn json(&self) -> Value {
+        json!(self)
+    }
+
+    fn kind() -> String {
+        "a number such as 1 or 0.5".to_owned()
+    }
+
+    fn label() -> String {
+        "number".to_owned()
+    }
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        let number: Option<Self> = match raw {
+            Raw::Integer(number) => i32::try_from(*number).ok().map(Self::from),
+            Raw::Float(text) | Raw::Text(text) => text.trim().parse().ok(),
+            Raw::String(text) if text.parse::<Self>().is_ok() => {
+                return Err(format!("{}, without quotes", refusal::<Self>()));
+            }
+            _ => None,
+        };
+        number.filter(|number| number.is_finite()).ok_or_else(refusal::<Self>)
+    }
+
+    fn show(&self) -> String {
+        // Zero has one spelling.
+        (self + 0.0).to_string()
+    }
+}
+
 impl KeyType for Duration {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        json!({ "type": "string", "pattern": DURATION })
+    }
+
     fn kind() -> String {
         "a duration with a unit, such as \"30s\", \"250ms\" or \"1h30m\"".to_owned()
     }
@@ -163,13 +271,8 @@ impl KeyType for Duration {
     }
 
     fn read(raw: &Raw) -> Result<Self, String> {
-        let text = match raw {
-            Raw::Seconds(text) if text.trim().bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
-                &format!("{}s", text.trim())
-            }
-            _ => raw.text().ok_or_else(refusal::<Self>)?,
-        };
-        parse_duration(text).map_err(|e| e.to_string())
+        let text = raw.quantity().ok_or_else(refusal::<Self>)?;
+        parse_duration(&text).map_err(|e| e.to_string())
     }
 
     fn show(&self) -> String {
@@ -178,6 +281,13 @@ impl KeyType for Duration {
 }
 
 impl KeyType for ByteSize {
+    fn schema(least: Option<&str>, most: Option<&str>) -> Value {
+        let bytes = |text: &str| text.parse::<Self>().ok().map(Self::as_u64);
+        let least = least.and_then(bytes).unwrap_or(0);
+        let number = bounded(json!({ "type": "integer" }), Some(least), most.and_then(bytes));
+        json!({ "anyOf": [{ "type": "string", "pattern": SIZE }, number] })
+    }
+
     fn kind() -> String {
         "a size such as \"64MiB\" or \"1GB\"".to_owned()
     }
@@ -191,6 +301,10 @@ impl KeyType for ByteSize {
             Raw::Integer(bytes) => {
                 u64::try_from(*bytes).map(Self::new).map_err(|_| refusal::<Self>())
             }
+            Raw::Bare { .. } => match raw.quantity() {
+                Some(text) => read_text(&Raw::Text(text.into_owned())),
+                None => Err(refusal::<Self>()),
+            },
             _ => read_text(raw),
         }
     }
@@ -201,6 +315,10 @@ impl KeyType for ByteSize {
 }
 
 impl KeyType for SocketAddr {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        json!({ "type": "string", "pattern": ":[0-9]{1,5}\\s*$" })
+    }
+
     fn kind() -> String {
         "an address and a port, such as \"127.0.0.1:8080\" or \"[::1]:8080\"".to_owned()
     }
@@ -261,6 +379,10 @@ impl KeyType for PathBuf {
 }
 
 impl KeyType for BackendUrl {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        json!({ "type": "string", "pattern": "^\\s*[Hh][Tt][Tt][Pp]://" })
+    }
+
     fn kind() -> String {
         "an http:// URL such as \"http://127.0.0.1:8000\"".to_owned()
     }
@@ -283,6 +405,11 @@ impl KeyType for BackendUrl {
 }
 
 impl KeyType for RedisUrl {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        let pattern = "^\\s*([Rr][Ee][Dd][Ii][Ss]|[Vv][Aa][Ll][Kk][Ee][Yy])[Ss]?(-[A-Za-z]+)?://.";
+        json!({ "type": "string", "pattern": pattern })
+    }
+
     fn kind() -> String {
         "a URL such as \"redis://127.0.0.1:6379\", with rediss:// for TLS and redis-cluster:// for a \
          cluster"
@@ -313,6 +440,14 @@ impl KeyType for RedisUrl {
 
 /// `none` or a value. An empty text is `none` too: so that `NAME=` in an environment unsets.
 impl<T: KeyType> KeyType for Option<T> {
+    fn schema(least: Option<&str>, most: Option<&str>) -> Value {
+        json!({ "anyOf": [T::schema(least, most), { "enum": ["none", ""] }] })
+    }
+
+    fn json(&self) -> Value {
+        self.as_ref().map_or_else(|| json!("none"), T::json)
+    }
+
     fn kind() -> String {
         format!("{}, or \"none\"", T::kind())
     }
@@ -352,7 +487,7 @@ macro_rules! choice {
         pub enum $Name { $( $(#[$variant_meta])* $Variant, )+ }
 
         impl $Name {
-            const ALL: &[(&str, Self)] = &[$(($word, Self::$Variant)),+];
+            pub(super) const ALL: &[(&str, Self)] = &[$(($word, Self::$Variant)),+];
         }
 
         impl fmt::Display for $Name {
@@ -362,6 +497,11 @@ macro_rules! choice {
         }
 
         impl KeyType for $Name {
+            fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+                let words: Vec<_> = Self::ALL.iter().map(|(word, _)| *word).collect();
+                json!({ "enum": words })
+            }
+
             fn kind() -> String {
                 one_of(Self::ALL.iter().map(|(word, _)| *word))
             }
@@ -396,6 +536,17 @@ impl Share {
 }
 
 impl KeyType for Share {
+    fn schema(least: Option<&str>, most: Option<&str>) -> Value {
+        let number = |text: &str| text.parse::<f64>().ok();
+        let (least, most) = (least.and_then(number), most.and_then(number));
+        let number = bounded(json!({ "type": "number" }), least.or(Some(0.0)), most.or(Some(1.0)));
+        json!({ "anyOf": [number, { "type": "string", "pattern": "^\\s*[0-9.]+\\s*%?\\s*$" }] })
+    }
+
+    fn json(&self) -> Value {
+        json!(self.0)
+    }
+
     fn kind() -> String {
         "a share such as 0.8 or \"80%\"".to_owned()
     }
@@ -430,6 +581,43 @@ fn one_of<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
         _ => words.concat(),
     }
 }
+
+choice! {
+    /// Chooses the defaults: how much of what there is gets used.
+    ///
+    /// [`levels()`](super::levels) lists what each of them chooses, and why.
+    #[derive(Default, PartialOrd, Ord)]
+    OptimizationLevel {
+        /// The memory cache, monitoring and alerts.
+        Basic = "basic",
+        /// What pays everywhere: all tiers, compression, breakers, a guard over memory.
+        #[default]
+        Advanced = "advanced",
+        /// What pays under load: policies, limits and refreshes that follow what is measured.
+        Ultra = "ultra",
+        /// What has a price: hedging, kept threads, tracking, advice that applies itself.
+        Extreme = "extreme",
+    }
+}
+
+impl FromStr for OptimizationLevel {
+    type Err = ParseLevelError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::read(&Raw::Text(text.to_owned())).map_err(|_| ParseLevelError)
+    }
+}
+
+impl Serialize for OptimizationLevel {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Says that a text is no optimization level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be \"basic\", \"advanced\", \"ultra\" or \"extreme\"")]
+pub struct ParseLevelError;
 
 choice! {
     /// Says when a value goes to the tiers below memory.
@@ -569,6 +757,15 @@ choice! {
 
 /// The order in which the tiers below memory are asked: each of them once.
 impl KeyType for [LowerTier; 2] {
+    fn schema(least: Option<&str>, most: Option<&str>) -> Value {
+        let one = LowerTier::schema(least, most);
+        json!({ "type": "array", "items": one, "minItems": 2, "maxItems": 2, "uniqueItems": true })
+    }
+
+    fn json(&self) -> Value {
+        self.map(|tier| tier.to_string()).to_vec().into()
+    }
+
     fn kind() -> String {
         "a list with \"redis\" and \"disk\", each once".to_owned()
     }
@@ -613,6 +810,13 @@ pub enum Fsync {
 }
 
 impl KeyType for Fsync {
+    fn schema(_: Option<&str>, _: Option<&str>) -> Value {
+        json!({ "anyOf": [
+            { "enum": ["never", "always"] },
+            { "type": "string", "pattern": DURATION },
+        ] })
+    }
+
     fn kind() -> String {
         "\"never\", \"always\" or an interval such as \"1s\"".to_owned()
     }
@@ -724,6 +928,14 @@ mod tests {
             read::<usize>(string("7")),
             Err("must be a whole number, without quotes".to_owned())
         );
+        for raw in [text("0.5"), Raw::Float("0.5".to_owned())] {
+            assert_eq!(read::<f64>(raw), Ok("0.5".to_owned()));
+        }
+        assert_eq!(read::<f64>(Raw::Integer(2)), Ok("2".to_owned()));
+        assert_eq!(read::<f64>(text("-0")), Ok("0".to_owned()));
+        for raw in [text("NaN"), text("inf"), text(""), string("1"), Raw::Integer(i128::MAX)] {
+            assert!(read::<f64>(raw.clone()).is_err(), "{raw:?}");
+        }
         for raw in [text("-1"), text("1.5"), Raw::Integer(-1), Raw::Float("1.0".to_owned())] {
             assert_eq!(read::<usize>(raw), Err("must be a whole number".to_owned()));
         }
@@ -737,14 +949,20 @@ mod tests {
     }
 
     #[test]
-    fn only_a_foreign_name_counts_bare_numbers_as_seconds() {
-        let seconds = |text: &str| read::<Duration>(Raw::Seconds(text.to_owned()));
+    fn only_a_foreign_name_gives_a_bare_number_its_unit() {
+        let bare = |text: &str, unit| Raw::Bare { text: text.to_owned(), unit };
+        let seconds = |text: &str| read::<Duration>(bare(text, "s"));
         assert_eq!(seconds("3600"), Ok("1h".to_owned()));
         assert_eq!(seconds("0.5"), Ok("500ms".to_owned()));
         assert_eq!(seconds("10m"), Ok("10m".to_owned()));
         assert!(seconds("").is_err());
         assert!(seconds("1.2.3").is_err());
         assert!(read::<Duration>(text("3600")).is_err());
+        assert_eq!(read::<Duration>(bare("200", "ms")), Ok("200ms".to_owned()));
+        assert_eq!(read::<Option<ByteSize>>(bare("8", "GiB")), Ok("8GiB".to_owned()));
+        assert_eq!(read::<Option<ByteSize>>(bare("1GB", "MiB")), Ok("1GB".to_owned()));
+        assert_eq!(read::<Option<ByteSize>>(bare("none", "MiB")), Ok("none".to_owned()));
+        assert!(read::<ByteSize>(bare("", "MiB")).is_err());
     }
 
     #[test]
@@ -762,6 +980,17 @@ mod tests {
         assert_eq!(read::<LogFormat>(text("yaml")), Err(message));
         let message = "must be \"through\" or \"on-eviction\"".to_owned();
         assert_eq!(read::<WritePolicy>(Raw::Boolean(true)), Err(message));
+    }
+
+    #[test]
+    fn a_level_reads_what_it_prints_and_they_go_up() {
+        for (word, level) in OptimizationLevel::ALL {
+            assert_eq!(word.parse(), Ok(*level));
+            assert_eq!(level.to_string(), *word);
+        }
+        assert!(OptimizationLevel::ALL.is_sorted_by_key(|(_, level)| *level));
+        let refused = "Ultra".parse::<OptimizationLevel>().unwrap_err().to_string();
+        assert_eq!(refused, refusal::<OptimizationLevel>());
     }
 
     #[test]

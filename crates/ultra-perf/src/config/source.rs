@@ -4,7 +4,7 @@
 //! except variables of the environment that are not ours and aliases that are empty or overridden.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -19,8 +19,8 @@ use super::{
     backend::{self, Backend, Backends},
     explain::Note,
     problem::Problem,
-    setting::Raw,
-    tree::{self, Alias, BACKENDS, ENV_PREFIX, Key, Reading},
+    setting::{KeyType as _, OptimizationLevel, Raw},
+    tree::{self, Alias, BACKENDS, CACHES, CACHES_MAX, CacheSettings, ENV_PREFIX, Key, Reading},
     url::redact_malformed,
 };
 
@@ -30,6 +30,8 @@ use super::{
 pub enum Origin {
     /// No source names the key.
     Default,
+    /// No source names the key, and the level has another value than the default.
+    Level(OptimizationLevel),
     /// A file, with the line of the key.
     File {
         /// The file as it was given.
@@ -47,14 +49,21 @@ pub enum Origin {
         /// What the caller calls it, such as `--to`.
         name: String,
     },
+    /// A change of the configuration while it was in use.
+    Change {
+        /// Who made it.
+        by: String,
+    },
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.pad("default"),
+            Self::Level(level) => f.pad(&format!("level {level}")),
             Self::File { path, line } => f.pad(&format!("{}:{line}", path.display())),
             Self::Env { name } | Self::Code { name } => f.pad(name),
+            Self::Change { by } => f.pad(&format!("changed by {by}")),
         }
     }
 }
@@ -71,16 +80,40 @@ const MAX_SYNTAX_ERRORS: usize = 8;
 /// All values that were given, per key in order of precedence, and what was wrong on the way.
 #[derive(Default)]
 pub(super) struct Gathered {
-    pub(super) values: BTreeMap<&'static str, Vec<(Raw, Origin)>>,
+    pub(super) values: Given,
     pub(super) problems: Vec<Problem>,
     pub(super) notes: Vec<Note>,
     /// Keys whose value is wrong in a way that is among the problems already.
-    pub(super) invalid: BTreeMap<&'static str, String>,
+    pub(super) invalid: BTreeMap<String, String>,
+    /// The names of the caches, one more than there may be at most.
+    pub(super) caches: BTreeSet<String>,
 }
 
+/// Every value given for each key, in order of precedence.
+pub(super) type Given = BTreeMap<String, Vec<(Raw, Origin)>>;
+
 impl Gathered {
-    fn give(&mut self, key: &'static Key, raw: Raw, origin: Origin) {
-        self.values.entry(key.path).or_default().push((raw, origin));
+    pub(super) fn give(&mut self, path: &str, raw: Raw, origin: Origin) {
+        if let Some((name, _)) = tree::of_cache(path)
+            && !self.caches.contains(name)
+        {
+            // One more than there may be is enough to find that there are too many.
+            if self.caches.len() > CACHES_MAX {
+                return;
+            }
+            self.caches.insert(name.to_owned());
+        }
+        self.values.entry(path.to_owned()).or_default().push((raw, origin));
+    }
+
+    /// Reports a name that is no key.
+    pub(super) fn refuse_name(&mut self, path: &str, origin: Origin) {
+        let name = path.strip_prefix(CACHES).and_then(|it| it.strip_prefix('.')?.rsplit_once('.'));
+        let problem = match name {
+            Some((name, _)) if !tree::is_cache_name(name) => bad_cache_name(name, origin),
+            _ => Problem::Unknown { nearest: nearest(path), name: path.to_owned(), origin },
+        };
+        self.problems.push(problem);
     }
 
     /// Reads a file; without it there is a problem if it is `required`.
@@ -140,11 +173,12 @@ impl Gathered {
             let origin = file.origin(name.span().start);
             if path == TABLES {
                 self.backends(value.get_ref(), origin, file);
-            } else if let Some(key) = tree::find(&path) {
-                self.give(key, raw(value), origin);
+            } else if path == CACHES {
+                self.caches(value, &origin, file);
+            } else if tree::find(&path).is_some() {
+                self.give(&path, raw(value), origin);
             } else if !is_section(&path) {
-                let nearest = nearest(&path);
-                self.problems.push(Problem::Unknown { name: path, nearest, origin });
+                self.refuse_name(&path, origin);
             } else if let DeValue::Table(inner) = value.get_ref() {
                 self.table(&path, inner, file);
             } else {
@@ -154,6 +188,53 @@ impl Gathered {
                     path,
                     origin,
                 });
+            }
+        }
+    }
+
+    /// Reads the tables of `[caches]`, one for each cache.
+    fn caches(&mut self, value: &Spanned<DeValue<'_>>, origin: &Origin, file: &File<'_>) {
+        let DeValue::Table(caches) = value.get_ref() else {
+            self.problems.push(Problem::Invalid {
+                path: CACHES.to_owned(),
+                value: raw(value).shown(str::to_owned),
+                expected: format!("must be a table for each cache, such as [{CACHES}.users]"),
+                origin: origin.clone(),
+            });
+            return;
+        };
+        let mut caches: Vec<_> = caches.iter().collect();
+        caches.sort_by_key(|(name, _)| name.span().start);
+        for (name, value) in caches {
+            let origin = file.origin(name.span().start);
+            let name = name.get_ref();
+            if !tree::is_cache_name(name) {
+                self.problems.push(bad_cache_name(name, origin));
+                continue;
+            }
+            let path = format!("{CACHES}.{name}");
+            let DeValue::Table(fields) = value.get_ref() else {
+                self.problems.push(Problem::Invalid {
+                    value: raw(value).shown(str::to_owned),
+                    expected: format!("must be a table that begins with [{path}]"),
+                    path,
+                    origin,
+                });
+                continue;
+            };
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(field, _)| field.span().start);
+            for (field, value) in fields {
+                let origin = file.origin(field.span().start);
+                let path = format!("{path}.{}", field.get_ref());
+                match tree::of_cache(&path) {
+                    Some(_) => self.give(&path, raw(value), origin),
+                    None => self.problems.push(Problem::Unknown {
+                        nearest: nearest_of_cache(name, field.get_ref()),
+                        name: path,
+                        origin,
+                    }),
+                }
             }
         }
     }
@@ -203,11 +284,10 @@ impl Gathered {
             }
         }
         if self.problems.len() > before {
-            self.invalid.insert(BACKENDS, format!("[[{TABLES}]]"));
+            self.invalid.insert(BACKENDS.to_owned(), format!("[[{TABLES}]]"));
             return;
         }
-        let key = tree::find(BACKENDS).expect("there is such a key");
-        self.give(key, Raw::List(backends.iter().map(Backend::to_string).collect()), origin);
+        self.give(BACKENDS, Raw::List(backends.iter().map(Backend::to_string).collect()), origin);
     }
 
     /// Reads one table of `[[backend]]`.
@@ -279,92 +359,167 @@ impl Gathered {
         for (name, value) in variables {
             let origin = || Origin::Env { name: name.clone() };
             if let Some(rest) = name.strip_prefix(ENV_PREFIX) {
-                if let Some(key) = tree::keys().find(|key| tree::env_name(key.path) == *name) {
-                    self.give(key, Raw::Text(value.clone()), origin());
+                if let Some(path) = path_of_env(name) {
+                    self.give(&path, Raw::Text(value.clone()), origin());
                 } else {
                     let path = rest.to_ascii_lowercase().replace("__", ".");
-                    let nearest = nearest_key(&path).map(tree::env_name);
+                    let nearest = nearest_key(&path).map(|path| tree::env_name(&path));
                     let name = name.clone();
                     self.problems.push(Problem::Unknown { name, nearest, origin: origin() });
                 }
-            } else if let Some(key) = misspelt(name) {
+            } else if let Some(path) = misspelt(name) {
                 self.problems.push(Problem::Unknown {
                     name: name.clone(),
-                    nearest: Some(tree::env_name(key.path)),
+                    nearest: Some(tree::env_name(&path)),
                     origin: origin(),
                 });
             }
         }
-        for key in tree::keys() {
-            self.aliases(key, variables);
+        for key in tree::fixed_keys() {
+            let own = tree::env_name(key.path);
+            let mut named = Vec::new();
+            for alias in key.aliases {
+                let capitals = alias.name.to_ascii_uppercase();
+                let other = (capitals != alias.name).then_some(capitals.as_str());
+                for spelling in [alias.name].into_iter().chain(other) {
+                    let Some((name, value)) = variables.get_key_value(spelling) else { continue };
+                    if !value.trim().is_empty() {
+                        named.push(Named { alias, name: name.clone(), value: value.clone() });
+                    }
+                }
+            }
+            let own = variables.contains_key(&own).then_some(own);
+            self.aliases(key, own, &named, |name| Origin::Env { name: name.to_owned() });
         }
     }
 
-    /// Gives `key` the value of its first alias in the environment, unless its own name is there.
-    fn aliases(&mut self, key: &'static Key, variables: &BTreeMap<String, String>) {
-        let own = tree::env_name(key.path);
-        let mut winner = variables.get_key_value(&own);
-        for alias in key.aliases {
-            let capitals = alias.name.to_ascii_uppercase();
-            let other = (capitals != alias.name).then_some(capitals.as_str());
-            for spelling in [alias.name].into_iter().chain(other) {
-                let Some((name, value)) = variables.get_key_value(spelling) else { continue };
-                if value.trim().is_empty() {
-                    continue;
-                }
-                let origin = Origin::Env { name: name.clone() };
-                match winner {
-                    Some((won, _)) => self.notes.push(Note {
-                        key: key.path,
-                        message: format!("{name} is ignored, because {won} is set too"),
-                        origin,
-                    }),
-                    None => {
-                        winner = Some((name, value));
-                        let raw = self.alias_value(key, alias, value, &origin);
-                        self.give(key, raw, origin);
-                    }
-                }
+    /// Gives `key` the value of its first other name, unless there is `own`, its own name.
+    pub(super) fn aliases(
+        &mut self,
+        key: &'static Key,
+        own: Option<String>,
+        named: &[Named],
+        origin: impl Fn(&str) -> Origin,
+    ) {
+        let firm = named.iter().position(|named| !named.gives_way());
+        let chosen = firm.or((!named.is_empty()).then_some(0)).filter(|_| own.is_none());
+        let winner = own.as_deref().or_else(|| chosen.map(|at| named[at].name.as_str()));
+        for (at, it) in named.iter().enumerate() {
+            if chosen == Some(at) {
+                self.alias(key, it, origin(&it.name));
+            } else if let Some(winner) = winner
+                && !(it.gives_way() && chosen.is_some())
+            {
+                self.notes.push(Note {
+                    key: key.path,
+                    message: format!("{} is ignored, because {winner} is set too", it.name),
+                    origin: origin(&it.name),
+                });
             }
         }
     }
 
-    fn alias_value(
+    /// Gives `key` the value of one of its other names.
+    fn alias(&mut self, key: &'static Key, named: &Named, origin: Origin) {
+        let text = named.value.as_str();
+        let raw = match named.alias.reading {
+            Reading::Plain => Raw::Text(text.to_owned()),
+            Reading::Unit(unit) => Raw::Bare { text: text.to_owned(), unit },
+            Reading::AtMost(most) => match self.lowered(key, text, most, &origin) {
+                Some(lowered) => Raw::Text(lowered),
+                None => Raw::Text(text.to_owned()),
+            },
+            Reading::SecondsAtMost(most) => Raw::Bare {
+                text: self.lowered(key, text, most, &origin).unwrap_or_else(|| text.to_owned()),
+                unit: "s",
+            },
+            Reading::Port if text.trim().bytes().all(|b| b.is_ascii_digit()) => {
+                Raw::Text(format!("127.0.0.1:{}", text.trim()))
+            }
+            Reading::Port => Raw::Text(text.to_owned()),
+            Reading::Switch { on, off } => match bool::read(&Raw::Text(text.to_owned())) {
+                Ok(yes) => Raw::Text(if yes { on } else { off }.to_owned()),
+                Err(expected) => {
+                    let value = Raw::Text(text.to_owned()).shown(str::to_owned);
+                    self.invalid.insert(key.path.to_owned(), value.clone());
+                    let path = key.path.to_owned();
+                    self.problems.push(Problem::Invalid { path, value, expected, origin });
+                    return;
+                }
+            },
+        };
+        self.give(key.path, raw, origin);
+    }
+
+    /// The number that stands for a larger one than is of use, with a note.
+    fn lowered(
         &mut self,
         key: &'static Key,
-        alias: &Alias,
-        value: &str,
+        text: &str,
+        most: usize,
         origin: &Origin,
-    ) -> Raw {
-        match alias.reading {
-            Reading::Plain => Raw::Text(value.to_owned()),
-            Reading::Seconds => Raw::Seconds(value.to_owned()),
-            Reading::AtMost(most) => match value.trim().parse::<usize>() {
-                Ok(number) if number > most => {
-                    self.notes.push(Note {
-                        key: key.path,
-                        message: format!(
-                            "lowered from {number} to {most}, the most that is of use"
-                        ),
-                        origin: origin.clone(),
-                    });
-                    Raw::Text(most.to_string())
-                }
-                _ => Raw::Text(value.to_owned()),
-            },
-        }
+    ) -> Option<String> {
+        let number = text.trim().parse::<usize>().ok().filter(|number| *number > most)?;
+        self.notes.push(Note {
+            key: key.path,
+            message: format!("lowered from {number} to {most}, the most that is of use"),
+            origin: origin.clone(),
+        });
+        Some(most.to_string())
     }
 
     /// Takes a value from code or the command line.
     pub(super) fn set(&mut self, path: &str, value: &str, name: &str) {
         let origin = Origin::Code { name: name.to_owned() };
         match tree::find(path) {
-            Some(key) => self.give(key, Raw::Text(value.to_owned()), origin),
-            None => {
-                let nearest = nearest(path);
-                self.problems.push(Problem::Unknown { name: path.to_owned(), nearest, origin });
-            }
+            Some(_) => self.give(path, Raw::Text(value.to_owned()), origin),
+            None => self.refuse_name(path, origin),
         }
+    }
+}
+
+/// A value under another name of its key.
+pub(super) struct Named {
+    pub(super) alias: &'static Alias,
+    /// The name as the source spells it.
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
+impl Named {
+    /// Whether it says only that there is something, which another name may say more of.
+    fn gives_way(&self) -> bool {
+        matches!(self.alias.reading, Reading::Switch { .. })
+            && bool::read(&Raw::Text(self.value.clone())) == Ok(true)
+    }
+}
+
+/// Reports more caches than there may be, at the strongest source that names one.
+pub(super) fn too_many_caches(values: &Given) -> Problem {
+    let of_caches = values.iter().filter(|(path, _)| tree::of_cache(path).is_some());
+    let origin = of_caches.filter_map(|(_, given)| given.last()).map(|(_, origin)| origin);
+    let strength = |origin: &&Origin| match origin {
+        Origin::Default | Origin::Level(_) => 0,
+        Origin::File { line, .. } => *line,
+        Origin::Env { .. } => usize::MAX - 2,
+        Origin::Code { .. } => usize::MAX - 1,
+        Origin::Change { .. } => usize::MAX,
+    };
+    Problem::Invalid {
+        path: CACHES.to_owned(),
+        value: format!("more than {CACHES_MAX} tables"),
+        expected: format!("must be {CACHES_MAX} at most"),
+        origin: origin.max_by_key(strength).unwrap_or(&Origin::Default).clone(),
+    }
+}
+
+fn bad_cache_name(name: &str, origin: Origin) -> Problem {
+    Problem::Invalid {
+        path: CACHES.to_owned(),
+        value: Raw::String(name.to_owned()).shown(str::to_owned),
+        expected: "must be tables named with 1 to 64 letters, digits or characters of \"-_\""
+            .to_owned(),
+        origin,
     }
 }
 
@@ -409,32 +564,71 @@ fn raw(value: &Spanned<DeValue<'_>>) -> Raw {
 }
 
 fn is_section(path: &str) -> bool {
-    tree::SECTIONS.iter().any(|section| section.name == path)
+    !path.is_empty() && tree::SECTIONS.iter().any(|section| section.name == path)
 }
 
-/// The key that `name` means if its underscores are taken lightly.
-fn misspelt(name: &str) -> Option<&'static Key> {
+/// The path of the key whose name in the environment is `name`.
+fn path_of_env(name: &str) -> Option<String> {
+    if let Some(key) = tree::fixed_keys().find(|key| tree::env_name(key.path) == name) {
+        return Some(key.path.to_owned());
+    }
+    let (cache, field) = name.strip_prefix(&caches_in_env())?.rsplit_once("__")?;
+    let key = CacheSettings::KEYS.iter().find(|key| key.name().to_ascii_uppercase() == field)?;
+    let cache = cache.to_ascii_lowercase();
+    tree::is_cache_name(&cache).then(|| key.path_in(&cache))
+}
+
+/// What the names of `[caches.*]` begin with in the environment.
+fn caches_in_env() -> String {
+    format!("{}__", tree::env_name(CACHES))
+}
+
+/// The path of the key that `name` means if its underscores are taken lightly.
+fn misspelt(name: &str) -> Option<String> {
     let squeeze = |name: &str| name.replace('_', "").to_ascii_uppercase();
     let rest = squeeze(name);
     rest.strip_prefix("ULTRAPERF")?;
-    tree::keys().find(|key| squeeze(&tree::env_name(key.path)) == rest)
+    if let Some(key) = tree::fixed_keys().find(|key| squeeze(&tree::env_name(key.path)) == rest) {
+        return Some(key.path.to_owned());
+    }
+    let rest = rest.strip_prefix(&squeeze(&caches_in_env()))?;
+    let cache = |key: &Key| {
+        let cache = rest.strip_suffix(&squeeze(key.name()))?.to_ascii_lowercase();
+        tree::is_cache_name(&cache).then(|| key.path_in(&cache))
+    };
+    CacheSettings::KEYS.iter().find_map(cache)
 }
 
 /// The known key or section that `path` most likely means.
 fn nearest(path: &str) -> Option<String> {
-    let section = tree::SECTIONS.iter().map(|section| section.name);
-    closest(path, section.chain(tree::keys().map(|key| key.path))).map(str::to_owned).or_else(
-        || {
-            // The right name in the wrong section.
-            let name = path.rsplit('.').next()?;
-            let mut same = tree::keys().filter(|key| key.path.rsplit('.').next() == Some(name));
-            same.next().map(|key| key.path.to_owned())
-        },
-    )
+    let sections = tree::SECTIONS.iter().map(|section| section.name);
+    let sections = sections.filter(|name| !name.is_empty() && !name.contains(tree::ANY));
+    let fixed = sections.chain([CACHES]).chain(tree::fixed_keys().map(|key| key.path));
+    let of_cache = || {
+        let (cache, field) = path.strip_prefix(CACHES)?.strip_prefix('.')?.rsplit_once('.')?;
+        nearest_of_cache(cache, field)
+    };
+    let elsewhere = || {
+        // The right name in the wrong section.
+        let name = path.rsplit('.').next()?;
+        tree::fixed_keys().find(|key| key.name() == name).map(|key| key.path.to_owned())
+    };
+    of_cache().or_else(|| closest(path, fixed).map(str::to_owned)).or_else(elsewhere)
 }
 
-fn nearest_key(path: &str) -> Option<&'static str> {
-    closest(path, tree::keys().map(|key| key.path))
+fn nearest_key(path: &str) -> Option<String> {
+    let of_cache = || {
+        let (cache, field) = path.strip_prefix(CACHES)?.strip_prefix('.')?.rsplit_once('.')?;
+        nearest_of_cache(cache, field)
+    };
+    let fixed = || closest(path, tree::fixed_keys().map(|key| key.path)).map(str::to_owned);
+    of_cache().or_else(fixed)
+}
+
+/// The field of the cache `name` that `field` most likely means.
+fn nearest_of_cache(name: &str, field: &str) -> Option<String> {
+    let field = closest(field, CacheSettings::KEYS.iter().map(Key::name))?;
+    tree::is_cache_name(name).then(|| format!("{CACHES}.{name}.{field}"))
 }
 
 /// The candidate with the fewest changed letters, if they are few enough to be a slip.
@@ -442,10 +636,13 @@ fn closest<'a>(path: &str, candidates: impl Iterator<Item = &'a str>) -> Option<
     if path.len() > 100 {
         return None;
     }
+    let slip = |candidate: &str| (candidate.len() / 5).clamp(2, 4);
     candidates
+        // No slip makes up for more than that many letters.
+        .filter(|candidate| candidate.len().abs_diff(path.chars().count()) <= slip(candidate))
         .map(|candidate| (edits(path, candidate), candidate))
         .min_by_key(|(edits, _)| *edits)
-        .filter(|(edits, candidate)| *edits <= (candidate.len() / 5).clamp(2, 4))
+        .filter(|(edits, candidate)| *edits <= slip(candidate))
         .map(|(_, candidate)| candidate)
 }
 

@@ -20,7 +20,7 @@ fn machine() -> Machine {
 }
 
 /// A loader with a fixed machine and every part.
-fn loader() -> ConfigLoader {
+pub(super) fn loader() -> ConfigLoader {
     ConfigLoader::new().machine(machine()).parts(Parts::ALL)
 }
 
@@ -85,6 +85,177 @@ fn the_strongest_source_that_names_a_key_wins() {
 }
 
 #[test]
+fn a_level_chooses_what_no_source_names() {
+    for (level, policy, origin, disk) in [
+        ("basic", "s3-fifo", "default", "false"),
+        ("advanced", "s3-fifo", "default", "true"),
+        ("ultra", "adaptive", "level ultra", "true"),
+        ("extreme", "adaptive", "level extreme", "true"),
+    ] {
+        for loader in [
+            loader().toml("f", format!("level = '{level}'")),
+            loader().env(env(&[("ULTRA_PERF__LEVEL", level)])),
+            loader().set("level", level, "--level"),
+        ] {
+            let config = loader.load().unwrap();
+            assert_eq!(config.level.to_string(), level);
+            assert_eq!(effective(&config, "cache.policy"), (policy.to_owned(), origin.to_owned()));
+            assert_eq!(effective(&config, "cache.disk.enabled").0, disk);
+            assert_eq!(config.notes(), []);
+        }
+    }
+    let own = "level = 'extreme'\n[cache]\npolicy = 'lru'\nstale_if_error = 'none'";
+    let config = from_toml(own).unwrap();
+    assert_eq!(effective(&config, "cache.policy").1, "ultra-perf.toml:3");
+    assert_eq!(config.cache.stale_if_error, None);
+    let told = problem(from_toml("level = 'Ultra'"));
+    assert!(told.starts_with("level = \"Ultra\": must be \"basic\", \"advanced\", \"ultra\" or"));
+    let told = problem(from_toml("cache.policy = 'lruu'\nlevel = 'ultra'"));
+    assert!(told.starts_with("cache.policy = \"lruu\""), "{told}");
+}
+
+#[test]
+fn what_a_level_chooses_gives_way_and_what_was_asked_for_does_not() {
+    let extreme = || loader().set("level", "extreme", "--level");
+    let one = Machine { cores: 1, ..machine() };
+    let small = "cache.disk.capacity";
+    for (loader, key, value) in [
+        (extreme(), "scheduler.cpu.reserved", "1"),
+        (extreme().machine(one.clone()), "scheduler.cpu.reserved", "0"),
+        (extreme(), "cache.compression_method", "zstd-dictionary"),
+        (extreme().set(small, "8MiB", "code"), "cache.compression_method", "zstd"),
+        (extreme().parts(Parts { memory: false, ..Parts::ALL }), "memory.tracking", "false"),
+        (extreme().parts(Parts { memory: false, ..Parts::ALL }), "memory.enabled", "false"),
+        (extreme().parts(Parts { monitor: false, ..Parts::ALL }), "advice.auto_apply", "false"),
+        (extreme().parts(Parts { monitor: false, ..Parts::ALL }), "monitor.profiling", "false"),
+    ] {
+        let config = loader.load().unwrap();
+        let chosen = level::chosen(OptimizationLevel::Extreme, key) == Some(value);
+        let origin = if chosen { "level extreme" } else { "default" };
+        assert_eq!(effective(&config, key), (value.to_owned(), origin.to_owned()), "{key}");
+    }
+    for (loader, told) in [
+        (
+            loader().machine(one).set("scheduler.cpu.reserved", "1", "code"),
+            "scheduler.cpu.reserved = \"1\": must be less than scheduler.cpu.threads (1)",
+        ),
+        (
+            loader().set(small, "8MiB", "code").set(
+                "cache.compression_method",
+                "zstd-dictionary",
+                "code",
+            ),
+            "cache.compression_method = \"zstd-dictionary\": must be another one, or \
+             cache.disk.capacity (8MiB) at least 16MiB",
+        ),
+        (
+            loader().parts(Parts { memory: false, ..Parts::ALL }).set(
+                "memory.tracking",
+                "true",
+                "code",
+            ),
+            "memory.tracking = \"true\": needs a build with the feature memory",
+        ),
+    ] {
+        assert_eq!(problem(loader.load()), format!("{told}\n      from code"));
+    }
+}
+
+#[test]
+fn a_cache_has_settings_of_its_own() {
+    let text = "[caches.users]\nttl = '10m'\nprefetch = true\n\n[caches.Pages-2]\npolicy = 'lfu'\n";
+    let config = loader()
+        .toml("f", text)
+        .env(env(&[
+            ("ULTRA_PERF__CACHES__USERS__TTL", "5m"),
+            ("ULTRA_PERF__CACHES__MY__CACHE__STALE_IF_ERROR", "1m"),
+        ]))
+        .set("caches.users.capacity", "64MiB", "the program")
+        .load()
+        .unwrap();
+    assert_eq!(config.caches.keys().collect::<Vec<_>>(), ["Pages-2", "my__cache", "users"]);
+    let users = &config.caches["users"];
+    assert_eq!((users.ttl, users.prefetch), (Some(Duration::from_secs(300)), Some(true)));
+    assert_eq!((users.capacity, users.entries), (Some(ByteSize::mib(64)), None));
+    assert_eq!(config.caches["Pages-2"].policy, Some(Policy::Lfu));
+    assert_eq!(config.caches["my__cache"].stale_if_error, Some(Duration::from_secs(60)));
+    let explanation = config.explain();
+    let shown: Vec<_> = explanation
+        .settings()
+        .iter()
+        .filter(|row| row.key.starts_with("caches."))
+        .map(|row| format!("{} {} {}", row.key, row.value, row.origin))
+        .collect();
+    let expected = [
+        "caches.Pages-2.policy lfu f:6",
+        "caches.my__cache.stale_if_error 1m ULTRA_PERF__CACHES__MY__CACHE__STALE_IF_ERROR",
+        "caches.users.ttl 5m ULTRA_PERF__CACHES__USERS__TTL",
+        "caches.users.capacity 64MiB the program",
+        "caches.users.prefetch true f:3",
+    ];
+    assert_eq!(shown, expected);
+    assert_eq!(config.origin("caches.users.prefetch").unwrap().to_string(), "f:3");
+    assert_eq!(config.origin("caches.users.entries"), Some(&Origin::Default));
+    assert_eq!(config.origin("caches.users.tll"), None);
+}
+
+#[test]
+fn what_is_wrong_with_the_settings_of_a_cache_is_told() {
+    for (text, expected) in [
+        (
+            "[caches.users]\ntll = '1h'",
+            "caches.users.tll: unknown key, did you mean caches.users.ttl?",
+        ),
+        ("[caches.users.ttl]\na = 1", "caches.users.ttl = a table: must be a duration"),
+        ("caches.users.ttl = '0s'", "caches.users.ttl = \"0s\": must be at least 1ms, or \"none\""),
+        ("caches.users = 1", "caches.users = 1: must be a table that begins with [caches.users]"),
+        ("caches = 1", "caches = 1: must be a table for each cache, such as [caches.users]"),
+        (
+            "[[caches]]",
+            "caches = a list of other things than texts: must be a table for each cache",
+        ),
+        ("[cachs.users]\nttl = '1h'", "cachs: unknown key, did you mean cache"),
+        (
+            "[caches.'a b']\nttl = '1h'",
+            "caches = \"a b\": must be tables named with 1 to 64 letters",
+        ),
+        ("[caches.'*']\nttl = '1h'", "caches = \"*\": must be tables named"),
+        ("[caches.'']\nttl = '1h'", "caches = \"\": must be tables named"),
+    ] {
+        let told = problem(from_toml(text));
+        assert!(told.starts_with(expected), "{text}\ntold: {told}");
+        assert!(told.contains("\n      from ultra-perf.toml:"), "{told}");
+    }
+    for (name, expected) in [
+        ("ULTRA_PERF__CACHES__USERS__TLL", ", did you mean ULTRA_PERF__CACHES__USERS__TTL?"),
+        ("ULTRA_PERF__CACHES__USERS__ttl", ", did you mean ULTRA_PERF__CACHES__USERS__TTL?"),
+        ("ULTRA_PERF__CACHES__*__TTL", ""),
+        ("ULTRA_PERF__CACHES__TTL", ", did you mean ULTRA_PERF__CACHE__TTL?"),
+        ("ULTRA_PERF_CACHES_USERS_TTL", ", did you mean ULTRA_PERF__CACHES__USERS__TTL?"),
+    ] {
+        let told = problem(from_env(&[(name, "1h")]));
+        assert_eq!(told, format!("{name}: unknown key{expected}\n      from {name}"));
+    }
+    let told = problem(loader().set("caches.a b.ttl", "1h", "code").load());
+    assert!(told.starts_with("caches = \"a b\": must be tables named with"), "{told}");
+    let told = problem(loader().set("caches.*.ttl", "1h", "code").load());
+    assert!(told.starts_with("caches = \"*\": must be tables named with"), "{told}");
+}
+
+#[test]
+fn the_caches_with_settings_are_bounded() {
+    let tables = |count: usize| {
+        (0..count).map(|at| format!("[caches.c{at}]\nttl = '1h'\n")).collect::<String>()
+    };
+    assert_eq!(from_toml(&tables(1_000)).unwrap().caches.len(), 1_000);
+    let told = problem(from_toml(&tables(1_500)));
+    assert_eq!(
+        told,
+        "caches = more than 1000 tables: must be 1000 at most\n      from ultra-perf.toml:2002"
+    );
+}
+
+#[test]
 fn the_later_of_two_equal_sources_wins() {
     let config = loader()
         .toml("a.toml", "cache.ttl = '1m'\ncache.expiry_sweep = '1m'")
@@ -106,6 +277,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.server.admin, "127.0.0.1:8600".parse().unwrap());
     assert_eq!(config.server.max_body, Some(ByteSize::mib(64)));
     assert_eq!(config.server.workers, 4);
+    assert_eq!(config.level, OptimizationLevel::Advanced);
     assert_eq!(config.cache.ttl, Duration::from_secs(3600));
     assert_eq!(config.cache.expiry_sweep, Duration::from_secs(300));
     assert_eq!(config.cache.order, [LowerTier::Redis, LowerTier::Disk]);
@@ -324,11 +496,45 @@ fn an_alias_sets_its_key_and_stays_visible_as_the_origin() {
         ("CACHE_COMPRESSION_ENABLED", "False", "cache.compression", "false"),
         ("REDIS_URL", "redis://h:1", "cache.redis.url", "redis://h:1"),
         ("REDIS_MAX_CONNECTIONS", "2", "cache.redis.connections", "2"),
+        ("memory_limit_gb", "8", "memory.limit", "8GiB"),
+        ("MAX_MEMORY_USAGE", "512MiB", "memory.limit", "512MiB"),
+        ("gc_threshold", "500", "memory.reclaim_after_ops", "500"),
+        ("TRACEMALLOC_ENABLED", "true", "memory.tracking", "true"),
+        ("profiling_enabled", "1", "monitor.profiling", "true"),
+        ("metrics_interval", "15", "monitor.interval", "15s"),
+        ("TARGET_RESPONSE_TIME_MS", "250", "targets.p95", "250ms"),
+        ("TARGET_CACHE_HIT_RATE", "0.9", "targets.hit_ratio", "0.9"),
+        ("TARGET_MEMORY_USAGE_MB", "512", "targets.memory", "512MiB"),
+        ("ENABLE_PERFORMANCE_OPTIMIZATION", "false", "response_cache.enabled", "false"),
+        ("ENABLE_CIRCUIT_BREAKERS", "true", "balancer.breaker.mode", "auto"),
+        ("enable_circuit_breakers", "no", "balancer.breaker.mode", "off"),
+        ("enable_cache_warming", "true", "cache.disk.warm_up", "true"),
+        ("enable_api_compression", "false", "server.compression", "false"),
+        ("PROMETHEUS_PORT", "9100", "server.metrics_listen", "127.0.0.1:9100"),
+        ("PROMETHEUS_PORT", "0.0.0.0:9100", "server.metrics_listen", "0.0.0.0:9100"),
+        ("ENABLE_PROMETHEUS", "true", "server.metrics_listen", "127.0.0.1:8000"),
+        ("ENABLE_PROMETHEUS", "false", "server.metrics_listen", "none"),
     ] {
         let config = from_env(&[(name, value)]).unwrap();
         assert_eq!(effective(&config, key), (shown.to_owned(), name.to_owned()));
         assert_eq!(config.notes(), []);
     }
+}
+
+#[test]
+fn that_there_is_something_gives_way_to_what_says_more_of_it() {
+    for (enabled, listen, notes) in
+        [("true", "127.0.0.1:9100", 0), ("false", "none", 1), ("", "127.0.0.1:9100", 0)]
+    {
+        let given = [("ENABLE_PROMETHEUS", enabled), ("PROMETHEUS_PORT", "9100")];
+        let config = from_env(&given).unwrap();
+        assert_eq!(effective(&config, "server.metrics_listen").0, listen);
+        assert_eq!(config.notes().len(), notes, "{enabled}");
+    }
+    assert_eq!(
+        problem(from_env(&[("ENABLE_PROMETHEUS", "maybe")])),
+        "server.metrics_listen = \"maybe\": must be true or false\n      from ENABLE_PROMETHEUS"
+    );
 }
 
 #[test]
@@ -348,6 +554,9 @@ fn a_cap_is_lowered_with_a_note() {
     let note = &config.notes()[0];
     assert_eq!(note.key, "cache.redis.connections");
     assert_eq!(note.message, "lowered from 50 to 2, the most that is of use");
+    let config = from_env(&[("METRICS_INTERVAL", "60")]).unwrap();
+    assert_eq!(config.monitor.interval, Duration::from_secs(30));
+    assert_eq!(config.notes()[0].message, "lowered from 60 to 30, the most that is of use");
 }
 
 #[test]
@@ -395,6 +604,10 @@ fn keys_that_contradict_each_other_are_told() {
         (
             "server.to = 'http://127.0.0.1:8600/x'",
             "server.to = \"http://127.0.0.1:8600/x\": must be another address than server.admin (127.0.0.1:8600)\n      from f:1",
+        ),
+        (
+            "server.metrics_listen = '0.0.0.0:8600'",
+            "server.metrics_listen = \"0.0.0.0:8600\": must have another port than server.admin (127.0.0.1:8600)\n      from f:1",
         ),
         (
             "cache.memory.capacity = '1MiB'\nresponse_cache.max_body = '2MiB'",
@@ -725,12 +938,13 @@ fn the_explanation_is_a_table_and_a_json_object() {
     }
     let json = serde_json::to_value(config.explain()).unwrap();
     assert_eq!(
-        json["settings"][0],
+        json["settings"][1],
         serde_json::json!({
-            "key": "server.to", "value": "http://127.0.0.1:8000", "origin": "--to", "valid": true
+            "key": "server.to", "value": "http://127.0.0.1:8000", "origin": "--to", "valid": true,
+            "effect": "restart"
         })
     );
-    assert_eq!(json["settings"].as_array().unwrap().len(), tree::keys().count());
+    assert_eq!(json["settings"].as_array().unwrap().len(), tree::fixed_keys().count());
     assert_eq!(json["notes"][0]["key"], "cache.redis.connections");
 }
 
@@ -752,8 +966,7 @@ fn names_are_unique_and_do_not_shadow_each_other() {
 fn the_reference_names_every_key_alias_and_its_example_loads() {
     let page = reference();
     for key in tree::keys() {
-        let name = key.path.rsplit('.').next().unwrap();
-        assert!(page.contains(&format!("\n| `{name}` | ")), "{}", key.path);
+        assert!(page.contains(&format!("\n| `{}` | ", key.name())), "{}", key.path);
         for alias in key.aliases {
             assert!(page.contains(&format!("| `{}` | `{}`", alias.name, key.path)));
         }
@@ -761,19 +974,28 @@ fn the_reference_names_every_key_alias_and_its_example_loads() {
     from_toml(super::reference::EXAMPLE).unwrap();
 }
 
-/// With `UPDATE=1` in the environment, writes the page instead.
-#[test]
-fn the_documented_reference_is_the_generated_one() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/src/configuration.md");
+/// Compares a page of the documentation; with `UPDATE=1` in the environment, writes it instead.
+pub(super) fn check_page(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/src").join(name);
     if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(&path, reference()).unwrap();
+        std::fs::write(&path, text).unwrap();
     }
     let page = std::fs::read_to_string(&path).unwrap_or_default().replace("\r\n", "\n");
+    let path = path.display();
     assert!(
-        page == reference(),
-        "{} is out of date; `UPDATE=1 cargo test -p ultra-perf` writes it anew",
-        path.display()
+        page == text,
+        "{path} is out of date; `UPDATE=1 cargo test -p ultra-perf` writes it anew"
     );
+}
+
+#[test]
+fn the_documented_reference_is_the_generated_one() {
+    check_page("configuration.md", &reference());
+}
+
+#[test]
+fn the_documented_levels_are_those_of_the_code() {
+    check_page("levels.md", &levels());
 }
 
 /// A value that some key might take, or nearly.
@@ -811,12 +1033,17 @@ fn any_value() -> impl Strategy<Value = String> {
         "segment-log",
         "s3-fifo",
         "clock-pro",
+        "ultra",
+        "extreme",
+        "zstd-dictionary",
+        "0.95",
+        "4",
     ]);
     prop_oneof![6 => word.prop_map(str::to_owned), 1 => "\\PC{0,12}", 1 => "[0-9]{1,25}[a-zA-Z]{0,3}"]
 }
 
-fn any_key() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(tree::keys().map(|key| key.path).collect::<Vec<_>>())
+fn any_key() -> impl Strategy<Value = String> {
+    prop::sample::select(tree::keys().map(|key| key.path_in("users")).collect::<Vec<_>>())
 }
 
 proptest! {
@@ -840,7 +1067,7 @@ proptest! {
     fn what_is_accepted_reads_back_from_its_explanation(
         values in prop::collection::btree_map(any_key(), any_value(), 0..6),
     ) {
-        let load = |values: Vec<(&str, String)>| {
+        let load = |values: Vec<(String, String)>| {
             values.into_iter().fold(loader(), |loader, (key, value)| loader.set(key, value, "code")).load()
         };
         match load(values.into_iter().collect()) {
@@ -848,12 +1075,12 @@ proptest! {
             Ok(config) => {
                 let secret = |row: &Explained| row.value.contains("***");
                 let rows = config.explain().settings().to_vec();
-                let again = rows.iter().filter(|row| !secret(row)).map(|row| (row.key, row.value.clone()));
+                let again = rows.iter().filter(|row| !secret(row)).map(|row| (row.key.clone(), row.value.clone()));
                 let again = load(again.collect()).unwrap();
-                let shown = |config: &Config| -> BTreeMap<_, _> {
+                let shown = |config: &Config| -> BTreeMap<String, String> {
                     let explanation = config.explain();
                     let rows = explanation.settings().iter().filter(|row| row.key != "cache.redis.url");
-                    rows.map(|row| (row.key, row.value.clone())).collect()
+                    rows.map(|row| (row.key.clone(), row.value.clone())).collect()
                 };
                 prop_assert_eq!(shown(&config), shown(&again));
             }

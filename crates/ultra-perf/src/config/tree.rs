@@ -9,14 +9,18 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use super::{
     backend::{Backends, zone_name},
+    change::Effect,
     machine::Machine,
     quantity::ByteSize,
     secret::{KeySources, SigningKey},
     setting::{
         Admission, Balancing, BreakerMode, Coherence, CompressionMethod, DiskEngine, Fsync,
-        LogFilter, LogFormat, LowerTier, MemoryEngine, Policy, Raw, KeyType, Share, WritePolicy,
+        KeyType, LogFilter, LogFormat, LowerTier, MemoryEngine, OptimizationLevel, Policy, Raw,
+        Share, WritePolicy,
     },
     url::RedisUrl,
 };
@@ -36,6 +40,10 @@ pub(super) struct Key {
     /// Reads a value and drops it; the error says what would be right.
     pub(super) check: fn(&Raw) -> Result<(), String>,
     pub(super) redact: fn(&str) -> String,
+    /// The JSON Schema of a value within the bounds, and a value as JSON.
+    pub(super) schema: fn(Option<&str>, Option<&str>) -> Value,
+    pub(super) json: fn(&Raw) -> Value,
+    pub(super) effect: Effect,
 }
 
 /// What a key is when no source names it.
@@ -99,14 +107,28 @@ pub(super) struct Alias {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
     Plain,
-    /// Bare numbers count seconds.
-    Seconds,
+    /// A bare number counts such units.
+    Unit(&'static str),
+    /// Likewise seconds, lowered to this number of them.
+    SecondsAtMost(usize),
     /// A number that is lowered to this one.
     AtMost(usize),
+    /// A bare number is a port of this machine alone.
+    Port,
+    /// True or false, which stand for these two values. True gives way to another name of the key.
+    Switch {
+        on: &'static str,
+        off: &'static str,
+    },
 }
 
 const fn first(bound: &[&'static str]) -> Option<&'static str> {
     if let [bound, ..] = bound { Some(*bound) } else { None }
+}
+
+/// What was said of a key, which is `Restart` if nothing was.
+const fn effect(said: &[Effect]) -> Effect {
+    if let [effect, ..] = said { *effect } else { Effect::Restart }
 }
 
 const fn plain(name: &'static str) -> Alias {
@@ -114,7 +136,15 @@ const fn plain(name: &'static str) -> Alias {
 }
 
 const fn seconds(name: &'static str) -> Alias {
-    Alias { name, reading: Reading::Seconds }
+    Alias { name, reading: Reading::Unit("s") }
+}
+
+const fn counted(unit: &'static str, name: &'static str) -> Alias {
+    Alias { name, reading: Reading::Unit(unit) }
+}
+
+const fn switch(name: &'static str, on: &'static str, off: &'static str) -> Alias {
+    Alias { name, reading: Reading::Switch { on, off } }
 }
 
 const fn lowered_to(most: usize, name: &'static str) -> Alias {
@@ -143,7 +173,8 @@ macro_rules! section {
                     $(, from $least:literal)?
                     $(, to $most:literal)?
                     $(, check $check:expr)?
-                    $(, alias [$($alias:expr),+])?;
+                    $(, alias [$($alias:expr),+])?
+                    $(, effect $effect:ident)?;
             )+
         }
         $(with { $($sub:ident: $Sub:ident,)+ })?
@@ -160,13 +191,13 @@ macro_rules! section {
         }
 
         impl $Section {
-            const SECTION: Section = Section {
+            pub(super) const SECTION: Section = Section {
                 name: $name,
                 doc: concat!($($section_doc, "\n"),+),
                 keys: Self::KEYS,
             };
 
-            const KEYS: &'static [Key] = &[$(Key {
+            pub(super) const KEYS: &'static [Key] = &[$(Key {
                 path: concat!($name, ".", stringify!($field)),
                 doc: concat!($($doc, "\n"),+),
                 default: $default,
@@ -177,6 +208,9 @@ macro_rules! section {
                 most: first(&[$($most)?]),
                 check: |raw| readers::$Section::$field(raw).map(drop),
                 redact: <$ty as KeyType>::redact,
+                schema: <$ty as KeyType>::schema,
+                json: json_of::<$ty>,
+                effect: effect(&[$(Effect::$effect)?]),
             }),+];
 
             pub(super) fn resolve(from: &mut impl Resolve) -> Self {
@@ -186,6 +220,23 @@ macro_rules! section {
                     $($field: from.value(next(), readers::$Section::$field),)+
                     $($($sub: $Sub::resolve(from),)+)?
                 }
+            }
+
+            /// Calls `row` with each key that `other` has differently, and its two values.
+            pub(super) fn compare(
+                &self,
+                other: &Self,
+                row: &mut dyn FnMut(&'static Key, [String; 2]),
+            ) {
+                let mut keys = Self::KEYS.iter();
+                let mut next = || keys.next().expect("one key per field, in the same order");
+                $({
+                    let key = next();
+                    if self.$field != other.$field {
+                        row(key, [&self.$field, &other.$field].map(KeyType::show));
+                    }
+                })+
+                $($(self.$sub.compare(&other.$sub, row);)+)?
             }
 
             pub(super) fn show(&self, row: &mut dyn FnMut(&'static Key, String)) {
@@ -208,6 +259,23 @@ macro_rules! section {
     };
 }
 
+impl Default for CacheSettings {
+    /// Has nothing otherwise.
+    fn default() -> Self {
+        Self {
+            ttl: None,
+            entries: None,
+            capacity: None,
+            policy: None,
+            stale_while_revalidate: None,
+            stale_if_error: None,
+            early_refresh: None,
+            negative_ttl: None,
+            prefetch: None,
+        }
+    }
+}
+
 /// Carries the reading functions, one name space per section.
 mod readers {
     pub(super) struct Server;
@@ -219,6 +287,7 @@ mod readers {
     pub(super) struct Memory;
     pub(super) struct Disk;
     pub(super) struct Redis;
+    pub(super) struct CacheSettings;
     pub(super) struct ProcessMemory;
     pub(super) struct Scheduler;
     pub(super) struct SchedulerIo;
@@ -226,11 +295,36 @@ mod readers {
     pub(super) struct SchedulerBlocking;
     pub(super) struct Monitor;
     pub(super) struct MonitorHistory;
+    pub(super) struct Advice;
     pub(super) struct Targets;
     pub(super) struct Log;
 }
 
 use DefaultValue::{Computed, Fixed};
+
+/// What stands above all sections.
+const TOP: Section = Section {
+    name: "",
+    doc: "It stands above all sections of a file.",
+    keys: &[Key {
+        path: "level",
+        doc: "Chooses the defaults of the keys that [levels](levels.md) lists; what a source sets wins.",
+        default: Fixed("advanced"),
+        aliases: &[],
+        kind: <OptimizationLevel as KeyType>::kind,
+        label: <OptimizationLevel as KeyType>::label,
+        least: None,
+        most: None,
+        check: |raw| <OptimizationLevel as KeyType>::read(raw).map(drop),
+        redact: <OptimizationLevel as KeyType>::redact,
+        schema: <OptimizationLevel as KeyType>::schema,
+        json: json_of::<OptimizationLevel>,
+        effect: Effect::Live,
+    }],
+};
+
+/// The key that chooses what others are when no source names them.
+pub(super) const LEVEL: &Key = &TOP.keys[0];
 
 section! {
     /// The proxy: addresses, time-outs and limits.
@@ -244,6 +338,15 @@ section! {
         listen: SocketAddr = Fixed("127.0.0.1:8080");
         /// Address of the admin API; it must be a loopback address.
         admin: SocketAddr = Fixed("127.0.0.1:8600"), check loopback;
+        /// Address that answers `/metrics` alone, for a Prometheus that scrapes from elsewhere.
+        /// The admin API answers it in any case.
+        metrics_listen: Option<SocketAddr> = Fixed("none"),
+            alias [
+                switch("ENABLE_PROMETHEUS", "127.0.0.1:8000", "none"),
+                Alias { name: "PROMETHEUS_PORT", reading: Reading::Port }
+            ];
+        /// Compresses answers for clients that accept it, where the backend has not.
+        compression: bool = Fixed("true"), alias [plain("enable_api_compression")];
         /// Longest time that a shutdown waits for requests in flight.
         drain_timeout: Duration = Fixed("10s");
         /// Longest time for a connection to the backend to be made.
@@ -279,11 +382,11 @@ section! {
     Balancer = "balancer" {
         /// Which backend is next. `peak-ewma` compares latency times requests in flight;
         /// `ring-hash` and `maglev` place requests by their target.
-        policy: Balancing = Fixed("peak-ewma");
+        policy: Balancing = Fixed("peak-ewma"), effect Live;
         /// Backends that `least-request` compares, and `peak-ewma` where there are more than 16.
-        choices: usize = Fixed("5"), from "2", to "256";
+        choices: usize = Fixed("5"), from "2", to "256", effect Live;
         /// Time over which `peak-ewma` forgets that a backend was slow.
-        decay: Duration = Fixed("1s"), from "10ms", to "1h";
+        decay: Duration = Fixed("1s"), from "10ms", to "1h", effect Live;
         /// Zone of this server. Backends in it go first while half of them are ready.
         zone: Option<String> = Fixed("none"), check |zone| {
             zone.as_deref().map_or(Ok(()), zone_name)
@@ -346,7 +449,8 @@ section! {
     /// request after the other finds out whether it is back.
     Breaker = "balancer.breaker" {
         /// Uses the breakers; `auto` does where there are several backends.
-        mode: BreakerMode = Fixed("auto");
+        mode: BreakerMode = Fixed("auto"),
+            alias [switch("enable_circuit_breakers", "auto", "off")];
         /// Failures in a row that open it; 0 is off.
         failures: usize = Fixed("5"), to "1000000";
         /// Share of failures in the window that opens it.
@@ -371,7 +475,7 @@ section! {
     /// The cache of HTTP responses.
     ResponseCache = "response_cache" {
         /// Stores responses at all. `false` makes a plain proxy.
-        enabled: bool = Fixed("true");
+        enabled: bool = Fixed("true"), alias [plain("ENABLE_PERFORMANCE_OPTIMIZATION")];
         /// Largest body that is stored; at most `cache.memory.capacity`.
         max_body: ByteSize = Computed(
             "`8MiB`, or `cache.memory.capacity` if that is less",
@@ -382,10 +486,10 @@ section! {
         heuristics: bool = Fixed("true");
         /// Time after its end of freshness in which a response is still served while it is
         /// refreshed, if it names none itself.
-        stale_while_revalidate: Duration = Fixed("0s");
+        stale_while_revalidate: Duration = Fixed("0s"), effect Live;
         /// Time after its end of freshness in which a response stands in for an error of the
         /// backend, if it names none itself.
-        stale_if_error: Duration = Fixed("0s");
+        stale_if_error: Duration = Fixed("0s"), effect Live;
         /// Time after its end of freshness in which a response is kept, to be revalidated instead
         /// of sent again.
         keep: Duration = Fixed("1h");
@@ -400,12 +504,23 @@ section! {
     Cache = "cache" {
         /// Time to live of an entry that names none.
         ttl: Duration = Fixed("1h"), from "1ms",
-            alias [seconds("PERFORMANCE_CACHE_TTL"), seconds("cache_ttl")];
+            alias [seconds("PERFORMANCE_CACHE_TTL"), seconds("cache_ttl")], effect Live;
         /// Percent by which each time to live is shortened at random, at most, so that what came
         /// together is not fetched again together.
         ttl_jitter: usize = Fixed("0"), to "100";
         /// How memory chooses what to keep; `adaptive` follows the one that does best.
-        policy: Policy = Fixed("adaptive");
+        policy: Policy = Fixed("s3-fifo"), effect Live;
+        /// Time past its time to live in which a value is still served while a newer one is
+        /// loaded; for caches with a loader of their own.
+        stale_while_revalidate: Option<Duration> = Fixed("none"), from "1ms", effect Live;
+        /// Time past its time to live in which a value stands in where a load fails.
+        stale_if_error: Option<Duration> = Fixed("none"), from "1ms", effect Live;
+        /// How early a value is loaded anew by chance before it is due, in the background: 1 as a
+        /// rule, more is earlier, 0 is never; for caches with a loader of their own.
+        early_refresh: f64 = Fixed("0"), from "0", to "100", effect Live;
+        /// Learns which keys follow each other, and loads what comes next; for caches with a
+        /// loader of their own.
+        prefetch: bool = Fixed("false");
         /// Longest time that an expired entry takes up room.
         expiry_sweep: Duration = Fixed("5m"), from "1ms",
             alias [
@@ -447,14 +562,17 @@ section! {
         capacity: ByteSize = Computed(
             "`256MiB`, or a quarter of the memory of the machine or control group if that is less",
             |cx| default_capacity(&cx.machine).to_string(),
-        ), from "64KiB", to "1024TiB";
+        ), from "64KiB", to "1024TiB", effect Live;
         /// Most entries, in addition to the bound in bytes.
         entries: Option<usize> = Fixed("none"), from "1", to "1000000000",
             alias [
                 plain("CACHE_MEMORY_MAX_SIZE"),
                 plain("PERFORMANCE_CACHE_MAX_SIZE"),
                 plain("cache_max_size")
-            ];
+            ], effect Live;
+        /// Most entries of a cache whose values the program does not weigh, where
+        /// `cache.memory.entries` does not say.
+        default_entries: usize = Fixed("100000"), from "1", to "1000000000", effect Live;
         /// Time after its last use at which an entry expires.
         time_to_idle: Option<Duration> = Fixed("none"), from "1ms";
         /// Structure that holds the entries. `clock-pro` is quick_cache, which has a policy of its
@@ -493,7 +611,7 @@ section! {
         write_budget: Option<ByteSize> = Fixed("none"), from "1KiB";
         /// Fills memory with the newest entries of the tier when it is opened, in the background.
         /// What other machines have written to Redis meanwhile is not asked for.
-        warm_up: bool = Fixed("false");
+        warm_up: bool = Fixed("false"), alias [plain("enable_cache_warming")];
     }
 }
 
@@ -518,6 +636,33 @@ section! {
 }
 
 section! {
+    /// One cache by its name: what it has otherwise than `[cache]` says. `none` is as there. A name is 1
+    /// to 64 letters, digits or characters of `-_`; in the environment it counts in small letters, as in
+    /// `ULTRA_PERF__CACHES__USERS__TTL`.
+    CacheSettings = "caches.*" {
+        /// Time to live of an entry that names none.
+        ttl: Option<Duration> = Fixed("none"), from "1ms", effect Live;
+        /// Most entries.
+        entries: Option<usize> = Fixed("none"), from "1", to "1000000000", effect Live;
+        /// Most bytes of keys and values, where the program weighs them.
+        capacity: Option<ByteSize> = Fixed("none"), from "64KiB", to "1024TiB", effect Live;
+        /// How memory chooses what to keep.
+        policy: Option<Policy> = Fixed("none"), effect Live;
+        /// Time past its time to live in which a value is still served while a newer one is
+        /// loaded; 0s is not at all.
+        stale_while_revalidate: Option<Duration> = Fixed("none"), effect Live;
+        /// Time past its time to live in which a value stands in where a load fails; 0s is not at all.
+        stale_if_error: Option<Duration> = Fixed("none"), effect Live;
+        /// How early a value is loaded anew by chance before it is due; 0 is never.
+        early_refresh: Option<f64> = Fixed("none"), from "0", to "100", effect Live;
+        /// Time to live of what was found not to exist.
+        negative_ttl: Option<Duration> = Fixed("none"), from "1ms", effect Live;
+        /// Learns which keys follow each other, and loads what comes next.
+        prefetch: Option<bool> = Fixed("none"), effect Live;
+    }
+}
+
+section! {
     /// The memory of the whole process: what is watched, and when it is given back.
     ProcessMemory = "memory" {
         /// Watches memory, and acts on it: caches give entries up from the threshold on, and the
@@ -529,10 +674,19 @@ section! {
         /// Most bytes that the process should have resident, beside the limits of the control group
         /// and of the machine, which count anyway.
         limit: Option<ByteSize> = Fixed("none"), from "1MiB",
-            alias [plain("PERFORMANCE_MAX_MEMORY_USAGE"), plain("max_memory_usage")];
+            alias [
+                plain("PERFORMANCE_MAX_MEMORY_USAGE"),
+                plain("max_memory_usage"),
+                counted("GiB", "memory_limit_gb")
+            ];
         /// Share of the nearest limit from which on memory is given back.
         cleanup_threshold: Share = Fixed("0.8"), from "0.1", to "0.99",
             alias [plain("PERFORMANCE_MEMORY_THRESHOLD"), plain("memory_cleanup_threshold")];
+        /// Counts allocations by scope; needs a program with the tracking allocator.
+        tracking: bool = Fixed("false"), alias [plain("tracemalloc_enabled")];
+        /// Memory scopes that end until memory is looked at.
+        reclaim_after_ops: usize = Fixed("1000"), from "1", to "1000000000",
+            alias [plain("gc_threshold")];
         /// Sends `X-Memory-Usage`, the percentage of the nearest limit, with every answer.
         header: bool = Fixed("false");
     }
@@ -548,7 +702,10 @@ section! {
         queue: usize = Fixed("10000"), from "1", to "1000000";
         /// Memory that tasks which say what they need may take together. Under pressure it is half of
         /// that, and at the critical level nothing.
-        memory_budget: ByteSize = Fixed("256MiB"), from "1MiB";
+        memory_budget: ByteSize = Fixed("256MiB"), from "1MiB", effect Live;
+        /// Moves the limits of the lanes by what is measured, between a quarter of their configured
+        /// size and all of it.
+        adaptive: bool = Fixed("false");
     }
     with { io: SchedulerIo, cpu: SchedulerCpu, blocking: SchedulerBlocking, }
 }
@@ -557,18 +714,21 @@ section! {
     /// The lane of futures.
     SchedulerIo = "scheduler.io" {
         /// Futures that may run at a time.
-        max_in_flight: usize = Fixed("1000"), from "1", to "1000000", alias [plain("max_async_tasks")];
+        max_in_flight: usize = Fixed("1000"), from "1", to "1000000", alias [plain("max_async_tasks")], effect Live;
     }
 }
 
 section! {
     /// The lane of what computes.
     SchedulerCpu = "scheduler.cpu" {
-        /// Threads that compute.
+        /// Threads that compute. A live change can use at most as many as there were at the start.
         threads: usize = Computed(
             "the number of cores",
             |cx| cx.machine.cores.clamp(1, 1024).to_string(),
-        ), from "1", to "1024", alias [plain("max_processes")];
+        ), from "1", to "1024", alias [plain("max_processes")], effect Live;
+        /// Threads among them that only take what is `High` or `Critical`; fewer than
+        /// `scheduler.cpu.threads`.
+        reserved: usize = Fixed("0"), to "1023";
         /// How much these threads yield to those that serve requests: 0 not, 19 to everybody. Linux.
         nice: usize = Fixed("0"), to "19";
     }
@@ -582,7 +742,7 @@ section! {
             "twice the number of cores",
             |cx| cx.machine.cores.saturating_mul(2).clamp(2, 512).to_string(),
         ), from "1", to "512",
-            alias [plain("PERFORMANCE_MAX_WORKERS"), plain("max_workers"), plain("max_threads")];
+            alias [plain("PERFORMANCE_MAX_WORKERS"), plain("max_workers"), plain("max_threads")], effect Live;
     }
 }
 
@@ -597,7 +757,7 @@ section! {
         ), alias [plain("ENABLE_PERFORMANCE_MONITORING")];
         /// Time between two readings: whole seconds that divide a minute.
         interval: Duration = Fixed("1s"), from "1s", to "30s", check divides_a_minute,
-            alias [seconds("metrics_interval")];
+            alias [Alias { name: "metrics_interval", reading: Reading::SecondsAtMost(30) }];
         /// Series of one metric, such as its routes; what is over counts into one more.
         series: usize = Fixed("200"), from "1", to "100000";
         /// Uses the rules that come with the program: processor, memory, latency, errors, hit ratio,
@@ -608,6 +768,8 @@ section! {
         rules: Option<PathBuf> = Fixed("none");
         /// Share of the processor from which on the rule that comes with the program warns.
         alert_threshold: Share = Fixed("0.8"), from "0.1", to "0.94", alias [plain("alert_threshold")];
+        /// Makes profiles of the processor on demand, `/performance/profile`; needs a build that can.
+        profiling: bool = Fixed("false"), alias [plain("profiling_enabled")];
     }
     with { history: MonitorHistory, }
 }
@@ -638,12 +800,35 @@ section! {
 }
 
 section! {
+    /// What is found to be better otherwise, by rules over all parts.
+    Advice = "advice" {
+        /// Looks for advice.
+        enabled: bool = Computed(
+            "`true` where the build has the part",
+            |cx| cx.parts.monitor.to_string(),
+        );
+        /// Applies advice that changes a live key and whose risk is low, one part at a time, and takes
+        /// back what did not help.
+        auto_apply: bool = Fixed("false"), effect Live;
+        /// Time between two looks.
+        every: Duration = Fixed("5m"), from "1s", to "1d";
+        /// Time before and after a change that is compared to judge it.
+        window: Duration = Fixed("10m"), from "10s", to "1d";
+    }
+}
+
+section! {
     /// What is aimed at; the score and the advice compare with it.
     Targets = "targets" {
         /// Time within which 95 of 100 requests should be answered.
-        p95: Duration = Fixed("200ms"), from "1ms", to "1h";
+        p95: Duration = Fixed("200ms"), from "1ms", to "1h",
+            alias [counted("ms", "TARGET_RESPONSE_TIME_MS")];
         /// Share of cacheable requests that the cache should answer.
-        hit_ratio: Share = Fixed("0.8"), from "0.01", to "0.99";
+        hit_ratio: Share = Fixed("0.8"), from "0.01", to "0.99",
+            alias [plain("TARGET_CACHE_HIT_RATE")];
+        /// Memory that the process should be content with.
+        memory: Option<ByteSize> = Fixed("none"), from "1MiB",
+            alias [counted("MiB", "TARGET_MEMORY_USAGE_MB")];
     }
 }
 
@@ -651,7 +836,7 @@ section! {
     /// What is logged, and how.
     Log = "log" {
         /// Least severe level that is logged, with exceptions per module.
-        level: LogFilter = Fixed("info");
+        level: LogFilter = Fixed("info"), effect Live;
         /// Form of the lines. `auto` is `human` on a terminal and `json` otherwise.
         format: LogFormat = Fixed("auto");
     }
@@ -674,7 +859,8 @@ impl MonitorHistory {
 }
 
 /// Every section, in the order of the reference.
-pub(super) const SECTIONS: [Section; 18] = [
+pub(super) const SECTIONS: [Section; 21] = [
+    TOP,
     Server::SECTION,
     Balancer::SECTION,
     Breaker::SECTION,
@@ -684,6 +870,7 @@ pub(super) const SECTIONS: [Section; 18] = [
     Memory::SECTION,
     Disk::SECTION,
     Redis::SECTION,
+    CacheSettings::SECTION,
     ProcessMemory::SECTION,
     Scheduler::SECTION,
     SchedulerIo::SECTION,
@@ -691,17 +878,65 @@ pub(super) const SECTIONS: [Section; 18] = [
     SchedulerBlocking::SECTION,
     Monitor::SECTION,
     MonitorHistory::SECTION,
+    Advice::SECTION,
     Targets::SECTION,
     Log::SECTION,
 ];
 
-/// Every key, in the order of the reference.
+/// The section that each cache has one of.
+pub(super) const CACHES: &str = "caches";
+/// Stands in the paths of its keys for the name of the cache.
+pub(super) const ANY: &str = "*";
+/// The most caches that a configuration names.
+pub(super) const CACHES_MAX: usize = 1_000;
+
+/// Every key, in the order of the reference; those of `[caches.*]` once.
 pub(super) fn keys() -> impl Iterator<Item = &'static Key> {
     SECTIONS.iter().flat_map(|section| section.keys)
 }
 
+/// Every key that there is once.
+pub(super) fn fixed_keys() -> impl Iterator<Item = &'static Key> {
+    SECTIONS.iter().filter(|section| !section.name.contains(ANY)).flat_map(|section| section.keys)
+}
+
+/// The key at `path`, which may be that of a cache.
 pub(super) fn find(path: &str) -> Option<&'static Key> {
-    keys().find(|key| key.path == path)
+    fixed_keys().find(|key| key.path == path).or_else(|| of_cache(path).map(|(_, key)| key))
+}
+
+/// Takes `caches.NAME.FIELD` apart.
+pub(super) fn of_cache(path: &str) -> Option<(&str, &'static Key)> {
+    let (name, field) = path.strip_prefix(CACHES)?.strip_prefix('.')?.rsplit_once('.')?;
+    let key = CacheSettings::KEYS.iter().find(|key| key.name() == field)?;
+    is_cache_name(name).then_some((name, key))
+}
+
+pub(super) fn is_cache_name(name: &str) -> bool {
+    let of_name = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
+    (1..=64).contains(&name.len()) && name.bytes().all(of_name)
+}
+
+impl Key {
+    /// The last part of its path.
+    pub(super) fn name(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or(self.path)
+    }
+
+    /// The bounds of its value in words, after a comma, if it has any.
+    pub(super) fn bounds(&self) -> String {
+        match (self.least, self.most) {
+            (Some(least), Some(most)) => format!(", {least} to {most}"),
+            (Some(least), None) => format!(", at least {least}"),
+            (None, Some(most)) => format!(", at most {most}"),
+            (None, None) => String::new(),
+        }
+    }
+
+    /// Its path, where it is that of `cache`.
+    pub(super) fn path_in(&self, cache: &str) -> String {
+        self.path.replacen(ANY, cache, 1)
+    }
 }
 
 /// The key's name in the environment.
@@ -717,6 +952,11 @@ pub(super) const BACKENDS: &str = "server.to";
 fn default_capacity(machine: &Machine) -> ByteSize {
     let quarter = ByteSize::new(machine.memory_bytes / 4 / (1 << 20) * (1 << 20));
     quarter.clamp(ByteSize::mib(1), ByteSize::mib(256))
+}
+
+/// A value that is right, as a file would hold it.
+fn json_of<T: KeyType>(raw: &Raw) -> Value {
+    T::read(raw).map_or(Value::Null, |value| value.json())
 }
 
 fn at_least<T: KeyType + PartialOrd>(value: &T, least: &str) -> Result<(), String> {
