@@ -123,7 +123,8 @@ pub use similarity::{
 #[cfg(feature = "__lower")]
 pub use snapshot::{SnapshotError, SnapshotProgress};
 pub use stats::{
-    CacheStats, CoherenceStats, CompressionStats, Evictions, PrefetchStats, TierStats,
+    CacheStats, CoherenceStats, CompressionStats, Evictions, PrefetchStats, ThreadLookups,
+    TierStats, thread_lookups,
 };
 pub use tags::Tag;
 #[cfg(feature = "disk")]

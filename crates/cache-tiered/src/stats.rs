@@ -3,6 +3,7 @@
 //! Counters are relaxed and spread over padded cells, so that counting a hit does not make two cores
 //! exchange a cache line. A snapshot adds the cells up; it is exact when nobody counts meanwhile.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -42,6 +43,36 @@ fn cell() -> usize {
     }
     // A thread that is being torn down counts in the first cell.
     CELL.try_with(|cell| *cell).unwrap_or(0)
+}
+
+/// Look-ups in memory that one thread has made, in whatever caches; from [`thread_lookups`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ThreadLookups {
+    /// Those that memory answered.
+    pub hits: u64,
+    /// Those that it did not.
+    pub misses: u64,
+}
+
+thread_local! {
+    static LOOKUPS: Cell<ThreadLookups> = const { Cell::new(ThreadLookups { hits: 0, misses: 0 }) };
+}
+
+/// Returns what the look-ups of this thread came to so far, over all caches of the process.
+///
+/// The difference of two readings is what was looked up in between; a future is read before and after each
+/// poll.
+#[must_use]
+pub fn thread_lookups() -> ThreadLookups {
+    LOOKUPS.get()
+}
+
+/// Counts a look-up of the calling thread.
+#[inline]
+pub(crate) fn looked_up(hit: bool) {
+    let ThreadLookups { hits, misses } = LOOKUPS.get();
+    let (hit, miss) = (u64::from(hit), u64::from(!hit));
+    LOOKUPS.set(ThreadLookups { hits: hits + hit, misses: misses + miss });
 }
 
 /// What a tier has done and holds; `Copy`, so it can be kept and compared.

@@ -34,7 +34,6 @@ use http::header::UPGRADE;
 use http::{HeaderValue, Method, Request, Response, StatusCode, request, response};
 use http_body::Body as _;
 use tokio::task::AbortHandle;
-use ultra_perf::UltraPerf;
 use ultra_perf::config::{Backend, Balancing, Config};
 use ultra_perf::loadbalancer::{
     self, AcquireError, Balancer, Change, CheckTask, Event, Events, Lease, Outcome, Pick,
@@ -191,11 +190,10 @@ impl Backends {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(crate) fn start(perf: &UltraPerf) -> Result<Self, BackendsError> {
-        let config = perf.config();
-        let balancer = perf.balancer().build()?;
-        let budget = perf.retry_budget().build()?;
-        let hedge = perf.hedge(budget.clone()).map(HedgeBuilder::build).transpose()?;
+    pub(crate) fn start(config: &Config) -> Result<Self, BackendsError> {
+        let balancer = config.balancer_builder().build()?;
+        let budget = config.retry_budget_builder().build()?;
+        let hedge = config.hedge_builder(budget.clone()).map(HedgeBuilder::build).transpose()?;
         let settings = &config.balancer;
         let host =
             if config.server.preserve_host { HostPolicy::Preserve } else { HostPolicy::Origin };
@@ -206,7 +204,8 @@ impl Backends {
             let upstream = Upstream::new(upstream_config(config, backend)?);
             let authority = upstream.authority().parse().map_err(InvalidUpstream::from)?;
             let base_path = backend.url.base_path();
-            let breaker = perf.breaker(&known.id).map(|it| it.on_change(log_breaker).build());
+            let breaker =
+                config.breaker_builder(&known.id).map(|it| it.on_change(log_breaker).build());
             nodes.push(Node {
                 id: known.id,
                 forwarder: Forwarder::new(&authority, base_path, host, instance),
@@ -233,7 +232,7 @@ impl Backends {
         });
         let sessions = sessions.transpose()?;
         Ok(Self(Arc::new(Shared {
-            _checks: perf.checks().map(|checks| checks.start(&balancer)),
+            _checks: config.checks().map(|checks| checks.start(&balancer)),
             balancer,
             nodes: nodes.into(),
             budget,

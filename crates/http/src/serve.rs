@@ -14,7 +14,7 @@ use ultra_perf::config::{ByteSize, Config};
 use ultra_perf::memory::{GuardError, MemoryGuardBuilder, Registration, TooManyReclaimers};
 use ultra_perf::monitor::Recorder;
 use ultra_perf::scheduler::{self, Scheduler};
-use ultra_perf::{CacheReclaimer, UltraPerf, loadbalancer, resilience};
+use ultra_perf::{CacheReclaimer, loadbalancer, resilience};
 
 use crate::accelerator::Accelerator;
 use crate::admin::{self, Admin};
@@ -160,14 +160,14 @@ impl Server {
         let listener = listen("server.listen", config.server.listen).await?;
         let admin_listener = listen("server.admin", config.server.admin).await?;
 
-        let perf = UltraPerf::new(config.clone());
-        let backends = Backends::start(&perf)?;
-        let scheduler = perf.scheduler().build()?;
+        let backends = Backends::start(config)?;
+        let scheduler = config.scheduler_builder().build()?;
         let store = match config.response_cache.enabled {
-            true => Some(open_store(&perf, &scheduler).await?),
+            true => Some(open_store(config, &scheduler).await?),
             false => None,
         };
-        let memory = perf.memory_guard().map(|builder| guard(builder).start()).transpose()?;
+        let memory =
+            config.memory_guard_builder().map(|builder| guard(builder).start()).transpose()?;
         let background = Background::new(scheduler, config.scheduler.task_timeout);
         if let Some(guard) = &memory {
             background.follow(guard);
@@ -179,7 +179,7 @@ impl Server {
             }
             reclaimers.push(memory.register(IdleConnections(backends.clone()))?);
         }
-        let watched = Arc::new(Watched::start(&perf)?);
+        let watched = Arc::new(Watched::start(config)?);
         let registry = watched.registry();
         let publisher = store.as_ref().map(|store| {
             let recorder = Recorder::new(registry);
@@ -269,8 +269,7 @@ async fn listen(path: &'static str, address: SocketAddr) -> Result<TcpListener, 
     TcpListener::bind(address).await.map_err(failed)
 }
 
-async fn open_store(perf: &UltraPerf, scheduler: &Scheduler) -> Result<ResponseCache, StartError> {
-    let config = perf.config();
+async fn open_store(config: &Config, scheduler: &Scheduler) -> Result<ResponseCache, StartError> {
     let settings = &config.response_cache;
     let window = |window: Duration| (!window.is_zero()).then_some(window);
     let policy = Arc::new(Policy {
@@ -281,8 +280,8 @@ async fn open_store(perf: &UltraPerf, scheduler: &Scheduler) -> Result<ResponseC
         ..Policy::default()
     });
     let codec = StoredCodec { policy: Arc::clone(&policy) };
-    let cache = perf
-        .cache_with_codec(CACHE_NAME, codec)
+    let cache = config
+        .cache_builder_with_codec(CACHE_NAME, codec)
         .bytes(config.cache.memory.capacity.as_u64(), weigh)
         .executor(ultra_perf::offload_to(scheduler))
         .open()

@@ -16,7 +16,7 @@ use ultra_perf::monitor::{
     Unit,
     collect::{Collector, CollectorOptions},
 };
-use ultra_perf::{MonitorError, UltraPerf};
+use ultra_perf::{MonitorError, config::Config};
 
 use crate::accelerator::Accelerator;
 use crate::stored::{ResponseKey, Stored};
@@ -38,12 +38,12 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Starts the monitor as the configuration says. Without one the registry is read when somebody asks.
-    pub(crate) fn start(perf: &UltraPerf) -> Result<Self, MonitorError> {
+    pub(crate) fn start(config: &Config) -> Result<Self, MonitorError> {
         let options = CollectorOptions {
             runtime: tokio::runtime::Handle::try_current().ok(),
             ..CollectorOptions::default()
         };
-        let (registry, monitor, collector) = match perf.monitor()? {
+        let (registry, monitor, collector) = match config.monitor_builder()? {
             Some(builder) => {
                 let monitor = builder.collector(Some(options)).start()?;
                 (monitor.registry().clone(), Some(monitor), None)

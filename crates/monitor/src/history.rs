@@ -128,28 +128,37 @@ impl HistoryOptions {
                     .push(format!("tiers[{at}].step = {:?}: must be 1 to {limit} ms", tier.step));
                 continue;
             };
-            let key = TierKey { step_ms, rows: if at == 0 { ROWS } else { ROWS_ROLLED } };
             if tier.keep < tier.step {
                 problems
                     .push(format!("tiers[{at}].keep = {:?}: must be at least the step", tier.keep));
             }
-            if let Some(finer) = keys.last() {
-                let fits = key.step_ms.is_multiple_of(finer.step_ms)
-                    && key.step_ms > finer.step_ms
-                    && finer.span_ms() % i64::from(key.step_ms) == 0
-                    && key.span_ms() % finer.span_ms() == 0;
-                if !fits {
-                    problems.push(format!(
-                        "tiers[{at}].step = {:?}: must be a multiple of {} ms, divide {} ms, and {} times \
-                         it must be a multiple of that",
-                        tier.step,
-                        finer.step_ms,
-                        finer.span_ms(),
-                        key.rows
-                    ));
+            if let Some(finer) = keys.last()
+                && (step_ms <= finer.step_ms || !step_ms.is_multiple_of(finer.step_ms))
+            {
+                let of = Duration::from_millis(finer.step_ms.into());
+                let step = tier.step;
+                problems.push(format!("tiers[{at}].step = {step:?}: must be a multiple of {of:?}"));
+            }
+            keys.push(TierKey { step_ms, rows: if at == 0 { ROWS } else { ROWS_ROLLED } });
+        }
+        if problems.is_empty() {
+            // A chunk ends where rows of the next tier end, and where a chunk of it does.
+            for at in (1..keys.len()).rev() {
+                let (coarser, finer) = (keys[at], &mut keys[at - 1]);
+                let fits = |rows: &u16| {
+                    let span = i64::from(*rows) * i64::from(finer.step_ms);
+                    span % i64::from(coarser.step_ms) == 0 && coarser.span_ms() % span == 0
+                };
+                match (1..=finer.rows).rev().find(fits) {
+                    Some(rows) => finer.rows = rows,
+                    None => problems.push(format!(
+                        "tiers[{at}].step = {:?}: must be at most {} times {:?}",
+                        self.tiers[at].step,
+                        finer.rows,
+                        self.tiers[at - 1].step
+                    )),
                 }
             }
-            keys.push(key);
         }
         if self.tiers.is_empty() {
             problems.push("tiers = []: must have at least one".to_owned());

@@ -4,23 +4,23 @@
 //! it as whoever runs it does. Only what the configuration says is put in here; the calls themselves
 //! are made by whoever holds the balancer.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use loadbalancer::{
     Backend, Balancer, BalancerBuilder, Check, Checks, Ejecting, Policy, Thresholds,
 };
-use resilience::RetryBudgetBuilder;
-use resilience::{CircuitBreaker, CircuitBreakerBuilder, Hedge, HedgeBuilder, RetryBudget};
+use parking_lot::Mutex;
 
 use crate::UltraPerf;
-use crate::config::{Balancing, BreakerMode};
+use crate::config::{Balancing, Config};
+use crate::guarding::small;
 
 /// The bound of the policies that place requests, against the mean load.
 const LOAD_FACTOR: f64 = 1.25;
 /// No check's status above this is well.
 const STATUS_MAX: u16 = 399;
 
-impl UltraPerf {
+impl Config {
     /// Describes a balancer over the backends of `server.to`, with the settings of `balancer`.
     ///
     /// Each backend's id is its URL. One without a limit of its own has that of
@@ -29,20 +29,37 @@ impl UltraPerf {
     /// # Examples
     ///
     /// ```
-    /// use ultra_perf::{UltraPerf, config::ConfigLoader};
+    /// use ultra_perf::config::ConfigLoader;
     ///
     /// let config = ConfigLoader::new()
     ///     .set("server.to", "http://10.0.0.1:8000,weight=2,http://10.0.0.2:8000", "the program")
     ///     .set("cache.disk.enabled", "false", "the program")
     ///     .load()?;
-    /// let balancer = UltraPerf::new(config).balancer().build()?;
+    /// let balancer = config.balancer_builder().build()?;
     /// assert_eq!(balancer.backends()[0].weight, 2);
     /// # Ok::<_, Box<dyn std::error::Error>>(())
     /// ```
-    pub fn balancer(&self) -> BalancerBuilder {
-        let (server, settings) = (&self.config.server, &self.config.balancer);
+    pub fn balancer_builder(&self) -> BalancerBuilder {
+        let server = &self.server;
+        let backends = server.to.iter().flatten().map(|it| {
+            let limit = it.max_in_flight.unwrap_or(small(server.upstream_connections));
+            let backend = Backend::new(it.url.to_string())
+                .weight(it.weight)
+                .max_in_flight(limit)
+                .priority(it.priority);
+            match &it.zone {
+                Some(zone) => backend.zone(zone.as_str()),
+                None => backend,
+            }
+        });
+        self.balancer_settings().backends(backends)
+    }
+
+    /// Describes a balancer without backends, with the settings of `balancer`.
+    fn balancer_settings(&self) -> BalancerBuilder {
+        let settings = &self.balancer;
         let mut builder = Balancer::builder()
-            .policy(self.policy())
+            .policy(self.balancing())
             .backends_max(crate::config::Backends::MAX)
             .queue_max(settings.queue)
             .wait_max(settings.queue_timeout)
@@ -57,22 +74,12 @@ impl UltraPerf {
                 Thresholds { rise: small(settings.check_rise), fall: small(settings.check_fall) };
             builder = builder.checks(thresholds);
         }
-        let backends = server.to.iter().flatten().map(|it| {
-            let limit = it.max_in_flight.unwrap_or(small(server.upstream_connections));
-            let backend = Backend::new(it.url.to_string())
-                .weight(it.weight)
-                .max_in_flight(limit)
-                .priority(it.priority);
-            match &it.zone {
-                Some(zone) => backend.zone(zone.as_str()),
-                None => backend,
-            }
-        });
-        builder.backends(backends)
+        builder
     }
 
-    fn policy(&self) -> Policy {
-        let settings = &self.config.balancer;
+    /// The policy with its settings.
+    pub(crate) fn balancing(&self) -> Policy {
+        let settings = &self.balancer;
         let choices = small(settings.choices);
         match settings.policy {
             Balancing::PeakEwma => Policy::PeakEwma { choices, decay: settings.decay },
@@ -86,7 +93,7 @@ impl UltraPerf {
     }
 
     fn ejecting(&self) -> Ejecting {
-        let settings = &self.config.balancer;
+        let settings = &self.balancer;
         let usual = Ejecting::default();
         Ejecting {
             consecutive_failures: if settings.eject { small(settings.eject_failures) } else { 0 },
@@ -100,7 +107,7 @@ impl UltraPerf {
 
     /// Describes the active checks of the backends, if the configuration has any.
     pub fn checks(&self) -> Option<Checks> {
-        let settings = &self.config.balancer;
+        let settings = &self.balancer;
         let path = settings.check_path.clone()?;
         Some(Checks {
             interval: settings.check_interval,
@@ -108,46 +115,55 @@ impl UltraPerf {
             ..Checks::new(Check::Http { path, statuses: 200..=STATUS_MAX })
         })
     }
+}
 
-    /// Describes the circuit breaker of a backend, if backends have one.
-    pub fn breaker(&self, backend: &str) -> Option<CircuitBreakerBuilder> {
-        let settings = &self.config.balancer.breaker;
-        let several = self.config.server.to.as_ref().is_some_and(|to| to.len() > 1);
-        let used = match settings.mode {
-            BreakerMode::Auto => several,
-            BreakerMode::On => true,
-            BreakerMode::Off => false,
-        };
-        let builder = CircuitBreaker::builder(backend)
-            .consecutive_failures(small(settings.failures))
-            .failure_rate(settings.failure_rate.as_f64())
-            .window(settings.window)
-            .minimum_calls(small(settings.minimum_requests))
-            .slow_call_rate(settings.slow_rate.as_f64())
-            .open_time(settings.open_time, settings.open_time_max)
-            // A probe that gets no answer ends with the time limit of its request.
-            .probe_timeout(self.config.server.response_timeout.max(Duration::from_secs(1)));
-        used.then(|| match settings.slow {
-            Some(limit) => builder.slow_call(limit),
-            None => builder,
-        })
+/// The balancers that are watched and follow changes, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Balancers(Mutex<BTreeMap<String, Balancer>>);
+
+impl Balancers {
+    /// Lets them follow a change of the policy; one that the program has set otherwise changes too.
+    pub(crate) fn follow(&self, before: &Config, after: &Config) {
+        let policy = after.balancing();
+        if policy == before.balancing() {
+            return;
+        }
+        for (name, balancer) in &*self.0.lock() {
+            if let Err(error) = balancer.set_policy(policy) {
+                tracing::warn!(balancer = name, %error, "the policy stays");
+            }
+        }
     }
 
-    /// Describes the budget of requests that are sent again or hedged.
-    pub fn retry_budget(&self) -> RetryBudgetBuilder {
-        RetryBudget::builder("backends").share(self.config.balancer.retry_budget.as_f64())
-    }
-
-    /// Describes the hedging of slow requests, if the configuration has it.
-    pub fn hedge(&self, budget: RetryBudget) -> Option<HedgeBuilder> {
-        let percentile = self.config.balancer.hedge?.as_f64();
-        Some(Hedge::builder("backends").percentile(percentile).budget(budget))
+    #[cfg(feature = "monitor")]
+    pub(crate) fn report(&self, out: &mut monitor::Readings) {
+        for (name, balancer) in &*self.0.lock() {
+            crate::watch::balancer::report(name, balancer, out);
+        }
     }
 }
 
-/// A number that its key bounds far below what fits.
-fn small(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
+impl UltraPerf {
+    /// Describes a balancer with the settings of `balancer`, over backends that the program names.
+    ///
+    /// Give what it builds to [`watch_balancer`](Self::watch_balancer).
+    pub fn balancer(&self) -> BalancerBuilder {
+        self.config().balancer_settings()
+    }
+
+    /// Watches a balancer under a name, and lets it follow changes of `balancer.policy`.
+    ///
+    /// The handle keeps it; another one of the same name takes its place.
+    pub fn watch_balancer(&self, name: &str, balancer: &Balancer) {
+        self.0.balancers.0.lock().insert(name.to_owned(), balancer.clone());
+    }
+
+    /// Returns the balancers that are watched, by name.
+    #[must_use]
+    pub fn balancers(&self) -> Vec<(String, Balancer)> {
+        let balancers = self.0.balancers.0.lock();
+        balancers.iter().map(|(name, balancer)| (name.clone(), balancer.clone())).collect()
+    }
 }
 
 #[cfg(test)]
@@ -155,23 +171,21 @@ mod tests {
     use super::*;
     use crate::config::ConfigLoader;
 
-    fn perf(keys: &[(&str, &str)]) -> UltraPerf {
-        let config = keys
-            .iter()
+    fn config(keys: &[(&str, &str)]) -> Config {
+        keys.iter()
             .chain(&[("cache.disk.enabled", "false")])
             .fold(ConfigLoader::new(), |loader, (key, value)| loader.set(*key, *value, "the test"))
             .load()
-            .expect("a configuration");
-        UltraPerf::new(config)
+            .expect("a configuration")
     }
 
     #[test]
     fn backends_are_as_configured_and_named_by_their_urls() {
-        let perf = perf(&[
+        let config = config(&[
             ("server.to", "http://a:1/x,weight=2,max=8,zone=east,http://b,priority=3"),
             ("server.upstream_connections", "64"),
         ]);
-        let backends = perf.balancer().build().expect("a balancer").backends();
+        let backends = config.balancer_builder().build().expect("a balancer").backends();
         let seen: Vec<_> = backends
             .iter()
             .map(|it| (&*it.id, it.weight, it.max_in_flight, it.zone.as_deref(), it.priority))
@@ -229,11 +243,11 @@ mod tests {
             ],
         ] {
             let to = ("server.to", "http://a,http://b");
-            let perf = perf(&[&[to][..], keys].concat());
-            perf.balancer().build().expect("a balancer");
-            perf.breaker("a").expect("there are two").build().expect("a breaker");
-            let budget = perf.retry_budget().build().expect("a budget");
-            perf.hedge(budget).map(|it| it.build().expect("a hedge"));
+            let config = config(&[&[to][..], keys].concat());
+            config.balancer_builder().build().expect("a balancer");
+            config.breaker_builder("a").expect("there are two").build().expect("a breaker");
+            let budget = config.retry_budget_builder().build().expect("a budget");
+            config.hedge_builder(budget).map(|it| it.build().expect("a hedge"));
         }
     }
 
@@ -245,8 +259,8 @@ mod tests {
             ("http://a", "on", true),
             ("http://a,http://b", "off", false),
         ] {
-            let perf = perf(&[("server.to", to), ("balancer.breaker.mode", mode)]);
-            assert_eq!(perf.breaker("a").is_some(), used, "{to} {mode}");
+            let config = config(&[("server.to", to), ("balancer.breaker.mode", mode)]);
+            assert_eq!(config.breaker_builder("a").is_some(), used, "{to} {mode}");
         }
     }
 }

@@ -7,7 +7,7 @@ use monitor::history::{HistoryOptions, TierOptions};
 use monitor::score::{ScoreInputs, ScoreOptions, Targets};
 use monitor::{Monitor, MonitorBuilder, RegistryOptions, Selector};
 
-use crate::UltraPerf;
+use crate::config::Config;
 
 /// Why there is no monitor as the configuration wants it.
 #[derive(Debug, thiserror::Error)]
@@ -21,14 +21,14 @@ pub enum MonitorError {
     Start(#[from] monitor::StartError),
 }
 
-impl UltraPerf {
+impl Config {
     /// Describes a monitor as `monitor` says, with the targets of `targets`; nothing if it is switched off.
     ///
     /// # Errors
     ///
     /// If the rules that come with the program cannot be used.
-    pub fn monitor(&self) -> Result<Option<MonitorBuilder>, MonitorError> {
-        let settings = &self.config.monitor;
+    pub fn monitor_builder(&self) -> Result<Option<MonitorBuilder>, MonitorError> {
+        let settings = &self.monitor;
         if !settings.enabled {
             return Ok(None);
         }
@@ -64,7 +64,7 @@ impl UltraPerf {
             })
             .history(history)
             .alerting(alerting)
-            .score(self.score());
+            .score(self.score_options());
         if let Some(directory) = kept.location() {
             builder = builder.directory(directory);
         }
@@ -72,9 +72,9 @@ impl UltraPerf {
     }
 
     /// What the score is made of: the metrics of the parts, and the targets.
-    fn score(&self) -> ScoreOptions {
+    fn score_options(&self) -> ScoreOptions {
         let select = |text: &str| Selector::parse(text).expect("a selector that a test reads");
-        let targets = &self.config.targets;
+        let targets = &self.targets;
         ScoreOptions {
             targets: Targets {
                 p95: targets.p95,
@@ -105,6 +105,20 @@ const CPU_LEVEL: &str = r#"raise = "> 80%", clear = "< 75%""#;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_interval_that_a_configuration_may_have_makes_a_history() {
+        for interval in [1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30] {
+            let config = crate::config::ConfigLoader::new()
+                .set("monitor.interval", format!("{interval}s"), "the test")
+                .set("monitor.history.enabled", "false", "the test")
+                .load()
+                .expect("a configuration");
+            let builder = config.monitor_builder().expect("rules").expect("it is on");
+            let monitor = builder.manual().collector(None).start();
+            monitor.unwrap_or_else(|error| panic!("{interval} s: {error:?}"));
+        }
+    }
 
     #[test]
     fn the_threshold_of_the_processor_can_be_set() {

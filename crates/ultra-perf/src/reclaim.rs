@@ -1,12 +1,10 @@
 //! Where caches and the memory guard meet: neither crate knows the other.
 
 use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
 
-use cache_tiered::{Cache, DefaultHashBuilder};
-use memory::{Cost, MemoryGuard, MemoryGuardBuilder, ReclaimRequest, Reclaimer};
-
-use crate::UltraPerf;
-use crate::config::Config;
+use cache_tiered::{Cache, DefaultHashBuilder, ManagedCache};
+use memory::{Cost, ReclaimRequest, Reclaimer};
 
 /// Lets a [`MemoryGuard`] push the coldest entries out of a cache's memory.
 ///
@@ -77,38 +75,33 @@ where
     }
 }
 
-impl UltraPerf {
-    /// Describes a guard of the process's memory with the limit and threshold of the configuration.
-    ///
-    /// `None` where `memory.enabled` is `false`. The program adds its allocator and starts it.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use ultra_perf::{UltraPerf, config::ConfigLoader};
-    ///
-    /// let config = ConfigLoader::new()
-    ///     .set("memory.limit", "8GiB", "the program")
-    ///     .set("cache.disk.enabled", "false", "the program")
-    ///     .load()?;
-    /// let guard = UltraPerf::new(config).memory_guard().expect("it is enabled").start()?;
-    /// assert!(!guard.should_cleanup());
-    /// # Ok::<_, Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn memory_guard(&self) -> Option<MemoryGuardBuilder> {
-        guard_of(&self.config)
+/// As [`CacheReclaimer`], over a cache whose types are not known.
+pub(crate) struct Managed {
+    cache: Arc<dyn ManagedCache>,
+    cost: Cost,
+}
+
+impl Managed {
+    pub(crate) fn new(cache: Arc<dyn ManagedCache>) -> Self {
+        let cost = if cache.stats().disk.is_some() { Cost::Nearby } else { Cost::Remote };
+        Self { cache, cost }
     }
 }
 
-fn guard_of(config: &Config) -> Option<MemoryGuardBuilder> {
-    let settings = &config.memory;
-    let threshold = settings.cleanup_threshold.as_f64();
-    // Ten points below the threshold, and half of it where that is little.
-    let headroom = (threshold / 2.0).min(0.1);
-    let builder = MemoryGuard::builder().cleanup_threshold(threshold).headroom(headroom);
-    settings.enabled.then(|| match settings.limit {
-        Some(limit) => builder.limit_bytes(limit.as_u64()),
-        None => builder,
-    })
+impl Reclaimer for Managed {
+    fn name(&self) -> &str {
+        self.cache.name()
+    }
+
+    fn reclaimable_bytes(&self) -> u64 {
+        self.cache.reclaimable_bytes()
+    }
+
+    fn reclaim(&self, request: &ReclaimRequest) -> u64 {
+        self.cache.reclaim_until(request.target_bytes, request.deadline)
+    }
+
+    fn cost(&self) -> Cost {
+        self.cost
+    }
 }

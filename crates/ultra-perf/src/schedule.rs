@@ -1,10 +1,11 @@
 //! The scheduler with the bounds of the configuration.
 
-use scheduler::{Priority, Scheduler, SchedulerBuilder};
+use scheduler::{Lane, Priority, Scheduler, SchedulerBuilder};
 
 use crate::UltraPerf;
+use crate::config::Config;
 
-impl UltraPerf {
+impl Config {
     /// Describes a scheduler with the lanes, bounds and memory budget of `scheduler`.
     ///
     /// Its futures run on the tokio runtime in which it is built.
@@ -12,19 +13,19 @@ impl UltraPerf {
     /// # Examples
     ///
     /// ```
-    /// use ultra_perf::{UltraPerf, config::ConfigLoader, scheduler::Priority};
+    /// use ultra_perf::{config::ConfigLoader, scheduler::Priority};
     ///
     /// let config = ConfigLoader::new()
     ///     .set("scheduler.cpu.threads", "2", "the program")
     ///     .set("cache.disk.enabled", "false", "the program")
     ///     .load()?;
-    /// let scheduler = UltraPerf::new(config).scheduler().build()?;
+    /// let scheduler = config.scheduler_builder().build()?;
     /// let sum = scheduler.cpu("sum", |_| (1..=100).sum::<u32>()).priority(Priority::High).submit()?;
     /// assert_eq!(sum.wait()?, 5_050);
     /// # Ok::<_, Box<dyn std::error::Error>>(())
     /// ```
-    pub fn scheduler(&self) -> SchedulerBuilder {
-        let settings = &self.config.scheduler;
+    pub fn scheduler_builder(&self) -> SchedulerBuilder {
+        let settings = &self.scheduler;
         let mut builder = Scheduler::builder()
             .io_slots(settings.io.max_in_flight)
             .cpu_threads(settings.cpu.threads)
@@ -34,9 +35,39 @@ impl UltraPerf {
         if settings.cpu.nice > 0 {
             builder = builder.cpu_nice(i32::try_from(settings.cpu.nice).unwrap_or(19));
         }
+        if settings.cpu.reserved > 0 {
+            builder = builder.reserve_threads(Priority::High, settings.cpu.reserved);
+        }
+        if settings.adaptive {
+            for (lane, most) in
+                [(Lane::Io, settings.io.max_in_flight), (Lane::Blocking, settings.blocking.max)]
+            {
+                builder = builder.limit_range(lane, (most / 4).max(1), most);
+            }
+        }
         let level =
             |builder: SchedulerBuilder, priority| builder.level_tasks(priority, settings.queue);
         Priority::ALL.into_iter().fold(builder, level)
+    }
+}
+
+/// Gives the lanes of a running scheduler the limits of a configuration that has changed.
+pub(crate) fn follow(perf: &UltraPerf, before: &Config, after: &Config) {
+    let scheduler = perf.scheduler();
+    let (was, is) = (&before.scheduler, &after.scheduler);
+    for (lane, was, is) in [
+        (Lane::Io, was.io.max_in_flight, is.io.max_in_flight),
+        (Lane::Cpu, was.cpu.threads, is.cpu.threads),
+        (Lane::Blocking, was.blocking.max, is.blocking.max),
+    ] {
+        if was != is {
+            scheduler.set_limit(lane, Some(is));
+        }
+    }
+    if was.memory_budget != is.memory_budget {
+        let built = perf.0.live.config_at_start().scheduler.memory_budget;
+        let part = is.memory_budget.as_u64() as f64 / built.as_u64() as f64;
+        perf.0.live.set_budget(part, scheduler);
     }
 }
 

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use ultra_perf::CacheReclaimer;
 use ultra_perf::cache_tiered::Cache;
 use ultra_perf::config::ConfigLoader;
 use ultra_perf::memory::{EventKind, Glibc, Level, LimitedBy};
-use ultra_perf::{CacheReclaimer, UltraPerf};
 
 const MIB: u64 = 1 << 20;
 const LIMIT: u64 = 192 * MIB;
@@ -60,13 +60,13 @@ fn the_child_of_the_test_above() {
     if !group {
         loader = loader.set("memory.limit", LIMIT.to_string(), "the test");
     }
-    let perf = UltraPerf::new(loader.load().expect("a configuration"));
-    let cache: Cache<u64, Vec<u8>> = perf
-        .memory_cache("pages")
+    let config = loader.load().expect("a configuration");
+    let cache: Cache<u64, Vec<u8>> = config
+        .memory_cache_builder("pages")
         .bytes(16 * LIMIT, |_, page: &Vec<u8>| page.len() as u64)
         .build()
         .expect("a cache");
-    let guard = perf.memory_guard().expect("it is enabled").allocator(Glibc);
+    let guard = config.memory_guard_builder().expect("it is enabled").allocator(Glibc);
     let guard = guard.start().expect("a guard");
     let _registration = guard.register(CacheReclaimer::new(cache.clone())).expect("room");
     let by = if group { LimitedBy::CgroupV1 } else { LimitedBy::User };

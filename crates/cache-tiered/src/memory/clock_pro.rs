@@ -25,7 +25,7 @@ use super::{
 use crate::clock::{Clock, Millis, NEVER};
 use crate::flights::Flights;
 use crate::freshness::{Freshness, Life, Windows};
-use crate::stats::{Counter, Evictions, TierStats};
+use crate::stats::{Counter, Evictions, TierStats, looked_up};
 use crate::tags::{Standing, TagTable};
 
 /// A value in memory with what decides about its life.
@@ -315,6 +315,7 @@ where
         });
         let read = alive.filter(|(_, life)| wanted(life));
         if counted {
+            looked_up(read.is_some());
             let counter = if read.is_some() { &self.hits } else { &self.misses };
             counter.increment();
         }

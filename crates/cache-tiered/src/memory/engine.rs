@@ -50,7 +50,7 @@ use crate::hasher::hash_of;
 use crate::policy::curve::MissRatioCurve;
 use crate::policy::election::PolicyReport;
 use crate::policy::{Kind, MARK_MAX, Node as _, Nodes as _, Policy, Queues};
-use crate::stats::{Evictions, TierStats};
+use crate::stats::{Evictions, TierStats, looked_up};
 use crate::tags::{Attributes, Standing, TagTable};
 
 /// Shards for each core, so that writers seldom meet.
@@ -317,6 +317,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
             if let Some(taken) = take(records, &found, standing) {
                 found.raise_mark(MARK_MAX);
                 if counted {
+                    looked_up(true);
                     self.locals.hit(thread);
                     if self.locals.sampled(hash) && self.locals.sample(thread, hash, found.weight())
                     {
@@ -328,8 +329,11 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         } else if found.is_some() {
             self.bury(hash, key);
         }
-        if counted && self.locals.miss(thread) {
-            self.consult(thread);
+        if counted {
+            looked_up(false);
+            if self.locals.miss(thread) {
+                self.consult(thread);
+            }
         }
         None
     }

@@ -66,7 +66,7 @@ pub(super) async fn list(
     let mut all = monitor(&admin)?.recommendations();
     all.retain(|one| {
         state.as_deref().is_none_or(|state| one.state.name() == state)
-            && priority.is_none_or(|priority| one.priority == priority)
+            && priority.is_none_or(|priority| one.finding.priority == priority)
     });
     let total = all.len();
     Ok(Json(json!({
@@ -193,7 +193,7 @@ fn not_done(monitor: &Monitor, id: &str, error: &ApplyError) -> Problem {
 }
 
 fn by_people(one: &Recommendation) -> Problem {
-    let detail = format!("\"{}\" is for people to act on: {}.", one.id, one.recommendation);
+    let detail = format!("\"{}\" is for people to act on: {}.", one.id, one.finding.recommendation);
     Problem::new(StatusCode::CONFLICT, detail)
 }
 

@@ -31,6 +31,14 @@ pub struct Setting {
     pub value: Value,
 }
 
+impl Setting {
+    /// Returns the key's own name where `path` is another name of it.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        alias(&self.path).map_or(&self.path, |(key, _)| key.path)
+    }
+}
+
 impl<P: Into<String>> From<(P, Value)> for Setting {
     fn from((path, value): (P, Value)) -> Self {
         Self { path: path.into(), value }

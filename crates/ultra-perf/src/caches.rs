@@ -1,0 +1,167 @@
+//! The caches of a handle: each connects itself when it is opened, follows changes, and is closed with the rest.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+
+#[cfg(any(feature = "disk", feature = "redis"))]
+use cache_tiered::Codec;
+use cache_tiered::{CacheBuilder, ManagedCache};
+use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::UltraPerf;
+use crate::caching::CachePlan;
+use crate::config::Config;
+
+/// The caches that were opened, by name.
+#[derive(Default)]
+pub(crate) struct Caches(Mutex<BTreeMap<String, Opened>>);
+
+struct Opened {
+    cache: Arc<dyn ManagedCache>,
+    /// What the configuration said of it when it was opened, or since.
+    plan: CachePlan,
+    #[cfg(feature = "memory")]
+    _reclaimed: Option<memory::Registration>,
+    #[cfg(feature = "monitor")]
+    published: Option<monitor::Watch>,
+}
+
+impl fmt::Debug for Caches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.lock().keys()).finish()
+    }
+}
+
+impl Caches {
+    /// Takes all caches out, to be closed.
+    pub(crate) fn take(&self) -> Vec<Arc<dyn ManagedCache>> {
+        let taken = std::mem::take(&mut *self.0.lock());
+        taken.into_values().map(|opened| opened.cache).collect()
+    }
+
+    fn list(&self) -> Vec<Arc<dyn ManagedCache>> {
+        self.0.lock().values().map(|opened| Arc::clone(&opened.cache)).collect()
+    }
+
+    /// Lets the open caches follow a change, each as far as the configuration now says something else of it.
+    pub(crate) fn follow(&self, after: &Config) {
+        let mut due = Vec::new();
+        for (name, opened) in &mut *self.0.lock() {
+            let plan = after.cache_plan(name);
+            let before = std::mem::replace(&mut opened.plan, plan.clone());
+            due.push((Arc::clone(&opened.cache), before, plan));
+        }
+        // Without the lock: making a cache smaller may take milliseconds.
+        for (cache, before, after) in due {
+            after.give(&before, &*cache);
+        }
+    }
+}
+
+impl UltraPerf {
+    /// Describes a cache with the tiers, bounds and times of the configuration, `[caches.NAME]` included.
+    ///
+    /// Its memory tier is bounded by the number of its entries, because only the program knows what a value
+    /// weighs; [`CacheBuilder::bytes`] bounds it by bytes. What the program sets on the builder wins. When it
+    /// is opened, the cache connects itself: its figures are watched, it gives way under memory pressure,
+    /// it follows changes of the configuration, and the shutdown closes it. The handle keeps it until then;
+    /// another cache of the same name takes its place.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(perf: ultra_perf::UltraPerf) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// let users = perf.cache::<u64, String>("users").ttl(Duration::from_secs(600)).open().await?;
+    /// let name = users.get_or_load(&7, || async { Ok::<_, std::io::Error>("Ada".to_owned()) }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn cache<K, V>(&self, name: &str) -> CacheBuilder<K, V>
+    where
+        K: Hash + Eq + Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
+        V: Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
+    {
+        self.connected(name, self.config().cache_builder(name))
+    }
+
+    /// Describes a cache as [`cache`](Self::cache) does, with a codec of the program's own.
+    #[cfg(any(feature = "disk", feature = "redis"))]
+    pub fn cache_with_codec<K, V>(
+        &self,
+        name: &str,
+        codec: impl Codec<K, V> + Clone,
+    ) -> CacheBuilder<K, V>
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+        V: Clone + Send + Sync + 'static,
+    {
+        self.connected(name, self.config().cache_builder_with_codec(name, codec))
+    }
+
+    /// Describes a cache as [`cache`](Self::cache) does, of memory alone and of types that need no codec.
+    pub fn memory_cache<K, V>(&self, name: &str) -> CacheBuilder<K, V>
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+        V: Clone + Send + Sync + 'static,
+    {
+        self.connected(name, self.config().memory_cache_builder(name))
+    }
+
+    /// Returns the caches that are open.
+    #[must_use]
+    pub fn caches(&self) -> Vec<Arc<dyn ManagedCache>> {
+        self.0.caches.list()
+    }
+
+    fn connected<K, V>(&self, name: &str, builder: CacheBuilder<K, V>) -> CacheBuilder<K, V>
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+        V: Clone + Send + Sync + 'static,
+    {
+        #[cfg(all(feature = "scheduler", feature = "redis"))]
+        let builder = builder.executor(crate::offload_to(self.scheduler()));
+        let (weak, plan) = (self.downgrade(), self.config().cache_plan(name));
+        builder.on_open(move |cache| {
+            // Without the handle there is nothing to connect to.
+            if let Some(perf) = weak.upgrade() {
+                perf.connect(cache, plan);
+            }
+        })
+    }
+
+    fn connect(&self, cache: Arc<dyn ManagedCache>, plan: CachePlan) {
+        let name = cache.name().to_owned();
+        #[cfg(feature = "memory")]
+        let reclaimed = self.memory().and_then(|guard| {
+            let registered = guard.register(crate::reclaim::Managed::new(Arc::clone(&cache)));
+            registered
+                .inspect_err(|error| tracing::warn!(cache = name, %error, "not reclaimed"))
+                .ok()
+        });
+        #[cfg(feature = "monitor")]
+        let published = {
+            let recorder = monitor::Recorder::new(self.registry());
+            let publisher = metrics::with_local_recorder(&recorder, || cache.publisher());
+            Some(self.registry().collect(move |_| publisher()))
+        };
+        let opened = Opened {
+            cache,
+            plan,
+            #[cfg(feature = "memory")]
+            _reclaimed: reclaimed,
+            #[cfg(feature = "monitor")]
+            published,
+        };
+        let replaced = self.0.caches.0.lock().insert(name.clone(), opened);
+        if let Some(_replaced) = replaced {
+            tracing::warn!(cache = name, "another cache of this name takes the place of the first");
+            #[cfg(feature = "monitor")]
+            _replaced.published.map(monitor::Watch::remove);
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The handle: parts that start together, follow changes, and stop in order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+use ultra_perf::config::Effect;
+use ultra_perf::{ApplyError, BuildError, OptimizationLevel, Outcome, UltraPerf, UltraPerfBuilder};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A handle that writes nothing to the disk.
+fn builder() -> UltraPerfBuilder {
+    UltraPerf::builder()
+        .level(OptimizationLevel::Basic)
+        .set("monitor.history.enabled", "false")
+        .set("monitor.interval", "30s")
+}
+
+#[tokio::test]
+async fn every_problem_of_the_configuration_is_told_at_once() {
+    let built = builder().set("cache.tll", "1h").set("cache.policy", "lruu").build().await;
+    let Err(BuildError::Config(error)) = built else { panic!("{built:?}") };
+    let text = error.to_string();
+    assert!(text.contains("cache.ttl") && text.contains("lruu"), "{text}");
+}
+
+#[tokio::test]
+async fn a_cache_follows_changes_and_their_undoing() {
+    let perf = builder().build().await.expect("a handle");
+    let users = perf.cache::<u64, u64>("users").open().await.expect("a cache");
+    let other = perf.cache::<u64, u64>("other").entries(7).open().await.expect("a cache");
+    assert_eq!(users.capacity(), 10_000);
+    let applied = perf
+        .apply([("caches.users.entries", json!(500)), ("cache_ttl", json!(60))], "ada")
+        .expect("a change");
+    let keys: Vec<_> = applied.differences.iter().map(|it| (&*it.key, it.effect)).collect();
+    assert_eq!(keys, [("cache.ttl", Effect::Live), ("caches.users.entries", Effect::Live)]);
+    assert_eq!((users.capacity(), other.capacity()), (500, 7), "only what was named");
+    assert_eq!(perf.config().cache.ttl, Duration::from_secs(60));
+    let undone = perf.undo(applied.version, "bob").expect("nothing since");
+    assert_eq!((undone.version, undone.undoes), (2, Some(1)));
+    assert_eq!(users.capacity(), 10_000);
+    assert_eq!(perf.config().cache.ttl, Duration::from_hours(1));
+    let who: Vec<_> = perf.changes().into_iter().map(|change| change.by).collect();
+    assert_eq!(who, ["ada", "bob"]);
+}
+
+#[tokio::test]
+async fn a_change_with_problems_changes_nothing() {
+    let perf = builder().build().await.expect("a handle");
+    let bad = [("cache.ttl", json!("5m")), ("cache.policy", json!("best"))];
+    let error = perf.apply(bad, "ada").expect_err("no such policy");
+    assert!(error.to_string().contains("s3-fifo"), "{error}");
+    assert_eq!((perf.version(), perf.config().cache.ttl), (0, Duration::from_hours(1)));
+}
+
+#[tokio::test]
+async fn what_was_changed_again_is_not_undone_from_below() {
+    let perf = builder().build().await.expect("a handle");
+    perf.apply([("cache.ttl", json!("5m"))], "ada").expect("a change");
+    perf.apply([("cache_ttl", json!("6m"))], "ada").expect("a change");
+    let error = perf.undo(1, "ada").expect_err("version 2 holds");
+    assert!(matches!(error, ApplyError::ChangedSince { later: 2, .. }), "{error}");
+    assert!(matches!(perf.undo(9, "ada"), Err(ApplyError::UnknownVersion(9))));
+    perf.undo(2, "ada").expect("the last one");
+    assert_eq!(perf.config().cache.ttl, Duration::from_secs(300));
+}
+
+#[tokio::test]
+async fn a_level_is_a_change_like_any_other_and_what_was_set_stays() {
+    let perf = builder().set("cache.policy", "lru").build().await.expect("a handle");
+    let applied = perf.apply([("level", json!("ultra"))], "ada").expect("a change");
+    assert_eq!(perf.level(), OptimizationLevel::Ultra);
+    assert_eq!(perf.config().cache.policy.to_string(), "lru");
+    let effect =
+        |key: &str| applied.differences.iter().find(|it| it.key == key).map(|it| it.effect);
+    assert_eq!(effect("cache.early_refresh"), Some(Effect::Live));
+    assert_eq!(effect("cache.disk.enabled"), Some(Effect::Restart));
+}
+
+#[tokio::test]
+async fn two_handles_in_one_process_know_nothing_of_each_other() {
+    let (one, two) = (builder().build().await.expect("one"), builder().build().await.expect("two"));
+    let users = one.cache::<u64, u64>("users").open().await.expect("a cache");
+    let same = two.cache::<u64, u64>("users").open().await.expect("a cache");
+    one.apply([("cache.memory.entries", json!(5))], "ada").expect("a change");
+    users.insert(1, 1);
+    assert_eq!((users.capacity(), same.capacity()), (5, 10_000));
+    assert_eq!(same.get(&1).await, None);
+    one.breaker("db").force_open();
+    assert!(two.breaker("db").try_acquire().is_ok());
+    one.shutdown(DEADLINE).await;
+    let sum = two.scheduler().cpu("sum", |_| 2 + 2).submit().expect("room").await;
+    assert_eq!(sum.expect("it runs"), 4, "the other one goes on");
+}
+
+#[tokio::test]
+async fn hooks_run_around_the_life_of_the_parts_in_order() {
+    let said = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let say = |word: &'static str| {
+        let said = Arc::clone(&said);
+        move || said.lock().push(word)
+    };
+    let (up, first, last) = (say("up"), say("first"), say("last"));
+    let perf = builder()
+        .on_start("warm", |perf| async move {
+            let cache = perf.cache::<u64, u64>("warm").open().await?;
+            cache.insert(1, 1);
+            up();
+            Ok(())
+        })
+        .on_shutdown("first named", |_| async move { first() })
+        .on_shutdown("last named", |perf| async move {
+            assert_eq!(perf.caches().len(), 1, "all parts still work");
+            last();
+        })
+        .on_shutdown("broken", |_| async { panic!("a hook of the test") })
+        .build()
+        .await
+        .expect("a handle");
+    let report = perf.shutdown(DEADLINE).await;
+    assert_eq!(*said.lock(), ["up", "last", "first"]);
+    let names: Vec<_> = report.steps.iter().map(|step| &*step.name).collect();
+    let expected = [
+        "jobs",
+        "hook broken",
+        "hook last named",
+        "hook first named",
+        "scheduler",
+        "cache warm",
+        "monitor",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(report.steps[1].outcome, Outcome::Panicked);
+    assert!(!report.is_clean());
+    assert_eq!(perf.shutdown(DEADLINE).await.steps, [], "a second time there is nothing to do");
+}
+
+#[tokio::test]
+async fn a_start_up_hook_that_fails_ends_the_start() {
+    let stopped = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&stopped);
+    let error = builder()
+        .on_start("database", |_| async { Err("no database".into()) })
+        .on_shutdown("count", move |_| async move {
+            counted.fetch_add(1, Ordering::Relaxed);
+        })
+        .build()
+        .await
+        .expect_err("the hook failed");
+    assert_eq!(error.to_string(), "the start-up hook \"database\" failed");
+    assert_eq!(stopped.load(Ordering::Relaxed), 1, "what was up is stopped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_runs_at_its_period_until_the_shutdown() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let perf = builder()
+        .every("tidy", Duration::from_secs(60), move |_| {
+            let runs = counted.fetch_add(1, Ordering::Relaxed);
+            async move { assert_ne!(runs, 1, "the second run panics, and the third comes") }
+        })
+        .build()
+        .await
+        .expect("a handle");
+    let task_count = || runs.load(Ordering::Relaxed);
+    for expected in 1..=3 {
+        while task_count() < expected {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+    perf.shutdown(DEADLINE).await;
+    let at_the_end = task_count();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(task_count(), at_the_end);
+}
+
+#[tokio::test]
+async fn a_shutdown_cuts_off_what_does_not_end() {
+    let perf = builder().build().await.expect("a handle");
+    let forever = perf.scheduler().io("forever", std::future::pending::<()>());
+    let handle = forever.submit().expect("room");
+    let report = perf.shutdown(Duration::from_millis(50)).await;
+    let cut: Vec<_> = report.steps.iter().filter(|step| step.outcome != Outcome::Done).collect();
+    assert_eq!(cut.len(), 1, "{report}");
+    assert_eq!(cut[0].outcome, Outcome::CutOff("1 tasks".to_owned()));
+    assert!(handle.await.is_err());
+}
+
+#[tokio::test]
+async fn a_scope_tells_what_was_done_in_it_and_nothing_else() {
+    let perf = builder().build().await.expect("a handle");
+    let users = perf.cache::<u64, u64>("users").open().await.expect("a cache");
+    users.insert(1, 1);
+    let scope = perf.scope("batch");
+    let inside = {
+        let (perf, users) = (perf.clone(), users.clone());
+        async move {
+            assert_eq!(users.get(&1).await, Some(1));
+            tokio::task::yield_now().await;
+            assert_eq!(users.get(&2).await, None);
+            perf.scheduler().cpu("sum", |_| 1).submit().expect("room").await.expect("it runs")
+        }
+    };
+    let outside = async {
+        for _ in 0..100 {
+            users.get(&1).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    let ((result, report), ()) = tokio::join!(scope.run(inside), outside);
+    assert_eq!(result, 1);
+    assert_eq!((report.cache_hits, report.cache_misses, report.tasks), (1, 1, 1));
+    assert!(report.busy <= report.elapsed, "{report:?}");
+    let (_, report) = scope.run_sync(|| users.get_in_memory(&1));
+    assert_eq!((report.cache_hits, report.cache_misses, report.tasks), (1, 0, 0));
+}
+
+#[tokio::test]
+async fn parts_are_watched_under_the_names_that_the_registry_tells() {
+    let perf = builder().set("monitor.enabled", "false").build().await.expect("a handle");
+    let users = perf.cache::<u64, u64>("users").open().await.expect("a cache");
+    users.insert(1, 1);
+    assert_eq!(users.get(&1).await, Some(1));
+    perf.breaker("db").force_open();
+    perf.apply([("cache.ttl", json!("5m"))], "ada").expect("a change");
+    let snapshot = perf.snapshot();
+    let number = |name: &str, labels: &[(&str, &str)]| snapshot.number(name, labels);
+    let tier = [("cache", "users"), ("type", "memory")];
+    assert_eq!(number("cache_hits_total", &tier), Some(1.0));
+    assert_eq!(number("circuit_breaker_state", &[("breaker", "db")]), Some(1.0));
+    assert_eq!(number("config_version", &[]), Some(1.0));
+    assert!(number("scheduler_slots", &[("lane", "cpu")]).is_some_and(|slots| slots >= 1.0));
+    assert!(number("memory_level", &[]).is_none(), "the guard is off at this level");
+}
+
+#[tokio::test]
+async fn a_handle_that_is_dropped_takes_its_jobs_along() {
+    let perf = builder().build().await.expect("a handle");
+    let alive = Arc::new(());
+    let held = Arc::clone(&alive);
+    perf.every("hold", Duration::from_secs(3_600), move |_| {
+        let held = Arc::clone(&held);
+        async move { drop(held) }
+    });
+    let weak = perf.downgrade();
+    drop(perf);
+    assert!(weak.upgrade().is_none());
+    while Arc::strong_count(&alive) > 1 {
+        tokio::task::yield_now().await;
+    }
+}
