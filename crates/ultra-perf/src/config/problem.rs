@@ -74,7 +74,7 @@ pub enum Problem {
         origin: Origin,
     },
     /// A source names a key that does not exist.
-    #[error("{}: unknown key{}", name.escape_debug(), did_you_mean(nearest.as_deref()))]
+    #[error("{}: unknown key{}", shortened(name), did_you_mean(nearest.as_deref()))]
     Unknown {
         /// The name seen, as the source spells it.
         name: String,
@@ -122,6 +122,13 @@ impl Problem {
             Self::Missing { .. } | Self::Unreadable { .. } => None,
         }
     }
+}
+
+/// A name on one line, of which a long one is cut off.
+fn shortened(name: &str) -> String {
+    let mut characters = name.chars();
+    let shown: String = characters.by_ref().take(100).flat_map(char::escape_debug).collect();
+    format!("{shown}{}", if characters.next().is_some() { "..." } else { "" })
 }
 
 fn did_you_mean(nearest: Option<&str>) -> String {

@@ -77,6 +77,9 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// The most syntax errors of a file that are reported.
 const MAX_SYNTAX_ERRORS: usize = 8;
 
+/// The most problems before names are no longer compared.
+const SUGGESTIONS_MAX: usize = 100;
+
 /// All values that were given, per key in order of precedence, and what was wrong on the way.
 #[derive(Default)]
 pub(super) struct Gathered {
@@ -106,12 +109,21 @@ impl Gathered {
         self.values.entry(path.to_owned()).or_default().push((raw, origin));
     }
 
+    /// Whether a name that is no key is compared with those that are: a file with many of them is none
+    /// of ours, and need not take long.
+    fn may_suggest(&self) -> bool {
+        self.problems.len() < SUGGESTIONS_MAX
+    }
+
     /// Reports a name that is no key.
     pub(super) fn refuse_name(&mut self, path: &str, origin: Origin) {
         let name = path.strip_prefix(CACHES).and_then(|it| it.strip_prefix('.')?.rsplit_once('.'));
         let problem = match name {
             Some((name, _)) if !tree::is_cache_name(name) => bad_cache_name(name, origin),
-            _ => Problem::Unknown { nearest: nearest(path), name: path.to_owned(), origin },
+            _ => {
+                let nearest = self.may_suggest().then(|| nearest(path)).flatten();
+                Problem::Unknown { nearest, name: path.to_owned(), origin }
+            }
         };
         self.problems.push(problem);
     }
@@ -130,7 +142,7 @@ impl Gathered {
     /// Reads the text of a file.
     pub(super) fn toml(&mut self, path: &Path, bytes: &[u8]) {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let file = File { path, bytes };
+        let file = File::new(path, bytes);
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => text,
             Err(e) => {
@@ -229,11 +241,7 @@ impl Gathered {
                 let path = format!("{path}.{}", field.get_ref());
                 match tree::of_cache(&path) {
                     Some(_) => self.give(&path, raw(value), origin),
-                    None => self.problems.push(Problem::Unknown {
-                        nearest: nearest_of_cache(name, field.get_ref()),
-                        name: path,
-                        origin,
-                    }),
+                    None => self.refuse_name(&path, origin),
                 }
             }
         }
@@ -523,16 +531,21 @@ fn bad_cache_name(name: &str, origin: Origin) -> Problem {
     }
 }
 
-/// A file's bytes, for telling lines.
+/// A file, for telling lines.
 struct File<'a> {
     path: &'a Path,
-    bytes: &'a [u8],
+    /// Where each of its lines ends.
+    ends: Vec<usize>,
 }
 
-impl File<'_> {
+impl<'a> File<'a> {
+    fn new(path: &'a Path, bytes: &[u8]) -> Self {
+        let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        Self { path, ends: ends.map(|(at, _)| at).collect() }
+    }
+
     fn origin(&self, offset: usize) -> Origin {
-        let before = &self.bytes[..offset.min(self.bytes.len())];
-        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+        let line = self.ends.partition_point(|end| *end < offset) + 1;
         Origin::File { path: self.path.to_owned(), line }
     }
 }
@@ -636,36 +649,37 @@ fn closest<'a>(path: &str, candidates: impl Iterator<Item = &'a str>) -> Option<
     if path.len() > 100 {
         return None;
     }
-    let slip = |candidate: &str| (candidate.len() / 5).clamp(2, 4);
-    candidates
-        // No slip makes up for more than that many letters.
-        .filter(|candidate| candidate.len().abs_diff(path.chars().count()) <= slip(candidate))
-        .map(|candidate| (edits(path, candidate), candidate))
-        .min_by_key(|(edits, _)| *edits)
-        .filter(|(edits, candidate)| *edits <= slip(candidate))
-        .map(|(_, candidate)| candidate)
+    let path: Vec<char> = path.chars().collect();
+    let slip = |candidate: &'a str| {
+        let most = (candidate.len() / 5).clamp(2, 4);
+        Some((edits(&path, &candidate.chars().collect::<Vec<_>>(), most)?, candidate))
+    };
+    candidates.filter_map(slip).min_by_key(|(edits, _)| *edits).map(|(_, candidate)| candidate)
 }
 
-/// Letters to change, add, drop or swap with their neighbour to make `a` into `b`.
-fn edits(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for i in 0..=a.len() {
-        for j in 0..=b.len() {
-            rows[i][j] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let differs = usize::from(a[i - 1] != b[j - 1]);
-                let mut least =
-                    (rows[i - 1][j - 1] + differs).min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-                if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                    least = least.min(rows[i - 2][j - 2] + 1);
-                }
-                least
-            };
-        }
+/// Letters to change, add, drop or swap with their neighbour to make `a` into `b`, if `most` will do.
+fn edits(a: &[char], b: &[char], most: usize) -> Option<usize> {
+    if a.len().abs_diff(b.len()) > most {
+        return None;
     }
-    rows[a.len()][b.len()]
+    // Edits from the first `i` letters of `a`, and from one and two fewer, to each start of `b`.
+    let (mut before, mut last) = (Vec::new(), (0..=b.len()).collect::<Vec<_>>());
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let differs = usize::from(a[i - 1] != b[j - 1]);
+            row[j] = (last[j - 1] + differs).min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
+        }
+        // No row has less than the least of the two before it.
+        if row.iter().chain(&last).all(|edits| *edits > most) {
+            return None;
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    Some(last[b.len()]).filter(|edits| *edits <= most)
 }
 
 #[cfg(test)]
@@ -674,10 +688,17 @@ mod tests {
 
     #[test]
     fn a_slip_is_one_edit() {
-        for (a, b, count) in
-            [("ttl", "ttl", 0), ("tll", "ttl", 1), ("tlt", "ttl", 1), ("", "ab", 2)]
-        {
-            assert_eq!(edits(a, b), count, "{a} {b}");
+        for (a, b, count) in [
+            ("ttl", "ttl", 0),
+            ("tll", "ttl", 1),
+            ("tlt", "ttl", 1),
+            ("", "ab", 2),
+            ("abc", "cab", 2),
+        ] {
+            let [a, b] = [a, b].map(|text| text.chars().collect::<Vec<_>>());
+            assert_eq!(edits(&a, &b, count), Some(count), "{a:?} {b:?}");
+            assert_eq!(edits(&a, &b, 9), Some(count), "{a:?} {b:?}");
+            assert!(count == 0 || edits(&a, &b, count - 1).is_none(), "{a:?} {b:?}");
         }
     }
 

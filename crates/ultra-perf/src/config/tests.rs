@@ -10,6 +10,8 @@ use proptest::prelude::*;
 
 use super::{tree::Parts, *};
 
+mod mutation;
+
 fn machine() -> Machine {
     Machine {
         memory_bytes: 16 << 30,
@@ -917,6 +919,18 @@ fn a_broken_file_is_told_with_a_bounded_number_of_errors() {
 }
 
 #[test]
+fn a_file_of_unknown_names_is_told_in_bounded_time() {
+    let text: String = (0..50_000).map(|at| format!("cache.x{at} = 1\n")).collect();
+    let error = from_toml(&format!("cache.tll = 1\n{text}cache.tlt = 1\n")).unwrap_err();
+    assert_eq!(error.problems().len(), 50_002);
+    let suggested = error.problems().iter().map(ToString::to_string);
+    let suggested: Vec<_> = suggested.filter(|text| text.contains("did you mean")).collect();
+    assert_eq!(suggested, ["cache.tll: unknown key, did you mean cache.ttl?"]);
+    let told = problem(from_toml(&format!("{} = 1", "a".repeat(1_000))));
+    assert!(told.starts_with(&format!("{}...: unknown key\n", "a".repeat(100))), "{told}");
+}
+
+#[test]
 fn the_explanation_is_a_table_and_a_json_object() {
     let config = loader()
         .toml(
@@ -1046,6 +1060,25 @@ fn any_key() -> impl Strategy<Value = String> {
     prop::sample::select(tree::keys().map(|key| key.path_in("users")).collect::<Vec<_>>())
 }
 
+/// A key, another name of one, or nearly.
+fn any_name() -> impl Strategy<Value = String> {
+    let aliases = tree::keys().flat_map(|key| key.aliases).map(|alias| alias.name);
+    let aliases = prop::sample::select(aliases.collect::<Vec<_>>());
+    prop_oneof![4 => any_key(), 2 => aliases.prop_map(str::to_owned), 1 => "[a-z]{0,3}\\.?\\PC{0,3}"]
+}
+
+fn any_json() -> impl Strategy<Value = serde_json::Value> {
+    use serde_json::json;
+    prop_oneof![
+        4 => any_value().prop_map(|text| json!(text)),
+        1 => any::<i64>().prop_map(|number| json!(number)),
+        1 => (0_u32..100).prop_map(|number| json!(number)),
+        1 => any::<f64>().prop_map(|number| json!(number)),
+        1 => any::<bool>().prop_map(|yes| json!(yes)),
+        1 => prop::sample::select(vec![json!(null), json!([]), json!(["disk", "redis"]), json!({})]),
+    ]
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_a_file_or_problems(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
@@ -1055,7 +1088,7 @@ proptest! {
 
     #[test]
     fn any_toml_like_text_is_a_file_or_problems(
-        text in "(\\[{0,2}(cache|cache\\.redis|server|x)\\]{0,2}\n|(ttl|url|cache\\.ttl|order|a) ?= ?('1h'|\"\\PC{0,3}\"|[0-9._e-]{1,5}|\\[[0-9,]*\\]|\\{a=1\\}|true)\n|\\PC){0,8}",
+        text in "(\\[{0,2}(cache|cache\\.redis|caches|caches\\.a|backend|server|x)\\]{0,2}\n|(ttl|url|cache\\.ttl|caches\\.b\\.ttl|level|order|a) ?= ?('1h'|\"\\PC{0,3}\"|[0-9._e-]{1,5}|\\[[0-9,]*\\]|\\{a=1\\}|true)\n|\\PC){0,8}",
     ) {
         match from_toml(&text) {
             Ok(config) => prop_assert!(!config.explain().to_string().is_empty()),
@@ -1083,6 +1116,29 @@ proptest! {
                     rows.map(|row| (row.key.clone(), row.value.clone())).collect()
                 };
                 prop_assert_eq!(shown(&config), shown(&again));
+            }
+        }
+    }
+
+    #[test]
+    fn changes_that_are_taken_back_leave_nothing(
+        changes in prop::collection::vec((any_name(), any_json()), 0..6),
+    ) {
+        let before = loader().set("cache.ttl", "2m", "code").load().unwrap();
+        let changes: Vec<_> = changes.into_iter().map(Setting::from).collect();
+        match before.with(&changes, "ada") {
+            Err(error) => prop_assert!(!error.problems().is_empty()),
+            Ok(after) => {
+                for difference in before.differences(&after) {
+                    let row = after.explain().get(&difference.key).cloned();
+                    prop_assert_eq!(row.map(|row| row.value), Some(difference.to));
+                }
+                let back: Vec<_> = changes
+                    .iter()
+                    .map(|change| Setting::from((change.path.as_str(), serde_json::Value::Null)))
+                    .collect();
+                let back = after.with(&back, "ada").unwrap();
+                prop_assert_eq!(before.explain().to_string(), back.explain().to_string());
             }
         }
     }
