@@ -33,6 +33,7 @@ mod guard;
 mod rules;
 #[cfg(test)]
 mod tests;
+pub mod words;
 
 pub use advisor::{
     Advisor, AdvisorOptions, AdvisorState, ApplyError, AuditEntry, AuditEvent, AutoApplyOptions,
@@ -168,6 +169,12 @@ pub struct Finding {
     /// The metric that tells whether the change helped.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "if_readable")]
     pub target: Option<MetricSpec>,
+    /// Metrics that must not become worse by the change, beside those that are always watched.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "those_readable")]
+    pub also: Vec<MetricSpec>,
+    /// Bytes by which the change is known to make the process larger; that much is no reason to undo it.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// From 0 to 4, the highest over all that the change touches.
     pub risk: u8,
     /// How much work it is.
@@ -179,6 +186,11 @@ pub struct Finding {
 /// Reads a metric, or nothing: one that another version wrote does not take the whole state with it.
 fn if_readable<'de, D: Deserializer<'de>>(reader: D) -> Result<Option<MetricSpec>, D::Error> {
     Ok(serde_json::from_value(serde_json::Value::deserialize(reader)?).ok())
+}
+
+fn those_readable<'de, D: Deserializer<'de>>(reader: D) -> Result<Vec<MetricSpec>, D::Error> {
+    let metrics = Vec::<serde_json::Value>::deserialize(reader)?.into_iter();
+    Ok(metrics.filter_map(|metric| serde_json::from_value(metric).ok()).collect())
 }
 
 impl Finding {
@@ -203,6 +215,8 @@ impl Finding {
             action: None,
             expected: None,
             target: None,
+            also: Vec::new(),
+            memory_bytes: 0,
             risk: 0,
             effort: Effort::Medium,
             confidence: 0.8,

@@ -356,8 +356,7 @@ impl Advisor {
         if let Some(busy) = busy {
             return Err(ApplyError::Busy(busy.id.clone()));
         }
-        let target = one.recommendation.finding.target.as_ref();
-        let before = self.options.guard.read(source, target, now.unix_ms);
+        let before = self.options.guard.read(source, &one.recommendation.finding, now.unix_ms);
         if let Err(error) = actuator.apply(&action.path, &action.to) {
             let reason = error.to_string();
             self.note(now, id, AuditEvent::ApplyRefused, by, Some(action), &reason);
@@ -582,8 +581,7 @@ impl Advisor {
             let State::Applied { before, undo_refused, .. } = &one.recommendation.state else {
                 continue;
             };
-            let target = one.recommendation.finding.target.as_ref();
-            let after = self.options.guard.read(source, target, now.unix_ms);
+            let after = self.options.guard.read(source, &one.recommendation.finding, now.unix_ms);
             let verdict = match undo_refused {
                 // Once something was worse it is to be undone, whatever the readings are by now.
                 Some(_) => Verdict::Worse(String::new()),

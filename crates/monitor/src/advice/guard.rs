@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Finding;
+use super::words::number as short;
 use crate::clock::millis;
-use crate::insight::{MetricSpec, Worse};
+use crate::insight::Worse;
 use crate::score::ScoreInputs;
 use crate::selector::Selector;
 use crate::source::{Aggregate, Source, Window};
@@ -55,6 +57,9 @@ pub struct GuardReading {
     pub worse: Worse,
     /// Changes are a part of the value before, and at least of this.
     pub floor: f64,
+    /// By how much it may become worse, because the change is known to cost that.
+    #[serde(default)]
+    pub granted: f64,
 }
 
 /// What became of a change.
@@ -69,11 +74,11 @@ pub(super) enum Verdict {
 const TARGET: &str = "target";
 
 impl GuardOptions {
-    /// Reads the guarded metrics over the window that ends at `at_ms`.
+    /// Reads the guarded metrics, and those of a finding, over the window that ends at `at_ms`.
     pub(super) fn read(
         &self,
         source: &dyn Source,
-        target: Option<&MetricSpec>,
+        finding: &Finding,
         at_ms: i64,
     ) -> Vec<GuardReading> {
         let window = Window::ending(at_ms, millis(self.window));
@@ -90,6 +95,7 @@ impl GuardOptions {
             value,
             worse,
             floor,
+            granted: 0.0,
         };
         let p95 = read(&self.request_seconds, Aggregate::Quantile(0.95));
         let memory = read(&self.resident_memory, Aggregate::Avg);
@@ -97,10 +103,16 @@ impl GuardOptions {
             // What is below these is noise: a millisecond, a percent, a few megabytes.
             reading("p95", p95, Worse::Higher, 0.001),
             reading("error_ratio", errors, Worse::Higher, 0.01),
-            reading("resident_memory", memory, Worse::Higher, f64::from(64 << 20)),
+            GuardReading {
+                granted: finding.memory_bytes as f64,
+                ..reading("resident_memory", memory, Worse::Higher, f64::from(64 << 20))
+            },
         ];
-        readings
-            .extend(target.map(|spec| reading(TARGET, spec.read(source, window), spec.worse, 0.0)));
+        let also = finding.also.iter().map(|spec| (spec.name.as_str(), spec));
+        let all = also.chain(finding.target.as_ref().map(|spec| (TARGET, spec)));
+        readings.extend(
+            all.map(|(name, spec)| reading(name, spec.read(source, window), spec.worse, 0.0)),
+        );
         readings
     }
 
@@ -113,7 +125,7 @@ impl GuardOptions {
             let sign = if before.worse == Worse::Higher { 1.0 } else { -1.0 };
             let whole = was.abs().max(before.floor).max(f64::MIN_POSITIVE);
             let words = format!("{} went from {} to {}", before.name, short(was), short(now));
-            Some(((now - was) * sign / whole, words))
+            Some((((now - was) * sign - before.granted) / whole, words))
         };
         let changes: Vec<_> =
             before.iter().filter_map(|reading| Some((reading, worse_by(reading)?))).collect();
@@ -130,16 +142,5 @@ impl GuardOptions {
             Some((_, (_, words))) => Verdict::Same(words.clone()),
             None => Verdict::Same("the target has no values before and after".to_owned()),
         }
-    }
-}
-
-/// A number with three digits that matter.
-pub(super) fn short(value: f64) -> String {
-    let digits = if value == 0.0 { 0.0 } else { value.abs().log10().floor() };
-    let places = (2.0 - digits).clamp(0.0, 9.0) as usize;
-    let text = format!("{value:.places$}");
-    match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text,
     }
 }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::words::{bytes, duration as words, percent, seconds as time};
 use super::{AdviceContext, AdviceRule, Category, Effort, Expected, Finding, Priority};
 use crate::clock::millis;
 use crate::insight::{
@@ -605,35 +606,4 @@ fn late_ticks(look: &Look<'_>) -> Vec<Finding> {
     (finding.current_value, finding.target_value) = (Some(late), Some(0.0));
     finding.evidence = vec![look.evidence(&selector, Aggregate::Delta)];
     vec![finding]
-}
-
-fn percent(ratio: f64) -> String {
-    match (ratio * 100.0).abs() {
-        ..10.0 => format!("{:.1} %", ratio * 100.0),
-        _ => format!("{:.0} %", ratio * 100.0),
-    }
-}
-
-fn bytes(value: f64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (value, 0);
-    while value.abs() >= 1_024.0 && unit + 1 < units.len() {
-        (value, unit) = (value / 1_024.0, unit + 1);
-    }
-    format!("{} {}", super::guard::short(value), units[unit])
-}
-
-fn time(seconds: f64) -> String {
-    match seconds {
-        ..0.001 => format!("{:.0} us", seconds * 1e6),
-        ..1.0 => format!("{:.0} ms", seconds * 1e3),
-        ..120.0 => format!("{} s", super::guard::short(seconds)),
-        ..7_200.0 => format!("{:.0} min", seconds / 60.0),
-        ..172_800.0 => format!("{:.0} h", seconds / 3_600.0),
-        _ => format!("{:.0} days", seconds / 86_400.0),
-    }
-}
-
-fn words(duration: Duration) -> String {
-    time(duration.as_secs_f64())
 }

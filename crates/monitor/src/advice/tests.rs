@@ -468,7 +468,8 @@ fn a_ratio_is_guarded_as_a_part_of_what_grew() {
         [select("hits"), select("misses")],
         Worse::Lower,
     );
-    let readings = GuardOptions::default().read(&source, Some(&spec), 3_600_000);
+    let guarded = Finding { target: Some(spec.clone()), ..finding("") };
+    let readings = GuardOptions::default().read(&source, &guarded, 3_600_000);
     assert_eq!(readings.last().and_then(|reading| reading.value), Some(0.75));
     let text = serde_json::to_string(&spec).expect("plain data");
     assert_eq!(serde_json::from_str::<MetricSpec>(&text).expect("its own text"), spec);
@@ -476,6 +477,44 @@ fn a_ratio_is_guarded_as_a_part_of_what_grew() {
     assert_eq!(evidence.value, Some(0.75));
     assert!(evidence.metric.starts_with("hits{cache=\"a \\\"b"), "{}", evidence.metric);
     assert!(evidence.metric.contains("} / (hits{"), "{}", evidence.metric);
+}
+
+#[test]
+fn a_change_that_helped_is_undone_if_it_made_another_metric_of_the_finding_worse() {
+    let mut source = samples([0.7, 0.8], [0.1, 0.1]);
+    source.gauge("size", &[], 0, 60_000, (0..60).map(|at| if at > 20 { 2.0 } else { 1.0 }));
+    let mut advisor = Advisor::new(AdvisorOptions::default());
+    advisor.rule("cache.undersized", |_| {
+        let size = Selector::name("size");
+        let size = MetricSpec::new("size", size, Aggregate::Avg, Worse::Higher);
+        vec![Finding { also: vec![size], ..finding("users") }]
+    });
+    let settings = Settings::default();
+    advisor.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+    advisor.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+    advisor.evaluate(at(30 * MINUTE), &source, None, Some(&settings));
+    let State::RolledBack { reason, .. } = &advisor.get(ID).expect("there").state else {
+        panic!("rolled back");
+    };
+    assert_eq!(reason, "size went from 1 to 2");
+}
+
+#[test]
+fn memory_that_a_change_is_known_to_take_is_no_reason_to_undo_it() {
+    let mebi = f64::from(1 << 20);
+    for (memory_bytes, expected) in [(0, "rolled_back"), (96 << 20, "verified")] {
+        let mut source = samples([0.7, 0.8], [0.1, 0.1]);
+        let resident = (0..60).map(|at| if at > 20 { 400.0 * mebi } else { 300.0 * mebi });
+        source.gauge("process_resident_memory_bytes", &[], 0, 60_000, resident);
+        let mut advisor = Advisor::new(AdvisorOptions::default());
+        advisor
+            .rule("cache.undersized", move |_| vec![Finding { memory_bytes, ..finding("users") }]);
+        let settings = Settings::default();
+        advisor.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+        advisor.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+        advisor.evaluate(at(30 * MINUTE), &source, None, Some(&settings));
+        assert_eq!(state(&advisor, ID), expected);
+    }
 }
 
 #[test]
