@@ -12,7 +12,6 @@ use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::UltraPerf;
-use crate::caching::CachePlan;
 use crate::config::Config;
 
 /// The caches that were opened, by name.
@@ -21,8 +20,6 @@ pub(crate) struct Caches(Mutex<BTreeMap<String, Opened>>);
 
 struct Opened {
     cache: Arc<dyn ManagedCache>,
-    /// What the configuration said of it when it was opened, or since.
-    plan: CachePlan,
     #[cfg(feature = "memory")]
     _reclaimed: Option<memory::Registration>,
     #[cfg(feature = "monitor")]
@@ -47,16 +44,11 @@ impl Caches {
     }
 
     /// Lets the open caches follow a change, each as far as the configuration now says something else of it.
-    pub(crate) fn follow(&self, after: &Config) {
-        let mut due = Vec::new();
-        for (name, opened) in &mut *self.0.lock() {
-            let plan = after.cache_plan(name);
-            let before = std::mem::replace(&mut opened.plan, plan.clone());
-            due.push((Arc::clone(&opened.cache), before, plan));
-        }
+    pub(crate) fn follow(&self, before: &Config, after: &Config) {
         // Without the lock: making a cache smaller may take milliseconds.
-        for (cache, before, after) in due {
-            after.give(&before, &*cache);
+        for cache in self.list() {
+            let (was, is) = (before.cache_plan(cache.name()), after.cache_plan(cache.name()));
+            is.give(&was, &*cache);
         }
     }
 }
@@ -86,7 +78,7 @@ impl UltraPerf {
         K: Hash + Eq + Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
         V: Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
     {
-        self.connected(name, self.config().cache_builder(name))
+        self.connected(self.config().cache_builder(name))
     }
 
     /// Describes a cache as [`cache`](Self::cache) does, with a codec of the program's own.
@@ -100,7 +92,7 @@ impl UltraPerf {
         K: Hash + Eq + Clone + Send + Sync + 'static,
         V: Clone + Send + Sync + 'static,
     {
-        self.connected(name, self.config().cache_builder_with_codec(name, codec))
+        self.connected(self.config().cache_builder_with_codec(name, codec))
     }
 
     /// Describes a cache as [`cache`](Self::cache) does, of memory alone and of types that need no codec.
@@ -109,7 +101,7 @@ impl UltraPerf {
         K: Hash + Eq + Clone + Send + Sync + 'static,
         V: Clone + Send + Sync + 'static,
     {
-        self.connected(name, self.config().memory_cache_builder(name))
+        self.connected(self.config().memory_cache_builder(name))
     }
 
     /// Returns the caches that are open.
@@ -118,23 +110,23 @@ impl UltraPerf {
         self.0.caches.list()
     }
 
-    fn connected<K, V>(&self, name: &str, builder: CacheBuilder<K, V>) -> CacheBuilder<K, V>
+    fn connected<K, V>(&self, builder: CacheBuilder<K, V>) -> CacheBuilder<K, V>
     where
         K: Hash + Eq + Clone + Send + Sync + 'static,
         V: Clone + Send + Sync + 'static,
     {
         #[cfg(all(feature = "scheduler", feature = "redis"))]
         let builder = builder.executor(crate::offload_to(self.scheduler()));
-        let (weak, plan) = (self.downgrade(), self.config().cache_plan(name));
+        let weak = self.downgrade();
         builder.on_open(move |cache| {
             // Without the handle there is nothing to connect to.
             if let Some(perf) = weak.upgrade() {
-                perf.connect(cache, plan);
+                perf.connect(cache);
             }
         })
     }
 
-    fn connect(&self, cache: Arc<dyn ManagedCache>, plan: CachePlan) {
+    fn connect(&self, cache: Arc<dyn ManagedCache>) {
         let name = cache.name().to_owned();
         #[cfg(feature = "memory")]
         let reclaimed = self.memory().and_then(|guard| {
@@ -151,7 +143,6 @@ impl UltraPerf {
         };
         let opened = Opened {
             cache,
-            plan,
             #[cfg(feature = "memory")]
             _reclaimed: reclaimed,
             #[cfg(feature = "monitor")]

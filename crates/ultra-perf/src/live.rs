@@ -287,7 +287,7 @@ impl UltraPerf {
             self.on_change(move |before, after| {
                 let Some(perf) = weak.upgrade() else { return };
                 #[cfg(feature = "cache")]
-                perf.0.caches.follow(after);
+                perf.0.caches.follow(before, after);
                 #[cfg(feature = "scheduler")]
                 crate::schedule::follow(&perf, before, after);
                 #[cfg(feature = "loadbalancer")]

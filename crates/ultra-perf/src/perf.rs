@@ -517,6 +517,7 @@ impl UltraPerf {
     }
 
     /// Holds a task that ends with the handle.
+    #[cfg(feature = "scheduler")]
     pub(crate) fn keep(&self, task: tokio::task::JoinHandle<()>) {
         let mut tasks = self.0.tasks.lock();
         tasks.retain(|task| !task.is_finished());

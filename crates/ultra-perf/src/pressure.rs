@@ -1,6 +1,6 @@
 //! The guard over the process's memory as configured, and what its level means to others.
 
-use memory::{Level, MemoryGuard, MemoryGuardBuilder};
+use memory::{MemoryGuard, MemoryGuardBuilder};
 
 use crate::config::Config;
 
@@ -38,10 +38,10 @@ impl Config {
 
 /// The share of their memory budget that tasks in the background have at a level of pressure.
 #[cfg(feature = "scheduler")]
-pub(crate) fn scale_at(level: Level) -> f64 {
+pub(crate) fn scale_at(level: memory::Level) -> f64 {
     match level {
-        Level::Critical => 0.0,
-        Level::High => 0.5,
+        memory::Level::Critical => 0.0,
+        memory::Level::High => 0.5,
         _ => 1.0,
     }
 }
