@@ -5,7 +5,10 @@
 //! source names, rules between keys hold, and a problem is told as at start-up. Files are not read
 //! again, so what an operator prepares for the next start does not come along.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -120,6 +123,39 @@ impl Config {
         let mut sources = Sources::clone(&self.sources);
         let refused = sources.change(changes, &Origin::Change { by: by.to_owned() });
         loader::resolve(sources, refused, Some(self))
+    }
+
+    /// Returns the settings that take `changes` back where they were put on top of this one: to the
+    /// earlier change of each key, or to none.
+    ///
+    /// Names that are no keys are left out. A value may be a secret that this one has.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use serde_json::json;
+    /// use ultra_perf::config::{ConfigLoader, Setting};
+    ///
+    /// let first = ConfigLoader::new().set("cache.disk.enabled", "false", "the program").load()?;
+    /// let second = first.with(&[Setting::from(("cache.ttl", json!("5m")))], "ada")?;
+    /// let changes = [Setting::from(("cache.ttl", json!("10m"))), ("level", json!("ultra")).into()];
+    /// let third = second.with(&changes, "ada")?;
+    /// let undone = third.with(&second.inverse(&changes), "ada")?;
+    /// assert!(second.differences(&undone).is_empty());
+    /// # Ok::<_, ultra_perf::config::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn inverse(&self, changes: &[Setting]) -> Vec<Setting> {
+        let of_key = |Setting { path, .. }: &Setting| match alias(path) {
+            Some((key, _)) => Some(key.path.to_owned()),
+            None => tree::find(path).map(|_| path.clone()),
+        };
+        let paths: BTreeSet<String> = changes.iter().filter_map(of_key).collect();
+        let before = |path: String| {
+            let value = self.sources.changes.get(&path).map_or(Value::Null, |it| it.raw.json());
+            Setting { path, value }
+        };
+        paths.into_iter().map(before).collect()
     }
 
     /// Lists the keys whose values differ in `after`, in the order of the reference.
@@ -376,6 +412,27 @@ mod tests {
         assert_eq!(back.cache.memory.entries, Some(7));
         let none = json!({ "cache.policy": null, "cache.memory": { "entries": null } });
         assert_eq!(told(&first, &with(&back, &none).unwrap()), [""; 0]);
+    }
+
+    #[test]
+    fn the_inverse_of_a_change_leads_to_the_changes_before_it() {
+        let first = start("cache.policy = 'lfu'");
+        let earlier =
+            json!({ "CACHE_TTL": 90, "cache.order": ["disk", "redis"], "max_workers": 3 });
+        let second = with(&first, &earlier).unwrap();
+        let body = json!({
+            "cache.ttl": "1m", "cache_max_size": 5, "cache.policy": "lru", "level": "extreme",
+            "cache.order": "redis,disk", "scheduler.blocking.max": 9, "caches.users.ttl": "1m",
+        });
+        let changes: Vec<_> = flatten(&body).unwrap().into_iter().map(Setting::from).collect();
+        let third = second.with(&changes, "ada").unwrap();
+        assert!(third.differences(&second).len() > 20);
+        let undone = third.with(&second.inverse(&changes), "ada").unwrap();
+        assert_eq!(told(&second, &undone), [""; 0]);
+        assert_eq!(undone.origin("cache.policy"), first.origin("cache.policy"));
+        let redone = undone.with(&third.inverse(&changes), "ada").unwrap();
+        assert_eq!(told(&third, &redone), [""; 0]);
+        assert_eq!(first.inverse(&[Setting::from(("no.key", json!(1)))]), []);
     }
 
     #[test]

@@ -43,6 +43,22 @@ impl Raw {
         }
     }
 
+    /// The value in JSON, which a change reads as the same value.
+    pub(super) fn json(&self) -> Value {
+        match self {
+            Self::Text(text) | Self::String(text) => json!(text),
+            Self::Bare { .. } => json!(self.quantity()),
+            Self::Integer(number) => match i64::try_from(*number) {
+                Ok(number) => json!(number),
+                Err(_) => json!(number.to_string()),
+            },
+            Self::Float(text) => json!(text),
+            Self::Boolean(yes) => json!(yes),
+            Self::List(items) => json!(items),
+            Self::Other(_) => Value::Null,
+        }
+    }
+
     /// The text of a quantity, with its unit if the source leaves that to its name.
     fn quantity(&self) -> Option<Cow<'_, str>> {
         let text = self.text()?;

@@ -577,7 +577,8 @@ fn raw(value: &Spanned<DeValue<'_>>) -> Raw {
 }
 
 fn is_section(path: &str) -> bool {
-    !path.is_empty() && tree::SECTIONS.iter().any(|section| section.name == path)
+    let section = tree::SECTIONS.iter().find(|section| section.name == path);
+    section.is_some_and(|section| !section.name.is_empty() && !section.name.contains(tree::ANY))
 }
 
 /// The path of the key whose name in the environment is `name`.
@@ -612,8 +613,23 @@ fn misspelt(name: &str) -> Option<String> {
     CacheSettings::KEYS.iter().find_map(cache)
 }
 
+/// A key of the section at `path`, which may be that of a cache.
+fn key_within(path: &str) -> Option<String> {
+    let cache = match path.strip_prefix(CACHES)? {
+        "" => "NAME",
+        rest => rest.strip_prefix('.').filter(|name| tree::is_cache_name(name))?,
+    };
+    CacheSettings::KEYS.first().map(|key| key.path_in(cache))
+}
+
 /// The known key or section that `path` most likely means.
 fn nearest(path: &str) -> Option<String> {
+    if let Some(section) = tree::SECTIONS.iter().find(|it| it.name == path && is_section(path)) {
+        return section.keys.first().map(|key| key.path.to_owned());
+    }
+    if let Some(key) = key_within(path) {
+        return Some(key);
+    }
     let sections = tree::SECTIONS.iter().map(|section| section.name);
     let sections = sections.filter(|name| !name.is_empty() && !name.contains(tree::ANY));
     let fixed = sections.chain([CACHES]).chain(tree::fixed_keys().map(|key| key.path));
@@ -711,6 +727,13 @@ mod tests {
             ("cache.prefix", Some("cache.redis.prefix")),
             ("listen", Some("server.listen")),
             ("something.else", None),
+            ("cache", Some("cache.ttl")),
+            ("cache.redis", Some("cache.redis.url")),
+            ("caches", Some("caches.NAME.ttl")),
+            ("caches.users", Some("caches.users.ttl")),
+            ("caches.users.polcy", Some("caches.users.policy")),
+            ("caches.*", Some("caches")),
+            ("", None),
         ] {
             assert_eq!(nearest(path).as_deref(), meant, "{path}");
         }

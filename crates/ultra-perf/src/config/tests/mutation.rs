@@ -143,7 +143,7 @@ fn mutate(lines: &mut Vec<Vec<u8>>, rng: &mut Rng) {
 }
 
 /// Loads the bytes, and looks at everything that comes of it; tells whether they are a configuration.
-fn try_to_load(bytes: Vec<u8>, before: &Config) -> bool {
+fn try_to_load(bytes: Vec<u8>, before: &Config, rng: &mut Rng) -> bool {
     let directory = std::path::Path::new("f");
     let loaded = match String::from_utf8(bytes) {
         Ok(text) => loader().toml(directory, text).load(),
@@ -157,8 +157,10 @@ fn try_to_load(bytes: Vec<u8>, before: &Config) -> bool {
     match loaded {
         Ok(config) => {
             assert!(config.explain().settings().iter().all(|row| row.valid));
-            let again = config.with(&[], "nobody").expect("nothing has changed");
-            assert!(config.differences(&again).is_empty());
+            if rng.u8(..8) == 0 {
+                let again = config.with(&[], "nobody").expect("nothing has changed");
+                assert!(config.differences(&again).is_empty());
+            }
             for difference in before.differences(&config) {
                 assert_ne!(
                     config.origin(&difference.key),
@@ -215,7 +217,7 @@ fn ten_thousand_mutated_files_are_configurations_or_reports() {
         for _ in 0..rng.usize(1..4) {
             mutate(&mut lines, &mut rng);
         }
-        good += usize::from(try_to_load(lines.join(&b'\n'), &before));
+        good += usize::from(try_to_load(lines.join(&b'\n'), &before, &mut rng));
     }
     assert!((500..9_500).contains(&good), "{good} of 10,000 load; the rest must say why not");
 }
