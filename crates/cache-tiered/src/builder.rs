@@ -1,7 +1,7 @@
 //! Describes a cache, checks the description once, and starts it.
 
 use std::hash::{BuildHasher, Hash};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 #[cfg(feature = "__lower")]
@@ -10,14 +10,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 
-use crate::cache::{Cache, Counters, Inner, LowerTiers, TagsBy, TtlBy, WritePolicy};
-use crate::clock::{Clock, millis};
+use crate::cache::{
+    AbsentIf, Cache, ContentOf, Counters, Inner, LowerTiers, TagsBy, TtlBy, WritePolicy,
+};
+use crate::clock::{Clock, NEVER, millis};
 #[cfg(feature = "__lower")]
 use crate::codec::{Bincode, Codec};
 #[cfg(feature = "__lower")]
 use crate::compression::{Compressing, Compression, Floor};
-#[cfg(feature = "__lower")]
-use crate::dictionary::Dictionaries;
 #[cfg(feature = "disk")]
 use crate::disk::{DiskConfig, DiskFront, DiskOpenError};
 #[cfg(all(feature = "encryption", feature = "__lower"))]
@@ -42,6 +42,7 @@ use crate::prefetch::{self, Prefetch, Prefetcher, Related};
 use crate::redis::{RedisConfig, RedisFront};
 use crate::sweeper;
 use crate::tags::{Tag, TagTable};
+use crate::tuning::Tuned;
 #[cfg(feature = "__lower")]
 use crate::write_behind::WriteBehind;
 
@@ -80,6 +81,9 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     ttl: Option<Duration>,
     ttl_jitter: u8,
     ttl_by: Option<TtlBy<K, V>>,
+    negative_ttl: Option<Duration>,
+    absent_if: Option<AbsentIf<V>>,
+    content: Option<ContentOf<V>>,
     tags_by: Option<TagsBy<K, V>>,
     freshness: Freshness,
     prefetch: Option<Prefetch>,
@@ -148,7 +152,7 @@ impl<K, V> Default for LowerSettings<K, V> {
 struct Below<K, V> {
     tiers: Vec<Box<dyn LowerTier<K, V>>>,
     #[cfg(feature = "__lower")]
-    dictionaries: Option<Arc<Dictionaries>>,
+    sealer: Option<Arc<Sealer<K, V>>>,
 }
 
 impl<K, V> Default for Below<K, V> {
@@ -156,7 +160,7 @@ impl<K, V> Default for Below<K, V> {
         Self {
             tiers: Vec::new(),
             #[cfg(feature = "__lower")]
-            dictionaries: None,
+            sealer: None,
         }
     }
 }
@@ -192,6 +196,9 @@ where
             ttl: None,
             ttl_jitter: 0,
             ttl_by: None,
+            negative_ttl: None,
+            absent_if: None,
+            content: None,
             tags_by: None,
             freshness: Freshness::default(),
             prefetch: None,
@@ -274,6 +281,9 @@ where
             ttl: self.ttl,
             ttl_jitter: self.ttl_jitter,
             ttl_by: self.ttl_by,
+            negative_ttl: self.negative_ttl,
+            absent_if: self.absent_if,
+            content: self.content,
             tags_by: self.tags_by,
             freshness: self.freshness,
             prefetch: self.prefetch,
@@ -327,6 +337,25 @@ where
         ttl: impl Fn(&K, &V) -> Option<Duration> + Send + Sync + 'static,
     ) -> Self {
         self.ttl_by = Some(Arc::new(ttl));
+        self
+    }
+
+    /// Tells what values mean that there is nothing, for their own time to live
+    /// ([`Tuning::negative_ttl`](crate::Tuning::negative_ttl)) and for
+    /// [`AdviceStats::loads_absent`](crate::AdviceStats::loads_absent).
+    pub fn absent_if(mut self, absent: impl Fn(&V) -> bool + Send + Sync + 'static) -> Self {
+        self.absent_if = Some(Arc::new(absent));
+        self
+    }
+
+    /// Tells a hash of a value's content, so that the cache notices when a value that was loaded again
+    /// is what it was before: [`AdviceStats::reloads_same`](crate::AdviceStats::reloads_same).
+    ///
+    /// It is asked for some of the keys, one in eight at most. Unless set, a cache with tiers below memory
+    /// hashes what it would write, which is as good where equal values are encoded alike; one of memory
+    /// alone knows nothing of contents.
+    pub fn content_hash(mut self, hash: impl Fn(&V) -> u64 + Send + Sync + 'static) -> Self {
+        self.content = Some(Arc::new(move |value| Some(hash(value))));
         self
     }
 
@@ -604,6 +633,16 @@ where
             let nothing_learned = Prefetch::default().successions(0);
             Arc::new(Prefetcher::new(self.prefetch.unwrap_or(nothing_learned), self.related))
         });
+        if let Some(fates) = memory.fates() {
+            fates.set_ttl(self.ttl.map_or(NEVER, millis));
+        }
+        #[cfg(feature = "__lower")]
+        let content = self.content.or_else(|| {
+            let sealer = Arc::clone(below.sealer.as_ref()?);
+            Some(Arc::new(move |value: &V| sealer.content(value)) as ContentOf<V>)
+        });
+        #[cfg(not(feature = "__lower"))]
+        let content = self.content;
         #[cfg(all(feature = "encryption", feature = "__lower"))]
         let encryption = self.lower.encryption.map(|keys| Encryption::new(keys, &self.name));
         let inner = Inner {
@@ -613,18 +652,19 @@ where
             memory: Arc::new(memory),
             lower,
             clock: self.clock,
-            ttl: self.ttl.map(millis),
-            ttl_jitter: self.ttl_jitter,
+            tuned: Tuned::new(self.ttl, self.ttl_jitter, self.negative_ttl, self.freshness),
             ttl_by: self.ttl_by,
+            absent_if: self.absent_if,
+            content,
             tags_by: self.tags_by,
             events: RwLock::default(),
             freshness: self.freshness,
             refreshes: Arc::new(Semaphore::new(REFRESHES)),
-            prefetcher,
+            prefetcher: prefetcher.map_or_else(OnceLock::new, OnceLock::from),
             write_policy: self.write_policy,
             weighs_bytes,
             #[cfg(feature = "__lower")]
-            dictionaries: below.dictionaries,
+            sealer: below.sealer,
             #[cfg(all(feature = "encryption", feature = "__lower"))]
             encryption,
             #[cfg(feature = "__lower")]
@@ -658,7 +698,7 @@ where
     /// Keeps `None`, the knowledge that there is nothing, for a time of its own.
     ///
     /// What is asked for in vain is then not looked up again and again, and what comes into being is found
-    /// before long. Takes the place of [`ttl_by`](Self::ttl_by).
+    /// before long. It goes before [`ttl_by`](Self::ttl_by), and zero keeps no `None`.
     ///
     /// # Examples
     ///
@@ -674,8 +714,10 @@ where
     /// assert_eq!(users.get_in_memory(&7), Some(None));
     /// # Ok::<_, cache_tiered::BuildError>(())
     /// ```
-    pub fn negative_ttl(self, ttl: Duration) -> Self {
-        self.ttl_by(move |_, value| value.is_none().then_some(ttl))
+    pub fn negative_ttl(mut self, ttl: Duration) -> Self {
+        self.negative_ttl = Some(ttl);
+        self.absent_if.get_or_insert_with(|| Arc::new(Option::is_none));
+        self
     }
 }
 
@@ -826,7 +868,7 @@ where
             for tier in &self.order {
                 below.tiers.extend(self.open_tier(*tier, &sealer).await?);
             }
-            below.dictionaries = Some(Arc::clone(sealer.envelopes.compressing.dictionaries()));
+            below.sealer = Some(sealer);
         }
         #[cfg(feature = "disk")]
         let warm_up = self.lower.warm_up;

@@ -13,8 +13,8 @@
 use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, join_all};
@@ -25,10 +25,12 @@ use tokio::sync::Semaphore;
 use crate::builder::CacheBuilder;
 use crate::clock::{Clock, Millis, NEVER, millis};
 use crate::error::LoadError;
+use crate::fates::Outcome;
 use crate::flights::Landed;
 use crate::freshness::{Freshness, Life, State, Windows};
 use crate::hasher::DefaultHashBuilder;
 use crate::invalidation::Events;
+use crate::latency::LatencyHistogram;
 use crate::lower::{Found, Item, LowerTier, Room, Sink, Tier, Write};
 use crate::memory::{
     Entry, EntryRef, Locked, MemoryTier, Outgoing, Role, Ticket, UnsupportedByEngine,
@@ -37,6 +39,7 @@ use crate::prefetch::Prefetcher;
 use crate::stats::Counter;
 use crate::sweeper::Sweep;
 use crate::tags::{Attributes, Stamp, Standing, TAGS_MAX, Tag, TagTable};
+use crate::tuning::{Tuned, window};
 
 /// A cache with a memory tier and, if it was given them, a Redis and a disk tier.
 ///
@@ -155,10 +158,7 @@ impl InsertOptions {
     }
 
     fn windows(&self) -> Windows {
-        // One less than what stands for none of its own.
-        let window = |own: Option<Duration>| {
-            own.map(|own| u32::try_from(millis(own)).unwrap_or(u32::MAX).min(u32::MAX - 1))
-        };
+        let window = |own: Option<Duration>| own.map(|own| window(millis(own)));
         Windows {
             while_revalidate: window(self.stale_while_revalidate),
             if_error: window(self.stale_if_error),
@@ -209,6 +209,8 @@ impl<V> From<V> for Loaded<V> {
 /// The tiers below memory, in reading order. Memory's evictions go here too, so it stands apart.
 pub(crate) struct LowerTiers<K, V> {
     pub(crate) tiers: Vec<Box<dyn LowerTier<K, V>>>,
+    /// How long the reads of each take.
+    reads: Vec<LatencyHistogram>,
     /// How many calls are clearing the whole cache: until they are done, no eviction is written, since
     /// it could bring an entry from before the clear into a tier that is empty already.
     clearing: AtomicUsize,
@@ -225,7 +227,15 @@ impl Drop for Clearing<'_> {
 
 impl<K, V> LowerTiers<K, V> {
     pub(crate) fn new(tiers: Vec<Box<dyn LowerTier<K, V>>>) -> Self {
-        Self { tiers, clearing: AtomicUsize::new(0) }
+        let reads = tiers.iter().map(|_| LatencyHistogram::default()).collect();
+        Self { tiers, reads, clearing: AtomicUsize::new(0) }
+    }
+
+    /// The tiers, and how long reads of them take.
+    pub(crate) fn with_reads(
+        &self,
+    ) -> impl Iterator<Item = (&dyn LowerTier<K, V>, &LatencyHistogram)> {
+        self.tiers.iter().map(|tier| &**tier).zip(&self.reads)
     }
 
     pub(crate) fn push(&self, key: &K, write: &Write<V>, dropped: &mut Vec<Write<V>>) {
@@ -297,6 +307,12 @@ struct Terms {
 /// The tags of an entry, by itself.
 pub(crate) type TagsBy<K, V> = Arc<dyn Fn(&K, &V, &mut Vec<Tag>) + Send + Sync>;
 
+/// Whether a value means that there is nothing.
+pub(crate) type AbsentIf<V> = Arc<dyn Fn(&V) -> bool + Send + Sync>;
+
+/// A fingerprint of a value's content, `None` where it has none.
+pub(crate) type ContentOf<V> = Arc<dyn Fn(&V) -> Option<u64> + Send + Sync>;
+
 /// The time to live of an entry, by itself.
 pub(crate) type TtlBy<K, V> = Arc<dyn Fn(&K, &V) -> Option<Duration> + Send + Sync>;
 
@@ -308,22 +324,25 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) memory: Arc<MemoryTier<K, V, S>>,
     pub(crate) lower: Arc<LowerTiers<K, V>>,
     pub(crate) clock: Clock,
-    pub(crate) ttl: Option<Millis>,
-    /// In percent of the time to live.
-    pub(crate) ttl_jitter: u8,
+    /// What can be changed while the cache is in use.
+    pub(crate) tuned: Tuned,
     pub(crate) ttl_by: Option<TtlBy<K, V>>,
+    pub(crate) absent_if: Option<AbsentIf<V>>,
+    /// Fingerprints of contents, where it is known how to take them.
+    pub(crate) content: Option<ContentOf<V>>,
     pub(crate) tags_by: Option<TagsBy<K, V>>,
     pub(crate) events: RwLock<Events>,
+    /// As built; deadlines are reckoned with it.
     pub(crate) freshness: Freshness,
     /// Permits for loads in the background.
     pub(crate) refreshes: Arc<Semaphore>,
     /// What a loader is asked for ahead of requests.
-    pub(crate) prefetcher: Option<Arc<Prefetcher<K>>>,
+    pub(crate) prefetcher: OnceLock<Arc<Prefetcher<K>>>,
     pub(crate) write_policy: WritePolicy,
     pub(crate) weighs_bytes: bool,
-    /// What the tiers below compress with, where there are any.
+    /// What the tiers below seal their values with, where there are any.
     #[cfg(feature = "__lower")]
-    pub(crate) dictionaries: Option<Arc<crate::dictionary::Dictionaries>>,
+    pub(crate) sealer: Option<Arc<crate::lower::Sealer<K, V>>>,
     /// The keys of snapshots; the tiers below have theirs.
     #[cfg(all(feature = "encryption", feature = "__lower"))]
     pub(crate) encryption: Option<crate::encryption::Encryption>,
@@ -506,12 +525,14 @@ where
                 missing.push((at, ticket));
             }
         }
-        for tier in &inner.lower.tiers {
+        for (tier, reads) in inner.lower.with_reads() {
             if missing.is_empty() {
                 break;
             }
             let asked: Vec<_> = missing.iter().map(|(at, _)| &keys[*at]).collect();
+            let started = Instant::now();
             let found = tier.get_many(&asked).await;
+            reads.record(started.elapsed(), 1);
             let mut found = found.into_iter();
             missing.retain(|(at, ticket)| {
                 let Some(found) = found.next().flatten() else { return true };
@@ -837,12 +858,15 @@ where
         options: &InsertOptions,
         stamp: Option<Stamp>,
     ) -> Option<Terms> {
-        let own = || self.ttl_by.as_ref().and_then(|ttl| ttl(key, value));
-        let windows = options.windows();
-        let expires_at = match options.ttl.or_else(own).map(millis).or(self.ttl) {
+        let tuned = &self.tuned;
+        let negative = || tuned.negative_ttl().filter(|_| self.is_absent(value));
+        let own = || self.ttl_by.as_ref().and_then(|ttl| ttl(key, value)).map(millis);
+        let windows = tuned.windows(options.windows(), self.freshness);
+        let ttl = options.ttl.map(millis).or_else(negative).or_else(own).or(tuned.ttl());
+        let expires_at = match ttl {
             Some(0) => return None,
             Some(ttl) => {
-                let percent = options.ttl_jitter.unwrap_or(self.ttl_jitter);
+                let percent = options.ttl_jitter.unwrap_or(tuned.ttl_jitter());
                 let fresh = self.clock.now().saturating_add(shortened(ttl, percent));
                 fresh.saturating_add(self.freshness.of(windows).grace())
             }
@@ -851,7 +875,7 @@ where
         if self.tags_by.is_none() && options.tags.is_empty() && windows == Windows::default() {
             return Some(Terms { expires_at, attributes: None });
         }
-        let attributes = self.attributes(key, value, options, stamp)?;
+        let attributes = self.attributes(key, value, options, windows, stamp)?;
         Some(Terms { expires_at, attributes })
     }
 
@@ -861,6 +885,7 @@ where
         key: &K,
         value: &V,
         options: &InsertOptions,
+        windows: Windows,
         stamp: Option<Stamp>,
     ) -> Option<Option<Arc<Attributes>>> {
         let mut tags = options.tags.clone();
@@ -872,18 +897,44 @@ where
         }
         let table = &self.memory.tags;
         let stamp = stamp.unwrap_or_else(|| table.stamp());
-        Some(Attributes::new(table, tags.into_iter().map(Tag::number), stamp, options.windows()))
+        Some(Attributes::new(table, tags.into_iter().map(Tag::number), stamp, windows))
     }
 
     /// What a value with this life is good for now.
     pub(crate) fn judge(&self, life: &Life) -> State {
         let load_millis = f64::from_bits(self.counters.load_millis.load(Ordering::Relaxed));
         let chance = || 1.0 - fastrand::f64();
-        self.freshness.judge(life, self.clock.now(), load_millis, chance)
+        self.tuned.judging(self.freshness).judge(life, self.clock.now(), load_millis, chance)
+    }
+
+    fn is_absent(&self, value: &V) -> bool {
+        self.absent_if.as_ref().is_some_and(|absent| absent(value))
+    }
+
+    /// Tells a watched key's fate of its new value.
+    #[inline]
+    fn note_content(&self, key: &K, value: &V) {
+        if let (Some(content), Some(fates)) = (&self.content, self.memory.fates()) {
+            let hash = self.memory.hash(key) as u32;
+            if fates.watches(hash)
+                && let Some(content) = content(value)
+            {
+                fates.written(hash, content);
+            }
+        }
+    }
+
+    /// Tells a watched key's fate what a load of it came to.
+    fn note_load(&self, hash: u64, outcome: impl FnOnce() -> Outcome) {
+        let hash = hash as u32;
+        if let Some(fates) = self.memory.fates().filter(|fates| fates.watches(hash)) {
+            fates.loaded(hash, outcome(), self.clock.now());
+        }
     }
 
     /// Makes an entry of a new value. This calls the user's weigher and clones, so no lock is held.
     fn prepare(&self, key: &K, value: V, terms: Terms) -> Prepared<V> {
+        self.note_content(key, &value);
         let through = self.write_policy == WritePolicy::Through;
         let Terms { expires_at, attributes } = terms;
         let entry = self.memory.entry(key, value, expires_at, attributes, through);
@@ -931,7 +982,7 @@ where
     /// Notes that the value of a key that was fetched ahead goes, with nobody having asked for it.
     #[inline]
     fn displace(&self, locked: &Locked<'_, K, V, S>) {
-        if let Some(prefetcher) = &self.prefetcher {
+        if let Some(prefetcher) = self.prefetcher.get() {
             prefetcher.displaced(locked.hash());
         }
     }
@@ -976,8 +1027,11 @@ where
     }
 
     pub(crate) async fn get_below(&self, key: &K, ticket: &Ticket<K, V, S>) -> Option<Landed<V>> {
-        for tier in &self.lower.tiers {
-            if let Some(found) = tier.get(key).await {
+        for (tier, reads) in self.lower.with_reads() {
+            let started = Instant::now();
+            let found = tier.get(key).await;
+            reads.record(started.elapsed(), 1);
+            if let Some(found) = found {
                 // One that is not fresh any more does not keep the tiers below from being asked.
                 if let Some(landed) = self.promote(found, ticket) {
                     return Some(landed);
@@ -1096,11 +1150,15 @@ where
             Ok(loaded) => loaded.into(),
             Err(error) => {
                 self.counters.load_failures.increment();
+                self.note_load(ticket.hash(), || Outcome::Failed);
                 return Err(LoadError::Loader(Arc::from(error.into())));
             }
         };
         self.counters.loads.increment();
         self.counters.note_load(took);
+        self.note_load(ticket.hash(), || {
+            if self.is_absent(&value) { Outcome::Absent } else { Outcome::Found }
+        });
         let Some(terms) = self.terms(ticket.key(), &value, &options, Some(ticket.stamp())) else {
             return Ok(Landed { value, attributes: None, good_at: ticket.stamp().local });
         };

@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use zstd::zstd_safe::{CCtx, DCtx};
@@ -89,6 +89,10 @@ pub(crate) enum Floor {
     Set(Option<usize>),
 }
 
+/// The floor that suits the kind of compression, and the one that no value comes up to.
+const MEASURED: usize = usize::MAX;
+const NOTHING: usize = usize::MAX - 1;
+
 /// A value on its way into an envelope.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Packed {
@@ -115,8 +119,10 @@ pub(crate) enum Unpacked {
 /// How one cache compresses.
 #[derive(Debug)]
 pub(crate) struct Compressing {
-    method: Compression,
-    floor: Floor,
+    /// What was chosen; see [`Self::method`].
+    chosen: Compression,
+    /// The length from which on values are compressed, or one of the words below.
+    floor: AtomicUsize,
     worth: Worth,
     dictionaries: Arc<Dictionaries>,
     counters: Counters,
@@ -136,10 +142,13 @@ struct Counters {
 
 impl Compressing {
     pub(crate) fn new(method: Compression, floor: Floor, clock: Clock) -> Self {
-        let method = if floor == Floor::Set(None) { Compression::None } else { method };
+        let floor = match floor {
+            Floor::Measured => MEASURED,
+            Floor::Set(bytes) => bytes.map_or(NOTHING, |bytes| bytes.min(NOTHING - 1)),
+        };
         Self {
-            method,
-            floor,
+            chosen: method,
+            floor: AtomicUsize::new(floor),
             worth: Worth::default(),
             dictionaries: Dictionaries::new(clock),
             counters: Counters::default(),
@@ -152,7 +161,31 @@ impl Compressing {
 
     /// Whether values are compressed with dictionaries, and not only read with them.
     pub(crate) fn uses_dictionaries(&self) -> bool {
-        self.method == Compression::ZstdDictionary
+        self.method() == Compression::ZstdDictionary
+    }
+
+    /// How values are compressed at present: not at all where none is to be.
+    fn method(&self) -> Compression {
+        match self.floor.load(Ordering::Relaxed) {
+            NOTHING => Compression::None,
+            _ => self.chosen,
+        }
+    }
+
+    /// Whether a way to compress was chosen at all.
+    pub(crate) fn can_compress(&self) -> bool {
+        self.chosen != Compression::None
+    }
+
+    /// The length from which on values are compressed, `None` for no value.
+    pub(crate) fn compress_above(&self) -> Option<usize> {
+        self.floor(self.uses_dictionaries())
+    }
+
+    /// Compresses values of this length or more from now on, `None` for no value.
+    pub(crate) fn set_compress_above(&self, bytes: Option<usize>) {
+        let floor = bytes.map_or(NOTHING, |bytes| bytes.min(NOTHING - 1));
+        self.floor.store(floor, Ordering::Relaxed);
     }
 
     /// Compresses a value if that pays.
@@ -246,9 +279,9 @@ impl Compressing {
     }
 
     fn floor(&self, has_dictionary: bool) -> Option<usize> {
-        match (self.floor, self.method) {
-            (_, Compression::None) => None,
-            (Floor::Set(floor), _) => floor,
+        match (self.floor.load(Ordering::Relaxed), self.chosen) {
+            (_, Compression::None) | (NOTHING, _) => None,
+            (floor, _) if floor != MEASURED => Some(floor),
             (_, Compression::ZstdDictionary) if has_dictionary => Some(DICTIONARY_FLOOR),
             (_, Compression::Zstd { .. } | Compression::ZstdDictionary) => Some(ZSTD_FLOOR),
             #[cfg(feature = "lz4")]
@@ -257,7 +290,7 @@ impl Compressing {
     }
 
     fn compress(&self, value: &[u8], dictionary: Option<&Dictionary>) -> Packed {
-        let (compression, bytes) = match (self.method, dictionary) {
+        let (compression, bytes) = match (self.method(), dictionary) {
             (Compression::None, _) => (RAW, None),
             (_, Some(dictionary)) => (ZSTD, compress_with(value, dictionary)),
             (Compression::Zstd { level }, _) => (ZSTD, compress_plain(value, level)),

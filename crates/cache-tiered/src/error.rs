@@ -67,7 +67,7 @@ pub enum BuildError {
     },
 }
 
-fn list(problems: &[Problem]) -> String {
+pub(crate) fn list(problems: &[Problem]) -> String {
     let plural = if problems.len() == 1 { "" } else { "s" };
     let mut text = format!("{} problem{plural}:", problems.len());
     for problem in problems {

@@ -86,11 +86,13 @@ impl Booking {
 pub(crate) struct Flights<K, V> {
     slots: HashTable<Slot<K, V>>,
     next_id: u64,
+    /// Bookings of keys that were booked already.
+    doubled: u64,
 }
 
 impl<K, V> Default for Flights<K, V> {
     fn default() -> Self {
-        Self { slots: HashTable::new(), next_id: 0 }
+        Self { slots: HashTable::new(), next_id: 0, doubled: 0 }
     }
 }
 
@@ -98,6 +100,11 @@ impl<K, V> Flights<K, V> {
     /// Keys on which something is under way.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// How often a fetch of a key has begun while another was under way.
+    pub(crate) fn doubled(&self) -> u64 {
+        self.doubled
     }
 
     /// Overtakes whatever is under way for every key; the flights are to be dropped after the unlock.
@@ -162,6 +169,8 @@ impl<K: Eq, V> Flights<K, V> {
             .into_mut();
         if slot.id == id {
             self.next_id += 1;
+        } else {
+            self.doubled += 1;
         }
         slot.tickets += 1;
         Booking { hash, id: slot.id, generation: slot.generation }
@@ -211,6 +220,18 @@ mod tests {
         let bookings: Vec<_> = (0..1_000).map(|key| table.book(u64::from(key), &key)).collect();
         table.overtake_all(&mut Vec::new());
         assert!(!bookings.iter().any(|booking| table.is_current(*booking)));
+    }
+
+    #[test]
+    fn a_fetch_that_another_was_under_way_for_counts_as_doubled() {
+        let mut table = Table::default();
+        let first = table.book(HASH, &1);
+        let _second = table.book(HASH, &1);
+        let _leader = table.start(HASH, &1);
+        let _other = table.book(HASH, &2);
+        assert_eq!(table.doubled(), 2);
+        table.cancel(first);
+        assert_eq!(table.doubled(), 2);
     }
 
     #[test]

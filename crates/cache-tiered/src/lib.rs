@@ -52,12 +52,14 @@ mod encryption;
 #[cfg(feature = "__lower")]
 mod envelope;
 mod error;
+mod fates;
 #[cfg(feature = "__lower")]
 mod files;
 mod flights;
 mod freshness;
 mod hasher;
 mod invalidation;
+mod latency;
 mod loading;
 mod lower;
 mod manage;
@@ -80,6 +82,7 @@ mod stats;
 mod sweeper;
 mod sync;
 mod tags;
+mod tuning;
 #[cfg(feature = "disk")]
 mod warm_up;
 #[cfg(feature = "__lower")]
@@ -101,8 +104,10 @@ pub use encryption::EncryptionKeys;
 #[cfg(feature = "__lower")]
 pub use envelope::MAX_VALUE_BYTES;
 pub use error::{BuildError, LoadError, Problem};
+pub use fates::AdviceStats;
 pub use hasher::DefaultHashBuilder;
 pub use invalidation::Namespace;
+pub use latency::ReadLatency;
 pub use loading::LoadingCache;
 pub use lower::Tier;
 pub use manage::ManagedCache;
@@ -127,6 +132,7 @@ pub use stats::{
     TierStats, thread_lookups,
 };
 pub use tags::Tag;
+pub use tuning::{TuneError, Tuning};
 #[cfg(feature = "disk")]
 pub use warm_up::WarmProgress;
 

@@ -112,7 +112,7 @@ where
     pub async fn get(&self, key: &K) -> Result<V, LoadError> {
         let inner = self.cache.inner();
         if let Some((value, life)) = inner.memory.read(key) {
-            if let Some(prefetcher) = &inner.prefetcher
+            if let Some(prefetcher) = inner.prefetcher.get()
                 && prefetcher.watches()
             {
                 self.note_hit(prefetcher, key);
@@ -130,7 +130,7 @@ where
                 State::Stale | State::Old => {}
             }
         }
-        if let Some(prefetcher) = &inner.prefetcher {
+        if let Some(prefetcher) = inner.prefetcher.get() {
             let hash = inner.memory.hash(key);
             prefetcher.missed(hash);
             self.fetch_after(prefetcher, hash, key);
@@ -160,9 +160,7 @@ where
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let Ok(permit) = Arc::clone(&prefetcher.permits).try_acquire_owned() else {
-            return prefetcher.skip();
-        };
+        let Some(permit) = prefetcher.permit() else { return prefetcher.skip() };
         // Whoever loads it already will do.
         let Role::Leader(ticket, publish) = inner.join(&key) else { return };
         let hash = inner.memory.hash(&key);

@@ -246,6 +246,7 @@ mod sealing {
     use std::sync::Arc;
 
     use bytes::Bytes;
+    use xxhash_rust::xxh3::xxh3_64;
 
     use super::{Found, Item, Write};
     use crate::clock::Clock;
@@ -354,6 +355,13 @@ mod sealing {
                 }
                 _ => Opening::Corrupt,
             }
+        }
+
+        /// A fingerprint of a value's content, by what it is written as.
+        pub(crate) fn content(&self, value: &V) -> Option<u64> {
+            let mut bytes = Vec::new();
+            let encoded = catch_unwind(AssertUnwindSafe(|| self.codec.encode(value, &mut bytes)));
+            matches!(encoded, Ok(Ok(()))).then(|| xxh3_64(&bytes))
         }
 
         /// How many bytes opening an envelope has to go through.

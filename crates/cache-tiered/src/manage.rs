@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use crate::cache::{Cache, Inner, WritePolicy};
+use crate::fates::{AdviceStats, Fates};
 use crate::lower::Tier;
 use crate::memory::UnsupportedByEngine;
 use crate::policy::Policy;
 use crate::policy::curve::{Estimate, MissRatioCurve};
 use crate::policy::election::PolicyReport;
-use crate::stats::CacheStats;
+use crate::stats::{CacheStats, TierStats};
 use crate::tags::Tag;
+use crate::tuning::{TuneError, Tuning};
 
 /// A cache without the types of its keys and values: what it tells of itself, and what can be changed.
 ///
@@ -59,6 +61,19 @@ pub trait ManagedCache: sealed::Sealed + fmt::Debug + Send + Sync + 'static {
 
     /// As [`Cache::miss_ratio_curve`].
     fn miss_ratio_curve(&self) -> Option<MissRatioCurve>;
+
+    /// As [`Cache::advice_stats`].
+    fn advice_stats(&self) -> AdviceStats;
+
+    /// As [`Cache::tuning`].
+    fn tuning(&self) -> Tuning;
+
+    /// As [`Cache::tune`].
+    ///
+    /// # Errors
+    ///
+    /// [`TuneError`] with every problem of the change; then nothing is changed.
+    fn tune(&self, tuning: &Tuning) -> Result<(), TuneError>;
 
     /// As [`Cache::reclaimable_bytes`].
     fn reclaimable_bytes(&self) -> u64;
@@ -263,6 +278,31 @@ where
         ManagedCache::close(&**self.inner()).await;
     }
 
+    /// Returns why keys are missed, and what loading them again was good for.
+    ///
+    /// # Cost
+    ///
+    /// A short lock, and one for each shard.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use cache_tiered::Cache;
+    ///
+    /// let cache = Cache::<u64, u64>::builder("numbers").entries(100).build()?;
+    /// for number in (0..200).chain(0..200) {
+    ///     if cache.get_in_memory(&number).is_none() {
+    ///         cache.insert(number, number);
+    ///     }
+    /// }
+    /// assert!(cache.advice_stats().evicted_share() > 0.0);
+    /// # Ok::<_, cache_tiered::BuildError>(())
+    /// ```
+    #[must_use]
+    pub fn advice_stats(&self) -> AdviceStats {
+        self.inner().advice_stats()
+    }
+
     /// Returns what the cache has done and holds.
     ///
     /// # Cost
@@ -305,16 +345,17 @@ where
             stale_hits: counters.stale_hits.get(),
             stale_on_error: counters.stale_on_error.get(),
             in_flight: self.memory.in_flight(),
-            prefetch: self.prefetcher.as_ref().map(|it| it.stats()).unwrap_or_default(),
+            prefetch: self.prefetcher.get().map(|it| it.stats()).unwrap_or_default(),
             ..CacheStats::default()
         };
-        for tier in &self.lower.tiers {
+        for (tier, reads) in self.lower.with_reads() {
+            let read = || TierStats { read_latency: reads.summary(), ..tier.stats() };
             // The tiers share what seals their values, so any of them tells all.
             stats.compression = tier.compression();
             stats.coherence = stats.coherence.or_else(|| tier.coherence());
             match tier.tier() {
-                Tier::Redis => stats.redis = Some(tier.stats()),
-                Tier::Disk => stats.disk = Some(tier.stats()),
+                Tier::Redis => stats.redis = Some(read()),
+                Tier::Disk => stats.disk = Some(read()),
                 Tier::Memory => {}
             }
         }
@@ -351,6 +392,19 @@ where
 
     fn miss_ratio_curve(&self) -> Option<MissRatioCurve> {
         self.memory.miss_ratio_curve()
+    }
+
+    fn advice_stats(&self) -> AdviceStats {
+        let watched = self.memory.fates().map(Fates::stats).unwrap_or_default();
+        AdviceStats { duplicate_fetches: self.memory.doubled(), ..watched }
+    }
+
+    fn tuning(&self) -> Tuning {
+        self.tuning()
+    }
+
+    fn tune(&self, tuning: &Tuning) -> Result<(), TuneError> {
+        self.tune(tuning)
     }
 
     fn reclaimable_bytes(&self) -> u64 {
@@ -411,8 +465,8 @@ where
             }
             join_all(self.lower.tiers.iter().map(|tier| tier.close())).await;
             #[cfg(feature = "__lower")]
-            if let Some(dictionaries) = &self.dictionaries {
-                dictionaries.close().await;
+            if let Some(sealer) = &self.sealer {
+                sealer.envelopes.compressing.dictionaries().close().await;
             }
         })
     }
@@ -423,7 +477,7 @@ where
         let this = self.this.clone();
         Box::new(move || {
             if let Some(cache) = this.upgrade() {
-                metrics.publish(&cache.stats());
+                metrics.publish(&cache.stats(), &cache.advice_stats());
             }
         })
     }

@@ -30,10 +30,10 @@ mod successions;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Problem;
 use crate::stats::PrefetchStats;
@@ -111,12 +111,15 @@ where
 /// What one cache fetches ahead.
 pub(crate) struct Prefetcher<K> {
     marks: Marks,
-    learned: Option<Mutex<Successions<K>>>,
+    /// What was asked for last; it holds unless nothing is fetched ahead at present.
+    options: Mutex<Prefetch>,
+    paused: AtomicBool,
+    learned: Mutex<Option<Successions<K>>>,
     related: Option<Related<K>>,
     queue: Mutex<VecDeque<(u64, K)>>,
     governor: Mutex<Governor>,
-    /// For the fetches under way.
-    pub(crate) permits: Arc<Semaphore>,
+    /// For the fetches under way; others when their number is changed.
+    permits: Mutex<Arc<Semaphore>>,
     issued: AtomicU64,
     used: AtomicU64,
     wasted: AtomicU64,
@@ -195,14 +198,15 @@ impl<K> Prefetcher<K> {
 impl<K: Clone> Prefetcher<K> {
     /// Makes one that learns as `options` say, or is told by `related`, or both.
     pub(crate) fn new(options: Prefetch, related: Option<Related<K>>) -> Self {
-        let learned = (options.successions > 0).then(|| Successions::new(options.successions));
         Self {
             marks: Marks::new(),
-            learned: learned.map(Mutex::new),
+            options: Mutex::new(options),
+            paused: AtomicBool::new(false),
+            learned: Mutex::new(Self::learning(options)),
             related,
             queue: Mutex::default(),
             governor: Mutex::default(),
-            permits: Arc::new(Semaphore::new(options.in_flight)),
+            permits: Mutex::new(Arc::new(Semaphore::new(options.in_flight))),
             issued: AtomicU64::new(0),
             used: AtomicU64::new(0),
             wasted: AtomicU64::new(0),
@@ -210,16 +214,55 @@ impl<K: Clone> Prefetcher<K> {
         }
     }
 
+    fn learning(options: Prefetch) -> Option<Successions<K>> {
+        (options.successions > 0).then(|| Successions::new(options.successions))
+    }
+
+    /// What is fetched ahead at present, `None` if nothing is.
+    pub(crate) fn options(&self) -> Option<Prefetch> {
+        let options = self.options.lock();
+        (!self.paused.load(Ordering::Relaxed)).then_some(*options)
+    }
+
+    /// Fetches ahead as `options` say from now on; `None` is nothing. What was learned stays, unless
+    /// another number of keys is to be remembered.
+    pub(crate) fn set_options(&self, options: Option<Prefetch>) {
+        let mut forgotten = None;
+        let mut current = self.options.lock();
+        if let Some(options) = options {
+            let before = std::mem::replace(&mut *current, options);
+            if before.successions != options.successions {
+                let learning = Self::learning(options);
+                forgotten = std::mem::replace(&mut *self.learned.lock(), learning);
+            }
+            if before.in_flight != options.in_flight {
+                *self.permits.lock() = Arc::new(Semaphore::new(options.in_flight));
+            }
+        }
+        // Relaxed: a prediction more or less.
+        self.paused.store(options.is_none(), Ordering::Relaxed);
+        drop(current);
+        drop(forgotten);
+    }
+
+    /// The right to fetch one more key ahead, unless enough are on their way.
+    pub(crate) fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.permits.lock());
+        permits.try_acquire_owned().ok()
+    }
+
     /// The keys that are worth fetching now that this one is asked for. Learns from it, too.
     pub(crate) fn expected_after(&self, hash: u64, key: &K) -> Vec<K> {
         let mut expected = Vec::new();
-        if let Some(learned) = &self.learned {
-            let mut dropped = Vec::new();
-            let mut learned = learned.lock();
+        if self.paused.load(Ordering::Relaxed) {
+            return expected;
+        }
+        let mut dropped = Vec::new();
+        if let Some(learned) = &mut *self.learned.lock() {
             learned.observe(hash, key, &mut dropped);
             expected.extend(learned.expected_after(hash).into_iter().map(|(_, key)| key));
-            drop(learned);
         }
+        drop(dropped);
         if let Some(related) = &self.related {
             related(key, &mut expected);
         }

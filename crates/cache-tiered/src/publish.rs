@@ -8,7 +8,9 @@ use std::hash::{BuildHasher, Hash};
 use metrics::{Counter, Gauge, counter, gauge};
 
 use crate::cache::Cache;
+use crate::fates::AdviceStats;
 use crate::hasher::DefaultHashBuilder;
+use crate::latency::ReadLatency;
 use crate::lower::Tier;
 use crate::stats::{CacheStats, CoherenceStats, CompressionStats, PrefetchStats, TierStats};
 
@@ -35,6 +37,7 @@ pub(crate) struct CacheMetrics {
     /// Where there is a tier below memory.
     compression: Option<CompressionMetrics>,
     coherence: Option<CoherenceMetrics>,
+    advice: AdviceMetrics,
 }
 
 /// Where memory follows a tier that is shared.
@@ -114,6 +117,62 @@ impl CompressionMetrics {
     }
 }
 
+/// Why keys are missed, and what loading them again was good for.
+#[derive(Debug)]
+struct AdviceMetrics {
+    one_of: Gauge,
+    misses: [Counter; 3],
+    rewrites: [Counter; 2],
+    reloads: [Counter; 2],
+    loads: [Counter; 3],
+    repeated: [Counter; 2],
+    duplicates: Counter,
+}
+
+impl AdviceMetrics {
+    fn new(cache: &str) -> Self {
+        let labels = [("cache", cache.to_owned())];
+        let with = |name: &'static str, label: &'static str, value: &str| {
+            let [cache] = labels.clone();
+            counter!(name, &[cache, (label, value.to_owned())])
+        };
+        Self {
+            one_of: gauge!("cache_watched_one_of", &labels),
+            misses: ["evicted", "expired", "other"]
+                .map(|cause| with("cache_watched_misses_total", "cause", cause)),
+            rewrites: ["same", "changed"]
+                .map(|content| with("cache_watched_rewrites_total", "content", content)),
+            reloads: ["same", "changed"]
+                .map(|content| with("cache_watched_reloads_total", "content", content)),
+            loads: ["found", "absent", "failed"]
+                .map(|outcome| with("cache_watched_loads_total", "outcome", outcome)),
+            repeated: ["absent", "failed"]
+                .map(|outcome| with("cache_watched_repeated_loads_total", "outcome", outcome)),
+            duplicates: counter!("cache_duplicate_fetches_total", &labels),
+        }
+    }
+
+    fn publish(&self, stats: &AdviceStats) {
+        self.one_of.set(stats.one_of as f64);
+        let known = stats.misses_evicted + stats.misses_expired;
+        let misses = [stats.misses_evicted, stats.misses_expired, stats.misses - known];
+        let in_vain = stats.loads_absent + stats.loads_failed;
+        let loads = [stats.loads - in_vain, stats.loads_absent, stats.loads_failed];
+        let changed = [stats.rewrites - stats.rewrites_same, stats.reloads - stats.reloads_same];
+        let counted = [
+            (&self.misses[..], &misses[..]),
+            (&self.rewrites, &[stats.rewrites_same, changed[0]]),
+            (&self.reloads, &[stats.reloads_same, changed[1]]),
+            (&self.loads, &loads),
+            (&self.repeated, &[stats.loads_absent_again, stats.loads_failed_again]),
+        ];
+        for (counters, counts) in counted {
+            counters.iter().zip(counts).for_each(|(counter, count)| counter.absolute(*count));
+        }
+        self.duplicates.absolute(stats.duplicate_fetches);
+    }
+}
+
 /// What only the disk tier counts.
 #[derive(Debug)]
 struct DiskMetrics {
@@ -159,6 +218,8 @@ struct TierMetrics {
     capacity: Gauge,
     queue_depth: Gauge,
     queue_bytes: Gauge,
+    /// Of the tiers below memory.
+    read_seconds: Option<[Gauge; 3]>,
     disk: Option<DiskMetrics>,
 }
 
@@ -168,6 +229,10 @@ impl TierMetrics {
         let evictions = |cause: &'static str| {
             let [cache, tier] = labels.clone();
             counter!("cache_evictions_total", &[cache, tier, ("cause", cause.to_owned())])
+        };
+        let quantile = |quantile: &'static str| {
+            let [cache, tier] = labels.clone();
+            gauge!("cache_read_seconds", &[cache, tier, ("quantile", quantile.to_owned())])
         };
         Self {
             tier,
@@ -182,6 +247,7 @@ impl TierMetrics {
             capacity: gauge!("cache_capacity", &labels),
             queue_depth: gauge!("cache_queue_depth", &labels),
             queue_bytes: gauge!("cache_queue_bytes", &labels),
+            read_seconds: (tier != Tier::Memory).then(|| ["0.5", "0.95", "0.99"].map(quantile)),
             disk: (tier == Tier::Disk).then(|| DiskMetrics::new(&labels)),
         }
     }
@@ -202,6 +268,10 @@ impl TierMetrics {
         self.capacity.set(stats.capacity as f64);
         self.queue_depth.set(stats.queue_depth as f64);
         self.queue_bytes.set(stats.queue_bytes as f64);
+        let ReadLatency { p50, p95, p99, .. } = stats.read_latency;
+        for (gauge, time) in self.read_seconds.iter().flatten().zip([p50, p95, p99]) {
+            gauge.set(time.as_secs_f64());
+        }
         if let Some(disk) = &self.disk {
             disk.publish(stats);
         }
@@ -222,7 +292,7 @@ where
 
     /// Copies the cache's current statistics into its metrics.
     pub fn publish(&self) {
-        self.metrics.publish(&self.cache.stats());
+        self.metrics.publish(&self.cache.stats(), &self.cache.advice_stats());
     }
 }
 
@@ -255,6 +325,7 @@ impl CacheMetrics {
             }),
             in_flight: gauge!("cache_in_flight", &labels),
             coherence,
+            advice: AdviceMetrics::new(name),
             prefetches: ["issued", "used", "wasted", "skipped"].map(|state| {
                 let [cache] = labels.clone();
                 counter!("cache_prefetches_total", &[cache, ("state", state.to_owned())])
@@ -264,7 +335,8 @@ impl CacheMetrics {
         }
     }
 
-    pub(crate) fn publish(&self, stats: &CacheStats) {
+    pub(crate) fn publish(&self, stats: &CacheStats, advice: &AdviceStats) {
+        self.advice.publish(advice);
         for metrics in &self.tiers {
             let tier = match metrics.tier {
                 Tier::Memory => Some(stats.memory),
@@ -324,6 +396,22 @@ fn describe() {
     describe_counter!("cache_compression_input_bytes_total", Unit::Bytes, input);
     let output = "Bytes that these values are stored in.";
     describe_counter!("cache_compression_output_bytes_total", Unit::Bytes, output);
+    describe_gauge!("cache_watched_one_of", "One key of so many is watched for advice.");
+    describe_counter!(
+        "cache_watched_misses_total",
+        "Misses of watched keys, by what became of them."
+    );
+    let rewrites = "New values of watched keys, by whether they differ from the earlier one.";
+    describe_counter!("cache_watched_rewrites_total", rewrites);
+    let reloads = "New values after an expiry, by whether they differ from what had expired.";
+    describe_counter!("cache_watched_reloads_total", reloads);
+    describe_counter!("cache_watched_loads_total", "Loads of watched keys, by what they came to.");
+    let repeated = "Loads in vain less than a minute after another of the same key.";
+    describe_counter!("cache_watched_repeated_loads_total", repeated);
+    let duplicates = "Fetches of keys that another call was fetching already.";
+    describe_counter!("cache_duplicate_fetches_total", duplicates);
+    let read = "How long reads of a tier have taken of late, by quantile.";
+    describe_gauge!("cache_read_seconds", Unit::Seconds, read);
     describe_counter!("cache_decompressed_values_total", "Values that were decompressed.");
     describe_counter!(
         "cache_dictionaries_trained_total",

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
+use crate::latency::ReadLatency;
+
 const CELLS: usize = 16;
 
 /// A counter that threads increment without meeting each other.
@@ -109,6 +111,8 @@ pub struct TierStats {
     pub queue_depth: u64,
     /// Bytes of values waiting to be written to this tier.
     pub queue_bytes: u64,
+    /// How long reads of this tier take; of memory it is not measured.
+    pub read_latency: ReadLatency,
 }
 
 impl TierStats {

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use cache_tiered::disk::DiskConfig;
-use cache_tiered::{Cache, CacheStats, Clock, Publisher, Tier, TierStats};
+use cache_tiered::{AdviceStats, Cache, CacheStats, Clock, Publisher, Tier, TierStats};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 /// Every sample of an exposition, by its name with labels in order.
@@ -28,8 +28,33 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
         .collect()
 }
 
-fn expected(stats: &CacheStats) -> BTreeMap<String, f64> {
+fn expected(stats: &CacheStats, advice: &AdviceStats) -> BTreeMap<String, f64> {
     let mut all = BTreeMap::new();
+    let known = advice.misses_evicted + advice.misses_expired;
+    let in_vain = advice.loads_absent + advice.loads_failed;
+    for (metric, label, value) in [
+        ("misses", "cause=\"evicted\"", advice.misses_evicted),
+        ("misses", "cause=\"expired\"", advice.misses_expired),
+        ("misses", "cause=\"other\"", advice.misses - known),
+        ("rewrites", "content=\"same\"", advice.rewrites_same),
+        ("rewrites", "content=\"changed\"", advice.rewrites - advice.rewrites_same),
+        ("reloads", "content=\"same\"", advice.reloads_same),
+        ("reloads", "content=\"changed\"", advice.reloads - advice.reloads_same),
+        ("loads", "outcome=\"found\"", advice.loads - in_vain),
+        ("loads", "outcome=\"absent\"", advice.loads_absent),
+        ("loads", "outcome=\"failed\"", advice.loads_failed),
+        ("repeated_loads", "outcome=\"absent\"", advice.loads_absent_again),
+        ("repeated_loads", "outcome=\"failed\"", advice.loads_failed_again),
+    ] {
+        let name = format!("cache_watched_{metric}_total{{cache=\"pages\",{label}}}");
+        all.insert(name, value as f64);
+    }
+    for (metric, value) in [
+        ("cache_watched_one_of", advice.one_of),
+        ("cache_duplicate_fetches_total", advice.duplicate_fetches),
+    ] {
+        all.insert(format!("{metric}{{cache=\"pages\"}}"), value as f64);
+    }
     let tiers = [("memory", Some(stats.memory)), ("disk", stats.disk), ("redis", stats.redis)];
     for (name, tier) in tiers {
         let Some(tier) = tier else { continue };
@@ -56,6 +81,13 @@ fn expected(stats: &CacheStats) -> BTreeMap<String, f64> {
         ] {
             let labels = format!("cache=\"pages\",cause=\"{cause}\",type=\"{name}\"");
             all.insert(format!("cache_evictions_total{{{labels}}}"), value as f64);
+        }
+        if name != "memory" {
+            let read = tier.read_latency;
+            for (quantile, time) in [("0.5", read.p50), ("0.95", read.p95), ("0.99", read.p99)] {
+                let labels = format!("cache=\"pages\",quantile=\"{quantile}\",type=\"{name}\"");
+                all.insert(format!("cache_read_seconds{{{labels}}}"), time.as_secs_f64());
+            }
         }
         if name == "disk" {
             for (reason, value) in
@@ -173,9 +205,10 @@ async fn what_is_published_is_what_stats_say() {
     for _ in 0..2 {
         publisher.publish();
         let stats = cache.stats();
-        let nothing = expected(&CacheStats::default());
-        assert_ne!(expected(&stats), nothing);
-        assert_eq!(samples(&handle.render()), expected(&stats));
+        let advice = cache.advice_stats();
+        let nothing = expected(&CacheStats::default(), &AdviceStats::default());
+        assert_ne!(expected(&stats, &advice), nothing);
+        assert_eq!(samples(&handle.render()), expected(&stats, &advice));
         cache.insert(7, "7".to_owned());
         cache.flush().await;
     }

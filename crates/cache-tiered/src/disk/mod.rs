@@ -613,6 +613,7 @@ where
             checkpoints: engine.checkpoints,
             queue_depth: depth + reads,
             queue_bytes: weight,
+            ..TierStats::default()
         }
     }
 

@@ -44,6 +44,7 @@ use super::{
     Outgoing,
 };
 use crate::clock::{Clock, Millis, NEVER};
+use crate::fates::{Departure, Fates};
 use crate::flights::Flights;
 use crate::freshness::{Freshness, Life, Windows};
 use crate::hasher::hash_of;
@@ -96,6 +97,7 @@ pub(super) struct Switchable<K, V, S> {
     hasher: S,
     locals: Locals,
     director: Director,
+    fates: Fates,
     freshness: Freshness,
     clock: Clock,
     tags: Arc<TagTable>,
@@ -203,6 +205,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
             hasher: options.hasher,
             locals,
             director,
+            fates: Fates::new(entries as u64),
             freshness: options.freshness,
             clock: options.clock,
             tags: options.tags,
@@ -308,6 +311,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
         let thread = guard.thread();
         let Partition { table, records } = self.shard(hash);
         let found = table.find(guard, hash as u32, key);
+        let mut expired = None;
         if let Some(found) = found
             && let flags = found.flags()
             && (flags & flag::TIMED == 0 || self.touch(found))
@@ -326,11 +330,17 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
                 }
                 return Some(taken);
             }
-        } else if found.is_some() {
+            // Not fresh any more, and kept for those who take it all the same.
+            expired = (standing == Standing::Good).then_some(NEVER);
+        } else if let Some(found) = found {
+            expired = Some(found.deadline()).filter(|deadline| *deadline <= self.clock.now());
             self.bury(hash, key);
         }
         if counted {
             looked_up(false);
+            if self.fates.watches(hash as u32) {
+                self.fates.missed(hash as u32, expired, self.clock.now());
+            }
             if self.locals.miss(thread) {
                 self.consult(thread);
             }
@@ -671,6 +681,7 @@ where
             (capacity, entries.min(ENTRIES_MAX))
         };
         self.director.resize(wanted, &self.locals);
+        self.fates.resize(wanted().1 as u64);
         for (at, partition) in self.shards.iter().enumerate() {
             loop {
                 let mut out = Outgoing::default();
@@ -717,6 +728,11 @@ where
 
     fn capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn fates(&self) -> Option<&Fates> {
+        Some(&self.fates)
     }
 
     fn stats(&self) -> TierStats {
@@ -810,7 +826,13 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
     #[inline]
     fn leave(&mut self, index: u32, cause: EvictionCause, out: &mut Outgoing<K, V>) {
         let engine = self.engine;
-        let shard = self.table.state();
+        let (nodes, shard) = self.table.split();
+        let hash = nodes.at(index).hash();
+        if engine.fates.watches(hash) {
+            let deadline = nodes.deadline(index);
+            let departure = departure(cause, deadline, engine.clock.now());
+            engine.fates.left(hash, departure);
+        }
         shard.wheel.cancel(index);
         match cause {
             EvictionCause::Capacity => shard.tally.capacity += 1,
@@ -1153,6 +1175,16 @@ where
     #[inline]
     fn is_over(&self) -> bool {
         self.table.is_over()
+    }
+}
+
+/// What is remembered of an entry with this deadline that leaves.
+fn departure(cause: EvictionCause, deadline: Millis, now: Millis) -> Departure {
+    match cause {
+        EvictionCause::Capacity => Departure::Evicted,
+        // One that was idle for too long is not past its deadline.
+        EvictionCause::Expired if deadline <= now => Departure::Expired(deadline),
+        _ => Departure::Other,
     }
 }
 

@@ -28,6 +28,7 @@ use quick_cache::Equivalent;
 use tokio::sync::watch;
 
 use crate::clock::{Clock, Millis};
+use crate::fates::Fates;
 use crate::flights::{Booking, Flight, Flights, Landing};
 use crate::freshness::{Freshness, Life};
 use crate::lower::Write;
@@ -289,6 +290,11 @@ trait MemoryEngine<K, V> {
     ) -> Evicted;
 
     fn capacity(&self) -> u64;
+
+    /// What becomes of some keys, where the engine watches any.
+    fn fates(&self) -> Option<&Fates> {
+        None
+    }
 
     fn stats(&self) -> TierStats;
 }
@@ -598,6 +604,21 @@ where
         with_engine!(&self.engine, engine => engine.snapshot(take))
     }
 
+    /// What becomes of some keys, where the engine watches any.
+    #[inline]
+    pub(crate) fn fates(&self) -> Option<&Fates> {
+        with_engine!(&self.engine, engine => engine.fates())
+    }
+
+    /// How often a fetch of a key has begun while another was under way.
+    pub(crate) fn doubled(&self) -> u64 {
+        let mut count = 0;
+        with_engine!(&self.engine, engine => {
+            engine.for_each_flights(|flights| count += flights.doubled());
+        });
+        count
+    }
+
     /// The bound, in the unit of the weights.
     pub(crate) fn capacity(&self) -> u64 {
         with_engine!(&self.engine, engine => engine.capacity())
@@ -763,6 +784,11 @@ where
 {
     pub(crate) fn key(&self) -> &K {
         &self.key
+    }
+
+    /// The hash of the key.
+    pub(crate) fn hash(&self) -> u64 {
+        self.booking.hash()
     }
 
     /// The time at which the ticket was taken, for the tags of the value that it is for.
