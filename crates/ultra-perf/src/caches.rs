@@ -104,6 +104,21 @@ impl UltraPerf {
         self.connected(self.config().memory_cache_builder(name))
     }
 
+    /// Describes a cache as [`cache`](Self::cache) does, with only these of the tiers below memory.
+    #[cfg(feature = "macros")]
+    pub(crate) fn cache_in<K, V>(&self, name: &str, disk: bool, redis: bool) -> CacheBuilder<K, V>
+    where
+        K: Hash + Eq + Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
+        V: Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
+    {
+        let mut config = Config::clone(&self.config());
+        config.cache.disk.enabled &= disk;
+        if !redis {
+            config.cache.redis.url = None;
+        }
+        self.connected(name, config.cache_builder(name))
+    }
+
     /// Returns the caches that are open.
     #[must_use]
     pub fn caches(&self) -> Vec<Arc<dyn ManagedCache>> {

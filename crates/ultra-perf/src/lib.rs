@@ -47,6 +47,8 @@
 //! - `resilience`: circuit breakers and the budget of retries.
 //! - `loadbalancer`: the balancer over the configured backends.
 //! - `scheduler`: priorities for futures, closures that compute and closures that wait.
+//! - `macros`: `#[ultra_perf::optimize]`, `#[cached]`, `#[cache_invalidate]` and `#[monitored]`; each of their options
+//!   needs the feature of its part.
 //! - `full`: all of these that need no other allocator.
 #![forbid(unsafe_code)]
 
@@ -58,6 +60,9 @@ mod balance;
 mod caches;
 #[cfg(feature = "cache")]
 mod caching;
+#[cfg(feature = "macros")]
+#[doc(hidden)]
+pub mod call;
 pub mod config;
 #[cfg(feature = "resilience")]
 mod guarding;
@@ -84,6 +89,8 @@ mod watch;
 
 #[cfg(feature = "cache")]
 pub use cache_tiered;
+#[cfg(feature = "macros")]
+pub use call::TaskError;
 pub use config::OptimizationLevel;
 #[cfg(feature = "__parts")]
 pub use live::{Applied, ApplyError};
@@ -115,6 +122,8 @@ pub use scope::{MemoryScope, MemoryScopeReport};
 #[cfg(feature = "__parts")]
 #[doc(hidden)]
 pub use slots::Site;
+#[cfg(feature = "macros")]
+pub use ultra_perf_macros::{cache_invalidate, cached, monitored, optimize, optimized};
 
 #[cfg(all(doctest, feature = "disk", feature = "memory", feature = "scheduler"))]
 #[doc = include_str!("../README.md")]

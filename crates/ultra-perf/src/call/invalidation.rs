@@ -1,0 +1,392 @@
+//! Which functions of a handle have caches, and what is to be forgotten in them.
+//!
+//! A function's cache is opened at its first miss, and what an earlier process left in a tier below memory is
+//! only then within reach. What is invalidated before is therefore noted, and done when the cache is opened,
+//! before anything is looked up in it. Notes are bounded: where there are too many, the whole cache is cleared.
+
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use cache_tiered::{Cache, Tag};
+use parking_lot::Mutex;
+
+use super::cached::{Opening, Shared};
+use super::key::{CallKey, CallKeyBuf};
+use super::{Identity, slot};
+use crate::UltraPerf;
+
+/// Notes for a cache that is not open; beyond that it is cleared.
+const NOTES: usize = 65_536;
+/// Bytes of a name that a cache takes.
+const NAME: usize = 64;
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A cache that can forget, whatever it holds.
+pub(super) trait Forget: Send + Sync {
+    fn forget<'a>(&'a self, orders: &'a Orders) -> BoxFuture<'a, ()>;
+}
+
+impl<V: Clone + Send + Sync + 'static> Forget for Cache<CallKey, V> {
+    fn forget<'a>(&'a self, orders: &'a Orders) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if orders.all {
+                return self.clear(None).await;
+            }
+            for key in &orders.keys {
+                self.remove(key).await;
+            }
+            self.invalidate_tags(orders.tags.iter().copied()).await;
+        })
+    }
+}
+
+/// What is to be forgotten.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Orders {
+    keys: HashSet<CallKey>,
+    tags: HashSet<Tag>,
+    all: bool,
+}
+
+impl Orders {
+    fn is_empty(&self) -> bool {
+        !self.all && self.keys.is_empty() && self.tags.is_empty()
+    }
+
+    fn add(&mut self, more: &Self) {
+        self.all |= more.all;
+        self.keys.extend(more.keys.iter().cloned());
+        self.tags.extend(more.tags.iter().copied());
+        self.bound();
+    }
+
+    fn bound(&mut self) {
+        if self.all || self.keys.len() + self.tags.len() > NOTES {
+            *self = Self { all: true, ..Self::default() };
+        }
+    }
+}
+
+/// A function that has taken its name.
+struct Entry {
+    path: &'static str,
+    instance: &'static str,
+    shared: Arc<dyn Any + Send + Sync>,
+}
+
+/// The functions of one name: the first one has it, and the others a cache in memory beside.
+#[derive(Default)]
+struct Group {
+    entries: Vec<Entry>,
+    open: HashMap<String, Arc<dyn Forget>>,
+    /// Until the first one's cache is open.
+    notes: Orders,
+}
+
+/// The cached functions of a handle.
+#[derive(Default)]
+pub(super) struct Functions(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    groups: HashMap<String, Group>,
+    /// Tags that were invalidated everywhere, for functions that are still to come.
+    everywhere: Orders,
+}
+
+impl fmt::Debug for Functions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.lock().groups.keys()).finish()
+    }
+}
+
+/// Returns the cached functions of a handle.
+pub(super) fn functions(perf: &UltraPerf) -> &Functions {
+    static FUNCTIONS: crate::Site = crate::Site::new();
+    slot(perf, &FUNCTIONS, "", Functions::default)
+}
+
+impl Functions {
+    /// Returns what the callers of a function share, taking its name at the first time.
+    pub(super) fn shared<V>(&self, identity: Identity, instance: &'static str) -> Arc<Shared<V>>
+    where
+        V: Clone + Send + Sync + 'static,
+    {
+        let name = cache_name(identity, instance);
+        let mut table = self.0.lock();
+        let Table { groups, everywhere } = &mut *table;
+        let group = groups
+            .entry(name.clone())
+            .or_insert_with(|| Group { notes: everywhere.clone(), ..Group::default() });
+        let same = |entry: &&Entry| entry.path == identity.path && entry.instance == instance;
+        for entry in group.entries.iter().filter(same) {
+            if let Ok(shared) = Arc::clone(&entry.shared).downcast() {
+                return shared;
+            }
+        }
+        let displaced = group.entries.first().map(|first| first.path);
+        let own = match displaced {
+            None => name.clone(),
+            Some(first) => {
+                tracing::error!(
+                    name,
+                    first,
+                    second = identity.path,
+                    "two cached functions have one name: the second keeps its results in memory alone"
+                );
+                beside(&name, group.entries.len() + 1)
+            }
+        };
+        let shared = Arc::new(Shared::new(own, displaced.map(|_| name)));
+        let any: Arc<dyn Any + Send + Sync> = Arc::clone(&shared) as _;
+        group.entries.push(Entry { path: identity.path, instance, shared: any });
+        shared
+    }
+
+    /// Says that a cache is open, unless there is something to forget in it first.
+    pub(super) fn opened(&self, name: &str, cache: &Arc<dyn Forget>) -> Option<Orders> {
+        let mut table = self.0.lock();
+        let group = table.groups.get_mut(name)?;
+        if !group.notes.is_empty() {
+            return Some(std::mem::take(&mut group.notes));
+        }
+        group.open.insert(name.to_owned(), Arc::clone(cache));
+        None
+    }
+
+    /// Says that the cache of a function whose name another one has is open.
+    pub(super) fn opened_beside(&self, name: &str, own: &str, cache: Arc<dyn Forget>) {
+        if let Some(group) = self.0.lock().groups.get_mut(name) {
+            group.open.insert(own.to_owned(), cache);
+        }
+    }
+
+    /// Notes what is to be forgotten where nothing is open, and returns the caches that are.
+    fn order(&self, targets: &[Target], orders: &Orders) -> Vec<Arc<dyn Forget>> {
+        let mut table = self.0.lock();
+        let mut open = Vec::new();
+        let mut give = |name: &str, group: &mut Group| {
+            if !group.open.contains_key(name) {
+                group.notes.add(orders);
+            }
+            open.extend(group.open.values().cloned());
+        };
+        if targets.is_empty() {
+            table.everywhere.add(orders);
+            table.groups.iter_mut().for_each(|(name, group)| give(name, group));
+        }
+        for target in targets {
+            let Table { groups, everywhere } = &mut *table;
+            let new = || Group { notes: everywhere.clone(), ..Group::default() };
+            let name = target.name();
+            let group = groups.entry(name.clone()).or_insert_with(new);
+            give(&name, group);
+        }
+        open
+    }
+}
+
+/// The name of a function's cache: its own, or its path as far as names allow, and which instance it is.
+fn cache_name(identity: Identity, instance: &str) -> String {
+    let mut name = match identity.name {
+        Some(name) => name.to_owned(),
+        None => identity.path.replace("r#", "").replace("::", "."),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let odd = name.chars().any(|c| !plain(c));
+    let mut suffix = String::new();
+    // The type of a method's receiver says something only if it is generic.
+    if instance.contains('<') && !is_plain_instance(instance) {
+        suffix = format!("-{:016x}", fnv(instance));
+    }
+    if odd || name.len() + suffix.len() > NAME {
+        suffix = format!("-{:016x}", fnv(&format!("{name} {instance}")));
+        name.retain(plain);
+        // What tells functions apart stands at the end.
+        let excess = (name.len() + suffix.len()).saturating_sub(NAME);
+        name.drain(..excess);
+    }
+    name + &suffix
+}
+
+/// Whether the instance is that of one type without parameters, as a method of a plain type has.
+fn is_plain_instance(instance: &str) -> bool {
+    // (core::marker::PhantomData<shop::Users>,)
+    let inner = instance.strip_prefix('(').and_then(|rest| rest.strip_suffix(",)"));
+    let inner =
+        inner.and_then(|part| part.split_once('<')).and_then(|(_, it)| it.strip_suffix('>'));
+    inner.is_some_and(|ty| !ty.contains(['<', ',', '(', '[', '&', ' ']))
+}
+
+fn beside(name: &str, number: usize) -> String {
+    let suffix = format!("-{number}");
+    let kept = name.len().min(NAME - suffix.len());
+    format!("{}{suffix}", &name[..kept])
+}
+
+/// The hash of Fowler, Noll and Vo: the same in every process.
+fn fnv(text: &str) -> u64 {
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+    })
+}
+
+/// A function in whose cache something is forgotten.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    identity: Identity,
+    open: Option<for<'perf> fn(&'perf UltraPerf, Identity) -> Opening<'perf>>,
+}
+
+impl Target {
+    /// Names a function, with a way to open its cache.
+    #[must_use]
+    pub fn new(
+        identity: Identity,
+        open: for<'perf> fn(&'perf UltraPerf, Identity) -> Opening<'perf>,
+    ) -> Self {
+        Self { identity, open: Some(open) }
+    }
+
+    /// Names a function by the name of its cache.
+    #[must_use]
+    pub fn named(name: &'static str) -> Self {
+        Self { identity: Identity::new(name, Some(name)), open: None }
+    }
+
+    fn name(&self) -> String {
+        cache_name(self.identity, "")
+    }
+}
+
+/// What a function makes wrong, made before it runs and carried out when it has.
+///
+/// Dropped before that, as with a call that is dropped or panics, it forgets in memory what it can: the
+/// function may have done its work.
+#[derive(Debug)]
+pub struct Invalidation {
+    perf: UltraPerf,
+    targets: Vec<Target>,
+    orders: Orders,
+    done: bool,
+}
+
+impl Invalidation {
+    /// Says what is to be forgotten, and where; everywhere, without a target.
+    #[must_use]
+    pub fn new(
+        perf: &UltraPerf,
+        targets: Vec<Target>,
+        key: Option<CallKeyBuf>,
+        tags: Vec<Tag>,
+        all: bool,
+    ) -> Self {
+        let mut orders = Orders { tags: tags.into_iter().collect(), all, ..Orders::default() };
+        if let Some(key) = key {
+            match key.problem() {
+                None => {
+                    orders.keys.insert(key.to_key());
+                }
+                // Nothing is kept under such a key, so there is nothing to forget.
+                Some(problem) => tracing::warn!(problem, "a key of an invalidation is none"),
+            }
+        }
+        Self { perf: perf.clone(), targets, orders, done: false }
+    }
+
+    /// Leaves everything as it is: the function has failed.
+    pub fn cancel(mut self) {
+        self.done = true;
+    }
+
+    /// Carries it out, in all tiers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped on its way, it is done in memory; a tier below may bring something back.
+    pub async fn run(mut self) {
+        let perf = self.perf.clone();
+        // What lies below memory is within reach of an open cache only.
+        for target in &self.targets {
+            if let Some(open) = target.open {
+                open(&perf, target.identity).0.await;
+            }
+        }
+        for cache in functions(&perf).order(&self.targets, &self.orders) {
+            cache.forget(&self.orders).await;
+        }
+        self.done = true;
+    }
+
+    /// Carries it out without waiting: tiers below memory follow in the background.
+    pub fn run_now(mut self) {
+        self.forget_now();
+    }
+
+    fn forget_now(&mut self) {
+        self.done = true;
+        for cache in functions(&self.perf).order(&self.targets, &self.orders) {
+            // In memory it is done at the first poll.
+            let _ =
+                cache.forget(&self.orders).as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+impl Drop for Invalidation {
+    fn drop(&mut self) {
+        if !self.done {
+            self.forget_now();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(path: &'static str, instance: &str) -> String {
+        cache_name(Identity::new(path, None), instance)
+    }
+
+    #[test]
+    fn a_cache_is_called_as_its_function_as_far_as_names_allow() {
+        assert_eq!(named("shop::users::load", ""), "shop.users.load");
+        assert_eq!(named("shop::r#in::load", ""), "shop.in.load");
+        assert_eq!(cache_name(Identity::new("shop::load", Some("users")), ""), "users");
+        let long = "shop::a_module_with_a_long_name::another_one_with_a_long_name::load_user";
+        assert_eq!(named(long, "").len(), NAME);
+        assert!(named(long, "").contains("long_name.load_user-"), "{}", named(long, ""));
+        assert_ne!(named(long, ""), named(&long.replace("a_module", "b_module").leak()[..], ""));
+    }
+
+    #[test]
+    fn instances_of_generic_functions_have_names_of_their_own() {
+        let plain = "(core::marker::PhantomData<shop::Users>,)";
+        assert_eq!(named("shop::load", plain), "shop.load");
+        let (one, two) = (
+            "(core::marker::PhantomData<shop::Table<u32>>,)",
+            "(core::marker::PhantomData<shop::Table<u64>>,)",
+        );
+        assert_ne!(named("shop::load", one), named("shop::load", two));
+        assert_ne!(named("shop::load", one), "shop.load");
+        let names = ("(core::marker::PhantomData<A>, core::marker::PhantomData<B>)", "shop.load");
+        assert_ne!(named("shop::load", names.0), names.1);
+    }
+
+    #[test]
+    fn too_many_notes_clear_the_whole_cache() {
+        let mut orders = Orders::default();
+        for number in 0..=NOTES {
+            let tags = HashSet::from([Tag::new(number.to_le_bytes())]);
+            orders.add(&Orders { tags, ..Orders::default() });
+        }
+        assert!(orders.all && orders.tags.is_empty());
+    }
+}
