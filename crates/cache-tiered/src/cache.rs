@@ -644,12 +644,17 @@ where
         self.load_missing(key, loader).await
     }
 
-    /// [`get_or_load`](Self::get_or_load) of a key that was just found missing in memory.
-    pub(crate) async fn load_missing<F, Fut, R, E>(
-        &self,
-        key: &K,
-        loader: F,
-    ) -> Result<V, LoadError>
+    /// Does what [`get_or_load`](Self::get_or_load) does, of a key that the caller has just found missing in
+    /// memory: the miss is not counted again.
+    ///
+    /// # Errors
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`get_or_load`](Self::get_or_load).
+    pub async fn load_missing<F, Fut, R, E>(&self, key: &K, loader: F) -> Result<V, LoadError>
     where
         F: FnOnce() -> Fut + Send,
         Fut: Future<Output = Result<R, E>> + Send,
