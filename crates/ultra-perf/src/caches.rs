@@ -116,7 +116,7 @@ impl UltraPerf {
         if !redis {
             config.cache.redis.url = None;
         }
-        self.connected(name, config.cache_builder(name))
+        self.connected(config.cache_builder(name))
     }
 
     /// Returns the caches that are open.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 #[cfg(any(feature = "disk", feature = "redis"))]
 use cache_tiered::{Bincode, Codec};
-use cache_tiered::{CacheBuilder, Engine, ManagedCache, Policy, Tier, WritePolicy};
+use cache_tiered::{CacheBuilder, Engine, ManagedCache, Policy, Prefetch, Tier, WritePolicy};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::config::{self, Config};
@@ -145,6 +145,9 @@ impl Config {
         if plan.early_refresh > 0.0 {
             builder = builder.early_refresh(plan.early_refresh);
         }
+        if plan.prefetch {
+            builder = builder.prefetch(Prefetch::default());
+        }
         if let Some(idle) = cache.memory.time_to_idle {
             builder = builder.time_to_idle(idle);
         }
@@ -162,6 +165,8 @@ pub(crate) struct CachePlan {
     stale_while_revalidate: Option<Duration>,
     stale_if_error: Option<Duration>,
     early_refresh: f64,
+    negative_ttl: Option<Duration>,
+    prefetch: bool,
 }
 
 impl Config {
@@ -177,6 +182,8 @@ impl Config {
             stale_while_revalidate: own.stale_while_revalidate.or(all.stale_while_revalidate),
             stale_if_error: own.stale_if_error.or(all.stale_if_error),
             early_refresh: own.early_refresh.unwrap_or(all.early_refresh),
+            negative_ttl: own.negative_ttl,
+            prefetch: own.prefetch.unwrap_or(all.prefetch),
         }
     }
 }
@@ -197,6 +204,28 @@ impl CachePlan {
         };
         if size(self) != size(before) {
             cache.resize(size(self));
+        }
+        let mut tuning = cache.tuning();
+        if self.ttl != before.ttl {
+            tuning.ttl = Some(self.ttl);
+        }
+        if self.stale_while_revalidate != before.stale_while_revalidate {
+            tuning.stale_while_revalidate = self.stale_while_revalidate.unwrap_or_default();
+        }
+        if self.stale_if_error != before.stale_if_error {
+            tuning.stale_if_error = self.stale_if_error.unwrap_or_default();
+        }
+        if self.early_refresh != before.early_refresh {
+            tuning.early_refresh = self.early_refresh;
+        }
+        if self.negative_ttl != before.negative_ttl {
+            tuning.negative_ttl = self.negative_ttl;
+        }
+        if self.prefetch != before.prefetch {
+            tuning.prefetch = self.prefetch.then(Prefetch::default);
+        }
+        if let Err(error) = cache.tune(&tuning) {
+            tracing::warn!(cache = cache.name(), %error, "its times stay");
         }
     }
 }

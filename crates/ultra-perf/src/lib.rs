@@ -44,6 +44,7 @@
 //! - `memory`: the guard over the process's memory, and caches that give way to it; `glibc`, `jemalloc`
 //!   and `mimalloc`: what gives idle memory back, for programs with that allocator.
 //! - `monitor`: metrics, their history, alert rules, a score and advice.
+//! - `metrics-exporter-prometheus`: all of that on the page of a program that serves this exporter.
 //! - `resilience`: circuit breakers and the budget of retries.
 //! - `loadbalancer`: the balancer over the configured backends.
 //! - `scheduler`: priorities for futures, closures that compute and closures that wait.
@@ -64,6 +65,8 @@ mod caching;
 #[doc(hidden)]
 pub mod call;
 pub mod config;
+#[cfg(feature = "metrics-exporter-prometheus")]
+mod exporter;
 #[cfg(feature = "resilience")]
 mod guarding;
 #[cfg(feature = "scheduler")]
@@ -92,6 +95,8 @@ pub use cache_tiered;
 #[cfg(feature = "macros")]
 pub use call::TaskError;
 pub use config::OptimizationLevel;
+#[cfg(feature = "metrics-exporter-prometheus")]
+pub use exporter::PrometheusExporter;
 #[cfg(feature = "__parts")]
 pub use live::{Applied, ApplyError};
 #[cfg(feature = "loadbalancer")]
