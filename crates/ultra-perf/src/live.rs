@@ -33,7 +33,7 @@ pub struct Applied {
     pub differences: Vec<Difference>,
     /// The version that it undoes.
     pub undoes: Option<u64>,
-    /// What was set, by key; `null` takes an earlier change back.
+    /// What was set, by key and without secrets; `null` takes an earlier change back.
     pub settings: BTreeMap<String, Value>,
 }
 
@@ -81,15 +81,13 @@ struct Background {
 #[derive(Default)]
 struct Record {
     version: u64,
-    /// What changes have set on top of the sources.
-    set: BTreeMap<String, Value>,
     changes: VecDeque<Change>,
 }
 
 struct Change {
     applied: Applied,
-    /// What the change found set under each of its keys; `null` where nothing was.
-    before: BTreeMap<String, Value>,
+    /// What takes it back.
+    inverse: Vec<Setting>,
 }
 
 impl fmt::Debug for Live {
@@ -131,16 +129,8 @@ impl Live {
         let before = self.config();
         let after = before.with(&settings, by)?;
         let differences = before.differences(&after);
-        let settings: BTreeMap<_, _> =
-            settings.into_iter().map(|it| (it.key().to_owned(), it.value)).collect();
-        let mut found = BTreeMap::new();
-        for (key, value) in &settings {
-            let was = match value {
-                Value::Null => record.set.remove(key),
-                value => record.set.insert(key.clone(), value.clone()),
-            };
-            found.insert(key.clone(), was.unwrap_or(Value::Null));
-        }
+        let inverse = before.inverse(&settings);
+        let settings = settings.iter().map(|it| (it.key().to_owned(), it.shown())).collect();
         record.version += 1;
         let applied = Applied {
             version: record.version,
@@ -150,7 +140,7 @@ impl Live {
             undoes,
             settings,
         };
-        record.changes.push_back(Change { applied: applied.clone(), before: found });
+        record.changes.push_back(Change { applied: applied.clone(), inverse });
         if record.changes.len() > CHANGES_MAX {
             record.changes.pop_front();
         }
@@ -244,19 +234,15 @@ impl UltraPerf {
         let mut record = live.record.lock();
         let at = record.changes.iter().position(|change| change.applied.version == version);
         let at = at.ok_or(ApplyError::UnknownVersion(version))?;
-        let before = record.changes[at].before.clone();
+        let inverse = record.changes[at].inverse.clone();
         for later in record.changes.range(at + 1..) {
-            if let Some(key) = before.keys().find(|key| later.before.contains_key(*key)) {
+            let again = |it: &&Setting| later.inverse.iter().any(|other| other.path == it.path);
+            if let Some(Setting { path, .. }) = inverse.iter().find(again) {
                 let later = later.applied.version;
-                return Err(ApplyError::ChangedSince { key: key.clone(), later });
+                return Err(ApplyError::ChangedSince { key: path.clone(), later });
             }
         }
-        Ok(live.change(
-            before.into_iter().map(Setting::from).collect(),
-            by,
-            Some(version),
-            &mut record,
-        )?)
+        Ok(live.change(inverse, by, Some(version), &mut record)?)
     }
 
     /// Returns the changes that were made, the oldest first.
@@ -300,4 +286,41 @@ impl UltraPerf {
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::ConfigLoader;
+
+    fn live() -> Live {
+        let loader = ConfigLoader::new().set("cache.disk.enabled", "false", "the test");
+        Live::new(loader.load().expect("a configuration"))
+    }
+
+    #[test]
+    fn a_change_by_another_name_is_put_back_as_the_value_that_it_was() {
+        let live = live();
+        let change = |value| {
+            let settings = vec![Setting::from(("cache_ttl", value))];
+            live.change(settings, "ada", None, &mut live.record.lock()).expect("a change")
+        };
+        change(json!(60));
+        let applied = change(json!(600));
+        assert_eq!(applied.settings, BTreeMap::from([("cache.ttl".to_owned(), json!(600))]));
+        let inverse = live.record.lock().changes[1].inverse.clone();
+        assert_eq!(inverse, [Setting::from(("cache.ttl", json!("60s")))]);
+    }
+
+    #[test]
+    fn the_record_of_a_change_holds_no_secret() {
+        let live = live();
+        let settings =
+            vec![Setting::from(("balancer.sticky_key", json!(format!("hex:{:064}", 7))))];
+        let applied =
+            live.change(settings, "ada", None, &mut live.record.lock()).expect("a change");
+        assert_eq!(applied.settings["balancer.sticky_key"], json!("hex:***"));
+    }
 }

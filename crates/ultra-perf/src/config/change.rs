@@ -40,6 +40,24 @@ impl Setting {
     pub fn key(&self) -> &str {
         alias(&self.path).map_or(&self.path, |(key, _)| key.path)
     }
+
+    /// Returns the value without what is secret of it.
+    #[must_use]
+    pub fn shown(&self) -> Value {
+        let Some(key) = tree::find(self.key()) else { return Value::Null };
+        match &self.value {
+            Value::String(text) => Value::String((key.redact)(text)),
+            Value::Array(items) => items
+                .iter()
+                .map(|item| match item.as_str() {
+                    Some(text) => Value::String((key.redact)(text)),
+                    None => Value::Null,
+                })
+                .collect(),
+            Value::Object(_) => Value::Null,
+            value => value.clone(),
+        }
+    }
 }
 
 impl<P: Into<String>> From<(P, Value)> for Setting {
@@ -498,6 +516,16 @@ mod tests {
             ["cache.redis.url: redis://:***@h -> redis://:***@h (restart)"]
         );
         assert!(!format!("{after:?}").contains("hunter"));
+        for (path, value, shown) in [
+            ("REDIS_URL", json!("redis://:hunter2@h"), json!("redis://:***@h")),
+            ("cache.redis.url", json!("hunter2"), json!("***")),
+            ("cache.redis.url", json!({ "a": "hunter2" }), json!(null)),
+            ("no.key", json!("hunter2"), json!(null)),
+            ("cache.encryption.keys", json!(["1=hex:hunter2", 2]), json!(["***", null])),
+            ("cache_ttl", json!(600), json!(600)),
+        ] {
+            assert_eq!(Setting::from((path, value)).shown(), shown, "{path}");
+        }
     }
 
     #[test]
