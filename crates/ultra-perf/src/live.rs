@@ -98,7 +98,7 @@ impl fmt::Debug for Live {
 
 impl Live {
     pub(crate) fn new(config: Config) -> Self {
-        let config = Arc::new(config);
+        let config = Arc::new(config.started());
         Self {
             #[cfg(feature = "scheduler")]
             at_start: Arc::clone(&config),

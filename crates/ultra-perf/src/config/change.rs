@@ -143,6 +143,12 @@ impl Config {
         loader::resolve(sources, refused, Some(self))
     }
 
+    /// Makes this the configuration that the parts are started with.
+    pub(crate) fn started(mut self) -> Self {
+        self.threads_at_start = self.scheduler.cpu.threads;
+        self
+    }
+
     /// Returns the settings that take `changes` back where they were put on top of this one: to the
     /// earlier change of each key, or to none.
     ///
@@ -460,6 +466,9 @@ mod tests {
         assert_eq!(told(&before, &less), ["scheduler.cpu.threads: 4 -> 2 (live)"]);
         let back = with(&less, &json!({ "scheduler.cpu.threads": 3 })).unwrap();
         assert_eq!(told(&less, &back), ["scheduler.cpu.threads: 2 -> 3 (live)"]);
+        let started = less.clone().started();
+        let back = with(&started, &json!({ "scheduler.cpu.threads": 3 })).unwrap();
+        assert_eq!(told(&started, &back), ["scheduler.cpu.threads: 2 -> 3 (restart)"]);
         let more = with(&less, &json!({ "scheduler.cpu.threads": 5 })).unwrap();
         assert_eq!(told(&less, &more), ["scheduler.cpu.threads: 2 -> 5 (restart)"]);
     }

@@ -94,8 +94,9 @@ pub fn reference() -> String {
     page.push_str(
         "\n## Other names\n\n\
          These variables of the environment are understood as well, so that a deployment can keep\n\
-         what it has. A key's own name wins over them, an empty value counts as absent, and a bare\n\
-         number of a duration counts seconds. Names in small letters may be written in capitals.\n\n\
+         what it has, and the same names in a change while the program runs. A key's own name wins\n\
+         over them, an empty value counts as absent, and a bare number has the unit of the table.\n\
+         Names in small letters may be written in capitals.\n\n\
          | variable | key |\n|---|---|\n",
     );
     for key in tree::keys() {
