@@ -624,7 +624,7 @@ impl Call {
         let krate = self.options.krate();
         let name = companion(&self.function.signature.ident);
         let visibility = &self.function.visibility;
-        let identity = self.identity();
+        let (identity, instance) = (self.identity(), self.function.instance(&krate));
         let (settings, output) = (self.settings(cache), self.function.named_output());
         let kind = self.kind();
         let tiers = if self.in_memory(cache) { quote!(InMemory) } else { quote!(Tiered) };
@@ -632,22 +632,17 @@ impl Call {
             #[doc(hidden)]
             #[allow(dead_code, non_snake_case, clippy::all)]
             #visibility fn #name() -> #krate::call::Target {
-                fn open<'perf>(
-                    perf: &'perf #krate::UltraPerf,
-                    identity: #krate::call::Identity,
-                ) -> #krate::call::Opening<'perf> {
-                    let settings: fn() -> #krate::call::Settings = #settings;
+                #krate::call::Target::new(#identity, #instance, |perf, target| {
                     #kind
                     #krate::call::opening(
                         perf,
-                        identity,
-                        settings,
+                        target,
+                        #settings,
                         #krate::call::#tiers,
                         kind,
                         ::core::marker::PhantomData::<fn() -> #output>,
                     )
-                }
-                #krate::call::Target::new(#identity, open)
+                })
             }
         }
     }
@@ -669,6 +664,7 @@ pub(crate) fn identity(options: &Options, function: &Function) -> TokenStream {
     quote! {
         #krate::call::Identity::new(
             ::core::concat!(::core::module_path!(), "::", #path),
+            (::core::line!(), ::core::column!()),
             #name,
         )
     }

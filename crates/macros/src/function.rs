@@ -1,6 +1,6 @@
 //! A function under an attribute: its handle, its arguments, and what of them can be borrowed.
 
-use proc_macro2::{Ident, Span, TokenStream};
+use proc_macro2::{Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
@@ -170,9 +170,6 @@ impl Function {
     /// An expression that names this instance of a generic function, the same for no other one.
     pub(crate) fn instance(&self, krate: &syn::Path) -> TokenStream {
         let mut parts: Vec<TokenStream> = Vec::new();
-        if self.receiver.is_some() {
-            parts.push(quote!(::core::marker::PhantomData::<Self>));
-        }
         for parameter in self.signature.generics.type_params() {
             let name = &parameter.ident;
             parts.push(quote!(::core::marker::PhantomData::<#name>));
@@ -193,10 +190,26 @@ impl Function {
                 parts.push(quote!(#krate::call::marker(&#name)));
             }
         }
-        if parts.is_empty() {
-            return quote!("");
+        let owned = self.receiver.is_some() || self.names_self();
+        match (owned, parts.is_empty()) {
+            (false, true) => return quote!(""),
+            (true, true) => return quote!(#krate::call::owner::<Self>()),
+            (true, false) => parts.push(quote!(::core::marker::PhantomData::<Self>)),
+            (false, false) => {}
         }
         quote!(#krate::call::instance((#(#parts,)*)))
+    }
+
+    /// Whether the type that the function belongs to is named in it.
+    fn names_self(&self) -> bool {
+        fn within(tokens: TokenStream) -> bool {
+            tokens.into_iter().any(|token| match token {
+                TokenTree::Ident(name) => name == "Self",
+                TokenTree::Group(group) => within(group.stream()),
+                _ => false,
+            })
+        }
+        within(self.signature.to_token_stream()) || within(self.body.to_token_stream())
     }
 
     /// Whether everything about the function is known without an instance of it.

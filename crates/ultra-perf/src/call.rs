@@ -147,14 +147,16 @@ impl TaskError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     path: &'static str,
+    /// Line and column: of two types in one module, each may have a function of this path.
+    place: (u32, u32),
     name: Option<&'static str>,
 }
 
 impl Identity {
     /// Names a function by its path and, if the program says so, otherwise.
     #[must_use]
-    pub const fn new(path: &'static str, name: Option<&'static str>) -> Self {
-        Self { path, name }
+    pub const fn new(path: &'static str, place: (u32, u32), name: Option<&'static str>) -> Self {
+        Self { path, place, name }
     }
 
     /// What the function is called in figures and errors.
@@ -204,6 +206,12 @@ impl Call {
 /// Stands for the type of a value.
 pub fn marker<T: ?Sized>(_: &T) -> PhantomData<T> {
     PhantomData
+}
+
+/// Names the type that a method belongs to.
+#[inline]
+pub fn owner<T: ?Sized>() -> &'static str {
+    type_name::<T>()
 }
 
 /// Names the types of an instance.

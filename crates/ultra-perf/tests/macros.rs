@@ -581,6 +581,54 @@ async fn short_lived(perf: &UltraPerf, runs: &Runs) -> u32 {
     runs.count()
 }
 
+struct Table<T>(std::marker::PhantomData<T>);
+
+impl<T: Default + Into<u64>> Table<T> {
+    #[cached(skip(runs))]
+    async fn count(perf: &UltraPerf, runs: &Runs) -> String {
+        format!("{} of run {}", std::any::type_name::<Self>().len(), runs.count())
+    }
+
+    #[cache_invalidate(of = Self::count, all)]
+    async fn change(perf: &UltraPerf) {}
+}
+
+#[tokio::test]
+async fn functions_of_generic_types_do_not_mix() {
+    let (perf, runs) = (perf().await, Runs::default());
+    let (one, other) =
+        (Table::<u8>::count(&perf, &runs).await, Table::<u32>::count(&perf, &runs).await);
+    assert!(one.ends_with("of run 1") && other.ends_with("of run 2"), "{one} {other}");
+    Table::<u8>::change(&perf).await;
+    assert_eq!(Table::<u32>::count(&perf, &runs).await, other);
+    assert!(Table::<u8>::count(&perf, &runs).await.ends_with("of run 3"));
+}
+
+struct Cats;
+struct Dogs;
+
+impl Cats {
+    #[cached(skip(runs))]
+    async fn all(perf: &UltraPerf, runs: &Runs) -> u32 {
+        runs.count()
+    }
+}
+
+impl Dogs {
+    #[cached(skip(runs))]
+    async fn all(perf: &UltraPerf, runs: &Runs) -> u32 {
+        runs.count()
+    }
+}
+
+#[tokio::test]
+async fn functions_of_one_name_in_one_module_do_not_mix() {
+    let (perf, runs) = (perf().await, Runs::default());
+    for _ in 0..2 {
+        assert_eq!((Cats::all(&perf, &runs).await, Dogs::all(&perf, &runs).await), (1, 2));
+    }
+}
+
 /// Repeats until it is so, for ten seconds at most.
 async fn until(mut so: impl AsyncFnMut() -> bool) {
     let began = std::time::Instant::now();

@@ -20,11 +20,11 @@ use cache_tiered::{BuildError, Cache, CacheBuilder, Hit, InsertOptions, Loaded, 
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::invalidation::{Forget, functions};
+use super::invalidation::{Forget, Target, functions};
 use super::key::{CallKey, CallKeyBuf};
 use super::kind::Kind;
 use super::share::Share;
-use super::{Call, Identity, meter, slot};
+use super::{Call, meter, slot};
 use crate::UltraPerf;
 
 /// Refreshes in the background of one function; what comes on top stays stale until it is asked for again.
@@ -79,6 +79,9 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
     note = "derive `serde::Serialize` and `serde::Deserialize` for it, or say `tiers = [memory]`"
 )]
 pub trait Opens<V>: Copy + Send + Sync + 'static {
+    /// Whether something may be in it before it is opened.
+    const OUTLIVES: bool;
+
     /// Describes the cache.
     fn describe(
         &self,
@@ -100,6 +103,8 @@ impl<V> Opens<V> for Tiered
 where
     V: Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
 {
+    const OUTLIVES: bool = true;
+
     fn describe(
         &self,
         perf: &UltraPerf,
@@ -116,6 +121,8 @@ where
 }
 
 impl<V: Clone + Send + Sync + 'static> Opens<V> for InMemory {
+    const OUTLIVES: bool = false;
+
     fn describe(
         &self,
         perf: &UltraPerf,
@@ -578,7 +585,7 @@ impl std::fmt::Debug for Opening<'_> {
 /// Opens the cache of a plain function.
 pub fn opening<'perf, R, T, K>(
     perf: &'perf UltraPerf,
-    identity: Identity,
+    target: Target,
     settings: fn() -> Settings,
     tiers: T,
     _: K,
@@ -588,8 +595,10 @@ where
     K: Kind<R, Kept: Clone + Send + Sync + 'static>,
     T: Opens<K::Kept>,
 {
-    let shared: Arc<Shared<K::Kept>> = functions(perf).shared(identity, "");
+    let shared: Arc<Shared<K::Kept>> = functions(perf).shared(target.identity, target.instance);
     Opening(Box::pin(async move {
-        shared.open(perf, tiers, settings()).await;
+        if T::OUTLIVES {
+            shared.open(perf, tiers, settings()).await;
+        }
     }))
 }

@@ -75,7 +75,7 @@ impl Orders {
 
 /// A function that has taken its name.
 struct Entry {
-    path: &'static str,
+    identity: Identity,
     instance: &'static str,
     shared: Arc<dyn Any + Send + Sync>,
 }
@@ -124,13 +124,13 @@ impl Functions {
         let group = groups
             .entry(name.clone())
             .or_insert_with(|| Group { notes: everywhere.clone(), ..Group::default() });
-        let same = |entry: &&Entry| entry.path == identity.path && entry.instance == instance;
+        let same = |entry: &&Entry| entry.identity == identity && entry.instance == instance;
         for entry in group.entries.iter().filter(same) {
             if let Ok(shared) = Arc::clone(&entry.shared).downcast() {
                 return shared;
             }
         }
-        let displaced = group.entries.first().map(|first| first.path);
+        let displaced = group.entries.first().map(|first| first.identity.path);
         let own = match displaced {
             None => name.clone(),
             Some(first) => {
@@ -145,7 +145,7 @@ impl Functions {
         };
         let shared = Arc::new(Shared::new(own, displaced.map(|_| name)));
         let any: Arc<dyn Any + Send + Sync> = Arc::clone(&shared) as _;
-        group.entries.push(Entry { path: identity.path, instance, shared: any });
+        group.entries.push(Entry { identity, instance, shared: any });
         shared
     }
 
@@ -194,18 +194,24 @@ impl Functions {
 
 /// The name of a function's cache: its own, or its path as far as names allow, and which instance it is.
 fn cache_name(identity: Identity, instance: &str) -> String {
+    let of_plain_type = is_path(instance);
     let mut name = match identity.name {
         Some(name) => name.to_owned(),
-        None => identity.path.replace("r#", "").replace("::", "."),
+        None => {
+            let function = identity.path.rsplit("::").next().unwrap_or_default();
+            let path = match of_plain_type && !instance.is_empty() {
+                true => format!("{instance}::{function}"),
+                false => identity.path.to_owned(),
+            };
+            path.replace("r#", "").replace("::", ".")
+        }
     };
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let odd = name.chars().any(|c| !plain(c));
     let mut suffix = String::new();
-    // The type of a method's receiver says something only if it is generic.
-    if instance.contains('<') && !is_plain_instance(instance) {
+    if !of_plain_type {
         suffix = format!("-{:016x}", fnv(instance));
     }
-    if odd || name.len() + suffix.len() > NAME {
+    if !name.chars().all(plain) || name.len() + suffix.len() > NAME {
         suffix = format!("-{:016x}", fnv(&format!("{name} {instance}")));
         name.retain(plain);
         // What tells functions apart stands at the end.
@@ -215,13 +221,9 @@ fn cache_name(identity: Identity, instance: &str) -> String {
     name + &suffix
 }
 
-/// Whether the instance is that of one type without parameters, as a method of a plain type has.
-fn is_plain_instance(instance: &str) -> bool {
-    // (core::marker::PhantomData<shop::Users>,)
-    let inner = instance.strip_prefix('(').and_then(|rest| rest.strip_suffix(",)"));
-    let inner =
-        inner.and_then(|part| part.split_once('<')).and_then(|(_, it)| it.strip_suffix('>'));
-    inner.is_some_and(|ty| !ty.contains(['<', ',', '(', '[', '&', ' ']))
+/// Whether the instance is that of a type without parameters, as of most methods, or no instance at all.
+fn is_path(instance: &str) -> bool {
+    instance.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | ':'))
 }
 
 fn beside(name: &str, number: usize) -> String {
@@ -240,28 +242,29 @@ fn fnv(text: &str) -> u64 {
 /// A function in whose cache something is forgotten.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    identity: Identity,
-    open: Option<for<'perf> fn(&'perf UltraPerf, Identity) -> Opening<'perf>>,
+    pub(super) identity: Identity,
+    pub(super) instance: &'static str,
+    open: Option<Open>,
 }
+
+/// Opens the cache of a function.
+type Open = for<'perf> fn(&'perf UltraPerf, Target) -> Opening<'perf>;
 
 impl Target {
     /// Names a function, with a way to open its cache.
     #[must_use]
-    pub fn new(
-        identity: Identity,
-        open: for<'perf> fn(&'perf UltraPerf, Identity) -> Opening<'perf>,
-    ) -> Self {
-        Self { identity, open: Some(open) }
+    pub fn new(identity: Identity, instance: &'static str, open: Open) -> Self {
+        Self { identity, instance, open: Some(open) }
     }
 
     /// Names a function by the name of its cache.
     #[must_use]
     pub fn named(name: &'static str) -> Self {
-        Self { identity: Identity::new(name, Some(name)), open: None }
+        Self { identity: Identity::new(name, (0, 0), Some(name)), instance: "", open: None }
     }
 
     fn name(&self) -> String {
-        cache_name(self.identity, "")
+        cache_name(self.identity, self.instance)
     }
 }
 
@@ -315,7 +318,7 @@ impl Invalidation {
         // What lies below memory is within reach of an open cache only.
         for target in &self.targets {
             if let Some(open) = target.open {
-                open(&perf, target.identity).0.await;
+                open(&perf, *target).0.await;
             }
         }
         for cache in functions(&perf).order(&self.targets, &self.orders) {
@@ -352,32 +355,40 @@ mod tests {
     use super::*;
 
     fn named(path: &'static str, instance: &str) -> String {
-        cache_name(Identity::new(path, None), instance)
+        cache_name(Identity::new(path, (1, 1), None), instance)
     }
 
     #[test]
     fn a_cache_is_called_as_its_function_as_far_as_names_allow() {
         assert_eq!(named("shop::users::load", ""), "shop.users.load");
         assert_eq!(named("shop::r#in::load", ""), "shop.in.load");
-        assert_eq!(cache_name(Identity::new("shop::load", Some("users")), ""), "users");
+        assert_eq!(named("shop::load", "shop::Users"), "shop.Users.load");
+        let own = Identity::new("shop::load", (1, 1), Some("users"));
+        assert_eq!(cache_name(own, ""), "users");
+        assert_eq!(cache_name(own, "shop::Users"), "users");
         let long = "shop::a_module_with_a_long_name::another_one_with_a_long_name::load_user";
         assert_eq!(named(long, "").len(), NAME);
         assert!(named(long, "").contains("long_name.load_user-"), "{}", named(long, ""));
-        assert_ne!(named(long, ""), named(&long.replace("a_module", "b_module").leak()[..], ""));
+        let other = "shop::b_module_with_a_long_name::another_one_with_a_long_name::load_user";
+        assert_ne!(named(long, ""), named(other, ""));
     }
 
     #[test]
-    fn instances_of_generic_functions_have_names_of_their_own() {
-        let plain = "(core::marker::PhantomData<shop::Users>,)";
-        assert_eq!(named("shop::load", plain), "shop.load");
-        let (one, two) = (
-            "(core::marker::PhantomData<shop::Table<u32>>,)",
-            "(core::marker::PhantomData<shop::Table<u64>>,)",
-        );
-        assert_ne!(named("shop::load", one), named("shop::load", two));
-        assert_ne!(named("shop::load", one), "shop.load");
-        let names = ("(core::marker::PhantomData<A>, core::marker::PhantomData<B>)", "shop.load");
-        assert_ne!(named("shop::load", names.0), names.1);
+    fn instances_have_names_of_their_own() {
+        let names: HashSet<String> = [
+            "",
+            "shop::Users",
+            "shop::Table<u32>",
+            "shop::Table<u64>",
+            "[u8]",
+            "(core::marker::PhantomData<u8>,)",
+            "(core::marker::PhantomData<i8>,)",
+        ]
+        .iter()
+        .map(|instance| named("shop::load", instance))
+        .collect();
+        assert_eq!(names.len(), 7, "{names:?}");
+        assert!(names.contains("shop.load"));
     }
 
     #[test]
