@@ -90,6 +90,8 @@ mod slots;
 #[cfg(feature = "monitor")]
 mod watch;
 
+#[cfg(feature = "monitor")]
+pub use advice::rules as advice_rules;
 #[cfg(feature = "cache")]
 pub use cache_tiered;
 #[cfg(feature = "macros")]

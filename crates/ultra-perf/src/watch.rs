@@ -85,7 +85,7 @@ impl Watched {
         };
         let (registry, monitor, collector) = match config.monitor_builder()? {
             Some(builder) => {
-                let builder = builder.actuator(itself);
+                let builder = crate::advice::into_monitor(config, builder, itself);
                 let more = more.unwrap_or_else(|| Box::new(|builder| builder));
                 let monitor = more(builder.collector(Some(options))).start()?;
                 (monitor.registry().clone(), Some(monitor), None)
