@@ -289,8 +289,8 @@ where
     /// ```
     /// use cache_tiered::Cache;
     ///
-    /// let cache = Cache::<u64, u64>::builder("numbers").entries(100).build()?;
-    /// for number in (0..200).chain(0..200) {
+    /// let cache = Cache::<u64, u64>::builder("numbers").entries(1_000).build()?;
+    /// for number in (0..1_500).chain(0..1_500) {
     ///     if cache.get_in_memory(&number).is_none() {
     ///         cache.insert(number, number);
     ///     }
