@@ -13,6 +13,7 @@ mod answer;
 mod backends;
 mod background;
 pub mod body;
+mod compress;
 
 mod fill;
 mod flights;

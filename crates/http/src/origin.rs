@@ -14,6 +14,7 @@ use http::{Response, StatusCode, request, response};
 use http_body::Body;
 
 use crate::answer::AnswerBody;
+use crate::compress::{Packed, Wanted};
 use crate::forward::problem;
 use crate::rules::Times;
 
@@ -47,6 +48,18 @@ pub(crate) struct Fetched<B> {
     pub(crate) times: Times,
     /// The cookie that keeps the client on the backend, if it has none yet.
     pub(crate) cookie: Option<HeaderValue>,
+}
+
+impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Fetched<B> {
+    /// Compresses the answer, if that is wanted and of use.
+    pub(crate) fn packed(self, wanted: Option<&Wanted>) -> Fetched<Packed<B>> {
+        let Self { head, body, times, cookie } = self;
+        let (head, body) = match wanted {
+            Some(wanted) => wanted.pack(head, body),
+            None => (head, Packed::Plain(body)),
+        };
+        Fetched { head, body, times, cookie }
+    }
 }
 
 /// A call to the origin without an answer.

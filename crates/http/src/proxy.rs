@@ -20,6 +20,7 @@ use crate::answer::AnswerBody;
 use crate::backends::{BackendBody, Backends, CallError, Called, NoBackend};
 use crate::background::Background;
 use crate::body::{RequestBody, RequestBodyError};
+use crate::compress::{self, Packed, Wanted};
 use crate::forward::{self, Peer, X_REQUEST_ID, wants_upgrade};
 use crate::origin::{Failure, Fetched, Origin};
 use crate::response_cache::ResponseCache;
@@ -40,6 +41,8 @@ pub(crate) struct Parts {
     pub(crate) coalesce_timeout: Duration,
     pub(crate) max_request_body_bytes: u64,
     pub(crate) idle_timeout: Duration,
+    /// Whether answers are compressed for clients that accept it.
+    pub(crate) compress: bool,
     /// Whose reading each answer shows.
     pub(crate) shown_memory: Option<MemoryGuard>,
 }
@@ -61,6 +64,7 @@ pub(crate) struct Proxied {
     backends: Backends,
     max_request_body_bytes: u64,
     idle_timeout: Duration,
+    compress: bool,
     shown_memory: Option<MemoryGuard>,
 }
 
@@ -74,14 +78,16 @@ pub(crate) struct Client {
 
 impl Origin for Proxied {
     type Client = Client;
-    type Body = BackendBody;
+    type Body = Packed<BackendBody>;
 
     async fn fetch(
         &self,
         parts: request::Parts,
         client: &Client,
-    ) -> Result<Fetched<BackendBody>, Failure> {
-        self.send(parts, RequestBody::Empty, &client.peer, client.session).await
+    ) -> Result<Fetched<Packed<BackendBody>>, Failure> {
+        let wanted = self.compress.then(|| Wanted::of(&parts.method, &parts.headers));
+        let sent = self.send(parts, RequestBody::Empty, &client.peer, client.session).await?;
+        Ok(sent.packed(wanted.as_ref()))
     }
 }
 
@@ -133,13 +139,13 @@ impl From<forward::Refusal> for Failure {
 }
 
 impl Handler for Accelerator {
-    type Body = AnswerBody<BackendBody>;
+    type Body = AnswerBody<Packed<BackendBody>>;
 
     async fn handle(
         &self,
         request: Request<Incoming>,
         connection: ConnInfo,
-    ) -> Response<AnswerBody<BackendBody>> {
+    ) -> Response<AnswerBody<Packed<BackendBody>>> {
         let started = Instant::now();
         let id = match request.headers().get(X_REQUEST_ID) {
             Some(id) if forward::is_sane_id(id.as_bytes()) => id.clone(),
@@ -171,6 +177,7 @@ impl Accelerator {
             backends,
             max_request_body_bytes: parts.max_request_body_bytes,
             idle_timeout: parts.idle_timeout,
+            compress: parts.compress,
             shown_memory: parts.shown_memory,
         };
         Self::over(Arc::new(shared), origin)
@@ -192,7 +199,10 @@ impl Accelerator {
         mut request: Request<Incoming>,
         connection: &ConnInfo,
         id: &HeaderValue,
-    ) -> Answer<BackendBody> {
+    ) -> Answer<Packed<BackendBody>> {
+        if self.origin().compress {
+            compress::settle(request.headers_mut());
+        }
         let sessions = self.backends().sessions();
         let session = sessions.and_then(|sessions| sessions.take(request.headers_mut()));
         let authority = request.headers().get(http::header::HOST);
@@ -230,13 +240,14 @@ impl Accelerator {
         id: &HeaderValue,
         passed: Passed,
         status: CacheStatus,
-    ) -> Answer<BackendBody> {
+    ) -> Answer<Packed<BackendBody>> {
         let Passed { session, changes } = passed;
         let &Proxied { max_request_body_bytes, idle_timeout, .. } = self.origin();
         let upgrade = wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         parts.headers.insert(X_REQUEST_ID, id.clone());
         let method = parts.method.clone();
+        let wanted = self.origin().compress.then(|| Wanted::of(&parts.method, &parts.headers));
         let mut unanswered = self.unanswered(changes);
         let fetched = match RequestBody::streaming(body, max_request_body_bytes, idle_timeout) {
             Ok(body) => {
@@ -254,7 +265,7 @@ impl Accelerator {
             )),
         };
         let changes = unanswered.answered();
-        let Fetched { mut head, body, cookie, .. } = match fetched {
+        let Fetched { mut head, body, times, cookie } = match fetched {
             Ok(fetched) => fetched,
             Err(failure) => return Answer::of(&failure, Outcome::Bypass, status),
         };
@@ -274,6 +285,8 @@ impl Accelerator {
             let response = Response::from_parts(head, AnswerBody::default());
             return Answer { response, outcome: Outcome::Bypass, status };
         }
+        let Fetched { head, body, cookie, .. } =
+            Fetched { head, body, times, cookie }.packed(wanted.as_ref());
         answer_with(head, body, cookie, Outcome::Bypass, status)
     }
 }

@@ -192,6 +192,7 @@ impl Server {
             coalesce_timeout: config.response_cache.coalesce_timeout,
             max_request_body_bytes: config.server.max_body.map_or(u64::MAX, ByteSize::as_u64),
             idle_timeout: config.server.idle_timeout,
+            compress: config.server.compression,
             shown_memory: memory.clone().filter(|_| config.memory.header),
         };
         let accelerator = Accelerator::new(parts, registry);

@@ -13,6 +13,7 @@ mod redis;
 mod accelerator;
 
 mod coalescing;
+mod compression;
 mod invalidation;
 mod lifecycle;
 mod serving;
