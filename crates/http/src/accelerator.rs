@@ -72,6 +72,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
     pub(crate) fn new(
         store: Option<ResponseCache>,
         background: Background,

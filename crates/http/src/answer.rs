@@ -38,6 +38,23 @@ impl<B> AnswerBody<B> {
     pub(crate) fn of_origin(body: B) -> Self {
         Self(Kind::Origin(Box::new(body)))
     }
+
+    /// All of the body, where it is in memory; otherwise itself.
+    pub(crate) fn whole(self) -> Result<Bytes, Self> {
+        match self.0 {
+            Kind::Empty => Ok(Bytes::new()),
+            Kind::Full(bytes) => Ok(bytes),
+            other => Err(Self(other)),
+        }
+    }
+
+    /// The body of the origin, where it is one; otherwise itself.
+    pub(crate) fn into_origin(self) -> Result<B, Self> {
+        match self.0 {
+            Kind::Origin(body) => Ok(*body),
+            other => Err(Self(other)),
+        }
+    }
 }
 
 impl<B> Default for AnswerBody<B> {

@@ -5,6 +5,9 @@
 //! without any I/O, what a shared cache may keep and use; [`server`] serves HTTP/1.1 and HTTP/2 under
 //! limits and drains; [`upstream`] keeps connections to one origin; [`forward`] prepares heads for
 //! the next hop; [`tunnel`] joins two sides that have left HTTP.
+//!
+//! For services in this process: [`layers()`] goes around their routes, [`ResponseCacheLayer`] is the
+//! accelerator's cache alone.
 #![forbid(unsafe_code)]
 
 mod accelerator;
@@ -18,6 +21,7 @@ mod compress;
 mod fill;
 mod flights;
 pub mod forward;
+mod layers;
 mod origin;
 mod proxy;
 mod response_cache;
@@ -32,5 +36,6 @@ pub mod tunnel;
 pub mod upstream;
 mod watch;
 
+pub use layers::{Layered, LayeredFuture, Layers, ResponseCacheLayer, ResponseCached, layers};
 pub use serve::{Server, StartError, Stopped};
 pub use traffic::TrafficStats;

@@ -199,6 +199,26 @@ impl Traffic {
         }
     }
 
+    /// Tells the registry what the cache of this name has done for a service of this process, whose
+    /// requests are counted elsewhere.
+    pub(crate) fn report_cache(&self, cache: &str, out: &mut Readings) {
+        let stats = self.stats();
+        let labels = [("cache", cache)];
+        for (name, count) in [
+            ("http_origin_calls_total", stats.origin_calls),
+            ("http_origin_failures_total", stats.origin_failures),
+            ("http_coalesced_total", stats.coalesced),
+            ("http_background_refreshes_total", stats.background_refreshes),
+            ("http_invalidations_total", stats.invalidations),
+        ] {
+            out.counter(name, &labels, count as f64);
+        }
+        for (result, count) in [("hit", stats.hits + stats.stale), ("miss", stats.misses)] {
+            let labels = [("cache", cache), ("result", result)];
+            out.counter("cache_requests_total", &labels, count as f64);
+        }
+    }
+
     /// Tells the registry what is counted here beside the times.
     pub(crate) fn report(&self, out: &mut Readings) {
         for (outcome, classes) in OUTCOMES.iter().zip(self.read()) {
