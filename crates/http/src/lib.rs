@@ -7,7 +7,7 @@
 //! the next hop; [`tunnel`] joins two sides that have left HTTP.
 //!
 //! For services in this process: [`layers()`] goes around their routes, [`ResponseCacheLayer`] is the
-//! accelerator's cache alone.
+//! accelerator's cache alone, and [`HttpClients`] gives a handle clients that call others.
 #![forbid(unsafe_code)]
 
 mod accelerator;
@@ -16,6 +16,7 @@ mod answer;
 mod backends;
 mod background;
 pub mod body;
+mod client;
 mod compress;
 
 mod fill;
@@ -36,6 +37,7 @@ pub mod tunnel;
 pub mod upstream;
 mod watch;
 
+pub use client::{HttpClient, HttpClientBody, HttpClientError, HttpClientOptions, HttpClients};
 pub use layers::{Layered, LayeredFuture, Layers, ResponseCacheLayer, ResponseCached, layers};
 pub use serve::{Server, StartError, Stopped};
 pub use traffic::TrafficStats;
