@@ -462,7 +462,8 @@ impl<O: Origin> Accelerator<O> {
         {
             let old = &stale.response;
             let new = &answer.head.headers;
-            match rules::freshen(&store.policy, asked.head(), &old.head, new, answer.times) {
+            let policy = store.policy.load_full();
+            match rules::freshen(&policy, asked.head(), &old.head, new, answer.times) {
                 Freshened::Updated(storable) if can_tell_apart(&storable.vary) => {
                     let age = storable.freshness.age(now_ms());
                     note_shared(storable.freshness.is_fresh(now_ms()));
@@ -478,7 +479,7 @@ impl<O: Origin> Accelerator<O> {
                     store.forget(&asked.target).await;
                     note_shared(false);
                     land(Landing::NotShared);
-                    let freshness = head.freshness(&store.policy);
+                    let freshness = head.freshness(&policy);
                     let age = freshness.age(now_ms());
                     let once = StoredResponse { head, freshness, body: old.body.clone() };
                     let status = CacheStatus { fwd_status: Some(304), ..call.status() };
@@ -508,7 +509,8 @@ impl<O: Origin> Accelerator<O> {
         }
         let status = CacheStatus { fwd_status: Some(head.status.as_u16()), ..call.status() };
         let response = ResponseHead { status: head.status, headers: &head.headers };
-        let detail = match rules::store(&store.policy, asked.head(), response, times) {
+        let storable = rules::store(&store.policy.load(), asked.head(), response, times);
+        let detail = match storable {
             Ok(storable) if !can_tell_apart(&storable.vary) => "vary-client",
             Ok(storable) => {
                 let length = body.size_hint().exact();

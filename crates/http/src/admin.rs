@@ -20,34 +20,32 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use ultra_perf::UltraPerf;
 use ultra_perf::cache_tiered::{
     CacheStats, CandidateReport, CompressionStats, CurvePoint, Policy, PolicySwitch, Tag, Tier,
     TierStats,
 };
-use ultra_perf::config::Balancing;
-use ultra_perf::memory::MemoryGuard;
 use ultra_perf::monitor::negotiate;
 
 use crate::accelerator::Accelerator;
 use crate::forward::problem;
 use crate::rules;
-use crate::watch::{Machine, Watched};
+use crate::watch::Machine;
 
 /// The longest body that a request may have.
 const MAX_BODY_BYTES: usize = 64 << 10;
 
 pub(crate) struct Admin {
     pub(crate) accelerator: Accelerator,
-    pub(crate) watched: Arc<Watched>,
-    pub(crate) memory: Option<MemoryGuard>,
-    /// The name of the balancer's policy.
-    pub(crate) policy: Balancing,
+    pub(crate) perf: UltraPerf,
 }
 
 mod advice;
 mod balancer;
+mod config;
 mod memory;
 mod monitor;
+mod profile;
 mod scheduler;
 
 type Shared = State<Arc<Admin>>;
@@ -89,6 +87,11 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/recommendations/{id}/undo", post(advice::undo))
         .route("/recommendations/{id}/dismiss", post(advice::dismiss))
         .route("/optimize/{id}", post(advice::apply))
+        .route("/config", get(config::show).put(config::set))
+        .route("/config/undo", post(config::undo))
+        .route("/config/schema", get(config::schema))
+        .route("/config/changes", get(config::changes))
+        .route("/profile", get(profile::take))
         .route("/score", get(advice::score));
     Router::new()
         .nest("/performance", routes)
@@ -179,9 +182,9 @@ async fn health(State(admin): Shared) -> Result<Json<Value>, Problem> {
 }
 
 async fn read_machine(admin: &Arc<Admin>) -> Result<Machine, Problem> {
-    let admin = Arc::clone(admin);
+    let perf = admin.perf.clone();
     // Reading may ask the disk tier for its size.
-    let read = tokio::task::spawn_blocking(move || admin.watched.machine()).await;
+    let read = tokio::task::spawn_blocking(move || Machine::of(&perf.snapshot())).await;
     read.map_err(|_| unreadable())
 }
 
@@ -196,7 +199,7 @@ async fn stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
     let queue = admin.accelerator.backends().balancer().stats();
     Ok(Json(json!({
         "timestamp": timestamp(),
-        "memory": { "current": memory, "gc_stats": memory::gc_stats(admin.memory.as_ref()) },
+        "memory": { "current": memory, "gc_stats": memory::gc_stats(admin.perf.memory()) },
         "cache": cache.map(|stats| cache_summary(&admin, &stats)),
         "requests": admin.accelerator.traffic().stats(),
         "origin": {
@@ -584,10 +587,29 @@ fn is_too_long(error: &axum::Error) -> bool {
 }
 
 async fn metrics(State(admin): Shared, headers: HeaderMap) -> Response {
+    exposition(admin.perf.clone(), headers).await
+}
+
+/// The metrics alone, for a scraper that must not reach the rest.
+pub(crate) fn metrics_router(perf: UltraPerf) -> Router {
+    let scrape = |State(perf): State<UltraPerf>, headers: HeaderMap| exposition(perf, headers);
+    Router::new()
+        .route("/metrics", get(scrape))
+        .route("/performance/metrics", get(scrape))
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "Here are only metrics, at /metrics.")
+        })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Metrics are only read.")
+        })
+        .with_state(perf)
+}
+
+async fn exposition(perf: UltraPerf, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let format = negotiate(accept);
     // Reading asks the disk tier for its size.
-    let body = tokio::task::spawn_blocking(move || admin.watched.render(format)).await;
+    let body = tokio::task::spawn_blocking(move || perf.render(format)).await;
     let Ok(body) = body else { return unreadable().into_response() };
     let kind = HeaderValue::from_static(format.content_type());
     ([(header::CONTENT_TYPE, kind)], Bytes::from_owner(body)).into_response()

@@ -34,6 +34,7 @@ use http::header::UPGRADE;
 use http::{HeaderValue, Method, Request, Response, StatusCode, request, response};
 use http_body::Body as _;
 use tokio::task::AbortHandle;
+use ultra_perf::UltraPerf;
 use ultra_perf::config::{Backend, Balancing, Config};
 use ultra_perf::loadbalancer::{
     self, AcquireError, Balancer, Change, CheckTask, Event, Events, Lease, Outcome, Pick,
@@ -190,9 +191,10 @@ impl Backends {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub(crate) fn start(config: &Config) -> Result<Self, BackendsError> {
+    pub(crate) fn start(perf: &UltraPerf) -> Result<Self, BackendsError> {
+        let config = perf.config();
         let balancer = config.balancer_builder().build()?;
-        let budget = config.retry_budget_builder().build()?;
+        let budget = perf.retry_budget().clone();
         let hedge = config.hedge_builder(budget.clone()).map(HedgeBuilder::build).transpose()?;
         let settings = &config.balancer;
         let host =
@@ -201,7 +203,7 @@ impl Backends {
         let mut nodes = Vec::new();
         let known = balancer.backends();
         for (backend, known) in config.server.to.iter().flatten().zip(known) {
-            let upstream = Upstream::new(upstream_config(config, backend)?);
+            let upstream = Upstream::new(upstream_config(&config, backend)?);
             let authority = upstream.authority().parse().map_err(InvalidUpstream::from)?;
             let base_path = backend.url.base_path();
             let breaker =

@@ -6,17 +6,16 @@
 //! refreshes run at a time, each says how much memory it will take, and one that cannot start at once
 //! is left to a later request, which finds the answer as stale as this one did.
 //!
-//! Under memory pressure the budget of what is in the background is halved, and at the critical level
-//! nothing new begins.
+//! Under memory pressure the handle halves the budget of what is in the background, and at the critical
+//! level nothing new begins.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use ultra_perf::memory::{Level, MemoryGuard};
-use ultra_perf::scheduler::{DrainReport, Priority, Scheduler, TaskError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use ultra_perf::scheduler::{Priority, Scheduler, TaskError};
 
 /// Refreshes that may run at once; more are left to later requests.
 const REFRESHES_MAX: usize = 64;
@@ -28,6 +27,8 @@ const REFRESH_WAIT: Duration = Duration::from_millis(100);
 pub(crate) struct Background {
     scheduler: Scheduler,
     refreshes: Arc<Semaphore>,
+    /// Ends refreshes: the scheduler is not the accelerator's alone.
+    stopped: Arc<watch::Sender<bool>>,
     task_timeout: Duration,
 }
 
@@ -42,11 +43,12 @@ pub(crate) enum NotDone {
 
 impl Background {
     pub(crate) fn new(scheduler: Scheduler, task_timeout: Duration) -> Self {
-        Self { scheduler, refreshes: Arc::new(Semaphore::new(REFRESHES_MAX)), task_timeout }
-    }
-
-    pub(crate) fn scheduler(&self) -> &Scheduler {
-        &self.scheduler
+        Self {
+            scheduler,
+            refreshes: Arc::new(Semaphore::new(REFRESHES_MAX)),
+            stopped: Arc::new(watch::Sender::new(false)),
+            task_timeout,
+        }
     }
 
     /// Takes the place of a refresh, if there is one left.
@@ -61,8 +63,13 @@ impl Background {
         bytes: u64,
         refresh: BoxFuture<'static, ()>,
     ) {
+        let mut stopped = self.stopped.subscribe();
         let future = async move {
-            refresh.await;
+            tokio::select! {
+                // An error would mean that the accelerator itself is gone.
+                _ = stopped.wait_for(|stopped| *stopped) => {}
+                () = refresh => {}
+            }
             drop(place);
         };
         let task = self
@@ -89,39 +96,10 @@ impl Background {
         handle.abort_on_drop(false).await.map_err(NotDone::Ended)
     }
 
-    /// Follows the pressure on memory, in a task that ends with the guard.
-    pub(crate) fn follow(&self, guard: &MemoryGuard) {
-        let (scheduler, mut watch) = (self.scheduler.clone(), guard.watch());
-        let follow = async move {
-            while let Some(level) = watch.changed().await {
-                scheduler.set_memory_scale(scale_at(level));
-            }
-        };
-        tokio::spawn(follow);
-    }
-
-    /// Takes no further refreshes, and ends those that wait or run.
+    /// Takes no further refreshes, and ends those that run.
     pub(crate) fn stop_refreshes(&self) {
         self.refreshes.close();
-        for task in self.scheduler.tasks(REFRESHES_MAX) {
-            if task.name == "refresh" {
-                self.scheduler.cancel(task.id);
-            }
-        }
-    }
-
-    /// Ends all that is left, after the cache has been closed.
-    pub(crate) async fn close(&self) -> DrainReport {
-        self.scheduler.drain(Duration::ZERO).await
-    }
-}
-
-/// The share of its memory budget that the background has at a level.
-fn scale_at(level: Level) -> f64 {
-    match level {
-        Level::Critical => 0.0,
-        Level::High => 0.5,
-        _ => 1.0,
+        self.stopped.send_replace(true);
     }
 }
 
@@ -144,18 +122,19 @@ mod tests {
         assert!(background.refresh_place().is_none());
         assert_eq!(background.urgently("purge", async { 7 }).await, Ok(7));
         background.stop_refreshes();
-        assert_eq!(background.close().await.dropped, []);
+        assert_eq!(background.scheduler.drain(Duration::from_secs(30)).await.stopped, []);
+        assert!(background.refresh_place().is_none(), "none is taken any more");
     }
 
     #[tokio::test]
     async fn a_refresh_that_finds_no_memory_is_left_to_a_later_request() {
         let background = background();
-        background.scheduler().set_memory_scale(scale_at(Level::Critical));
+        background.scheduler.set_memory_scale(0.0);
         let (tell, told) = tokio::sync::oneshot::channel::<()>();
         let place = background.refresh_place().expect("a place");
         background.refresh(place, 10, Box::pin(async move { _ = tell.send(()) }));
         assert!(told.await.is_err(), "it was dropped unrun");
-        background.scheduler().set_memory_scale(scale_at(Level::Normal));
+        background.scheduler.set_memory_scale(1.0);
         let (tell, told) = tokio::sync::oneshot::channel();
         let place = background.refresh_place().expect("its place is free again");
         background.refresh(place, 10, Box::pin(async move { _ = tell.send(()) }));
@@ -165,7 +144,7 @@ mod tests {
     #[tokio::test]
     async fn after_the_end_nothing_is_taken() {
         let background = background();
-        background.close().await;
+        background.scheduler.drain(Duration::ZERO).await;
         assert!(matches!(background.urgently("purge", async {}).await, Err(NotDone::Refused(_))));
     }
 }

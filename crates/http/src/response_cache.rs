@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, FORWARDED};
@@ -69,7 +70,8 @@ impl Keep {
 #[derive(Debug)]
 pub(crate) struct ResponseCache {
     pub(crate) cache: Cache<ResponseKey, Stored>,
-    pub(crate) policy: Arc<Policy>,
+    /// How long what is stale may be used changes while it runs.
+    pub(crate) policy: Arc<ArcSwap<Policy>>,
     pub(crate) max_body_bytes: usize,
     /// For the bodies that are on their way into the cache.
     pub(crate) room: Arc<Room>,
@@ -98,7 +100,7 @@ impl UnsharedUntil {
 impl ResponseCache {
     pub(crate) fn new(
         cache: Cache<ResponseKey, Stored>,
-        policy: Arc<Policy>,
+        policy: Arc<ArcSwap<Policy>>,
         max_body_bytes: usize,
     ) -> Self {
         let capacity = usize::try_from(cache.stats().memory.capacity).unwrap_or(usize::MAX);

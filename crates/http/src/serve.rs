@@ -4,17 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use axum::Router;
 use axum::body::Body;
 use http::Request;
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
-use ultra_perf::cache_tiered::{BuildError, Publisher};
-use ultra_perf::config::{ByteSize, Config};
-use ultra_perf::memory::{GuardError, MemoryGuardBuilder, Registration, TooManyReclaimers};
-use ultra_perf::monitor::Recorder;
-use ultra_perf::scheduler::{self, Scheduler};
-use ultra_perf::{CacheReclaimer, loadbalancer, resilience};
+use ultra_perf::cache_tiered::BuildError;
+use ultra_perf::config::{self, ByteSize, Config};
+use ultra_perf::memory::{Registration, TooManyReclaimers};
+use ultra_perf::monitor::Watch;
+use ultra_perf::{UltraPerf, UltraPerfBuilder, loadbalancer, resilience};
 
 use crate::accelerator::Accelerator;
 use crate::admin::{self, Admin};
@@ -23,17 +24,24 @@ use crate::background::Background;
 use crate::proxy::{Parts, Running};
 use crate::response_cache::ResponseCache;
 use crate::rules::Policy;
-use crate::server::{self, ConnInfo, ServerLimits};
+use crate::server::{self, ConnInfo, Handler, ServerLimits};
 use crate::stored::{StoredCodec, weigh};
 use crate::upstream::InvalidUpstream;
-use crate::watch::{self, Watched};
+use crate::watch;
 
 /// Names the cache of responses: its directory, its keys in Redis and its metrics.
 const CACHE_NAME: &str = "responses";
-/// Longest time for alerts that are on their way when the server stops; the rest is sent after the next start.
-const MONITOR_DEADLINE: Duration = Duration::from_secs(3);
+/// Names the balancer in its metrics.
+const BALANCER_NAME: &str = "backends";
+/// Longest time for what is left when the server has stopped, such as alerts on their way; these are sent
+/// after the next start.
+const PARTS_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A running accelerator with its admin API.
+///
+/// [`start`](Self::start) makes all that it needs of a configuration. A program that has a handle of its own
+/// embeds the accelerator with [`start_on`](Self::start_on): they share the scheduler, the guard of the
+/// memory and the monitor, and the admin API is that of both.
 ///
 /// # Examples
 ///
@@ -53,10 +61,24 @@ const MONITOR_DEADLINE: Duration = Duration::from_secs(3);
 pub struct Server {
     proxy: server::Server,
     admin: server::Server,
+    metrics: Option<server::Server>,
     running: Running,
-    /// Take the cache and the connections out of the guard's registry when the server goes.
-    reclaimers: Vec<Registration>,
-    watched: Arc<Watched>,
+    /// Takes the connections out of the guard's registry when the server goes.
+    _reclaimed: Option<Registration>,
+    reported: Reported,
+    perf: UltraPerf,
+    /// Whether the handle was made for this server, and ends with it.
+    owned: bool,
+}
+
+/// Lets go of the accelerator when the server goes: the registry may go on.
+#[derive(Debug)]
+struct Reported(Option<Watch>);
+
+impl Drop for Reported {
+    fn drop(&mut self) {
+        self.0.take().map(Watch::remove);
+    }
 }
 
 /// Why an accelerator did not start.
@@ -80,9 +102,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// The guard of the process's memory cannot be started.
-    #[error("memory cannot be watched")]
-    Memory(#[from] GuardError),
+    /// The scheduler, the guard of the memory or the monitor cannot be started.
+    #[error("a part cannot be started")]
+    Parts(#[from] ultra_perf::BuildError),
     /// The backends' settings do not go together.
     #[error("the balancer cannot be made")]
     Balancer(#[from] loadbalancer::BuildError),
@@ -92,15 +114,9 @@ pub enum StartError {
     /// The system gives no random bytes for a key.
     #[error("no key can be drawn for balancer.sticky_cookie")]
     Key(#[source] std::io::Error),
-    /// The scheduler's threads cannot be started.
-    #[error("the scheduler cannot be started")]
-    Scheduler(#[from] scheduler::BuildError),
     /// The guard has as many reclaimers as it takes.
-    #[error("the response cache or the connections cannot be registered with the memory guard")]
+    #[error("the connections cannot be registered with the memory guard")]
     Reclaimer(#[from] TooManyReclaimers),
-    /// What is watched cannot be.
-    #[error("the monitor cannot be started")]
-    Monitor(#[from] ultra_perf::MonitorError),
     /// The cache of responses cannot be opened.
     #[error("the response cache cannot be opened")]
     Cache(#[from] BuildError),
@@ -138,9 +154,9 @@ impl Server {
         Self::start_with(config, |guard| guard).await
     }
 
-    /// As [`start`](Self::start), with more said about the guard of the process's memory.
+    /// As [`start`](Self::start), with more said about the parts.
     ///
-    /// A binary names its allocator here, which no library can know: `|guard| guard.allocator(..)`.
+    /// A binary names its allocator here, which no library can know: `|parts| parts.allocator(..)`.
     ///
     /// # Errors
     ///
@@ -151,58 +167,76 @@ impl Server {
     /// Outside of a tokio runtime.
     pub async fn start_with(
         config: &Config,
-        guard: impl FnOnce(MemoryGuardBuilder) -> MemoryGuardBuilder,
+        parts: impl FnOnce(UltraPerfBuilder) -> UltraPerfBuilder,
     ) -> Result<Self, StartError> {
-        if config.server.to.is_none() {
-            return Err(StartError::NoBackend);
-        }
         // Addresses first: a second instance must fail on them, and not on the cache's directory.
-        let listener = listen("server.listen", config.server.listen).await?;
-        let admin_listener = listen("server.admin", config.server.admin).await?;
+        let listeners = Listeners::bind(config).await?;
+        let perf = parts(UltraPerf::builder().config(config.clone())).build().await?;
+        let started = Self::run(listeners, &perf, true).await;
+        if started.is_err() {
+            perf.shutdown(PARTS_DEADLINE).await;
+        }
+        started
+    }
 
-        let backends = Backends::start(config)?;
-        let scheduler = config.scheduler_builder().build()?;
+    /// Starts to serve clients and the admin API with the parts of a handle, which goes on when the server
+    /// has stopped.
+    ///
+    /// The cache of responses is the handle's cache `responses`, and what the program does itself is in the
+    /// same metrics, alerts and advice.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use ultra_perf::UltraPerf;
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let perf = UltraPerf::builder().set("server.to", "http://127.0.0.1:8000").build().await?;
+    /// let server = ultra_perf_http::Server::start_on(&perf).await?;
+    /// let users = perf.cache::<u64, String>("users").open().await?;
+    /// server.shutdown(Duration::from_secs(10)).await;
+    /// perf.shutdown(Duration::from_secs(10)).await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn start_on(perf: &UltraPerf) -> Result<Self, StartError> {
+        let listeners = Listeners::bind(&perf.config()).await?;
+        Self::run(listeners, perf, false).await
+    }
+
+    async fn run(listeners: Listeners, perf: &UltraPerf, owned: bool) -> Result<Self, StartError> {
+        let config = perf.config();
+        let backends = Backends::start(perf)?;
+        perf.watch_balancer(BALANCER_NAME, backends.balancer());
         let store = match config.response_cache.enabled {
-            true => Some(open_store(config, &scheduler).await?),
+            true => Some(open_store(perf).await?),
             false => None,
         };
-        let memory =
-            config.memory_guard_builder().map(|builder| guard(builder).start()).transpose()?;
-        let background = Background::new(scheduler, config.scheduler.task_timeout);
-        if let Some(guard) = &memory {
-            background.follow(guard);
-        }
-        let mut reclaimers = Vec::new();
-        if let Some(memory) = &memory {
-            if let Some(store) = &store {
-                reclaimers.push(memory.register(CacheReclaimer::new(store.cache.clone()))?);
-            }
-            reclaimers.push(memory.register(IdleConnections(backends.clone()))?);
-        }
-        let watched = Arc::new(Watched::start(config)?);
-        let registry = watched.registry();
-        let publisher = store.as_ref().map(|store| {
-            let recorder = Recorder::new(registry);
-            ::metrics::with_local_recorder(&recorder, || Publisher::new(store.cache.clone()))
-        });
+        let reclaimed =
+            perf.memory().map(|guard| guard.register(IdleConnections(backends.clone())));
         let parts = Parts {
-            backends: backends.clone(),
+            backends,
             store,
-            background,
+            background: Background::new(perf.scheduler().clone(), config.scheduler.task_timeout),
             coalesce_timeout: config.response_cache.coalesce_timeout,
             max_request_body_bytes: config.server.max_body.map_or(u64::MAX, ByteSize::as_u64),
             idle_timeout: config.server.idle_timeout,
             compress: config.server.compression,
-            shown_memory: memory.clone().filter(|_| config.memory.header),
+            shown_memory: perf.memory().cloned().filter(|_| config.memory.header),
         };
-        let accelerator = Accelerator::new(parts, registry);
-        watch::watch(registry, &accelerator, publisher, memory.clone());
-        let admin = admin::router(Arc::new(Admin {
-            accelerator: accelerator.clone(),
-            watched: Arc::clone(&watched),
-            memory,
-            policy: config.balancer.policy,
-        }));
+        let accelerator = Accelerator::new(parts, perf.registry());
+        // From here on what has begun ends with it, also if the rest does not start.
+        let running = Running(accelerator.clone());
+        let reported = Reported(Some(watch::watch(perf.registry(), &accelerator)));
 
         let limits = ServerLimits {
             max_connections: config.server.max_connections,
@@ -212,22 +246,22 @@ impl Server {
             max_head_bytes: config.server.max_header_bytes.as_usize(),
             ..ServerLimits::default()
         };
-        let admin_limits = ServerLimits { max_connections: 64, ..ServerLimits::default() };
-        let failed = |path, address| move |source| StartError::Listen { path, address, source };
-        let proxy = server::Server::start(listener, accelerator.clone(), limits)
-            .map_err(failed("server.listen", config.server.listen))?;
-        let admin = move |request: Request<Incoming>, _: ConnInfo| {
-            let router = admin.clone();
-            async move {
-                match router.oneshot(request.map(Body::new)).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                }
-            }
-        };
-        let admin = server::Server::start(admin_listener, admin, admin_limits)
-            .map_err(failed("server.admin", config.server.admin))?;
-        Ok(Self { proxy, admin, running: Running(accelerator), reclaimers, watched })
+        let few = ServerLimits { max_connections: 64, ..ServerLimits::default() };
+        let admin = Arc::new(Admin { accelerator: accelerator.clone(), perf: perf.clone() });
+        let admin = serving(admin::router(admin));
+        let metrics = listeners.metrics.map(|listener| {
+            listener.start(serving(admin::metrics_router(perf.clone())), few.clone())
+        });
+        Ok(Self {
+            proxy: listeners.proxy.start(accelerator, limits)?,
+            admin: listeners.admin.start(admin, few)?,
+            metrics: metrics.transpose()?,
+            running,
+            _reclaimed: reclaimed.transpose()?,
+            reported,
+            perf: perf.clone(),
+            owned,
+        })
     }
 
     /// Returns the address on which clients are served.
@@ -242,50 +276,146 @@ impl Server {
         self.admin.local_addr()
     }
 
+    /// Returns the address that serves only metrics, where `server.metrics_listen` names one.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(server::Server::local_addr)
+    }
+
+    /// Returns the handle over the parts.
+    #[must_use]
+    pub fn perf(&self) -> &UltraPerf {
+        &self.perf
+    }
+
     /// Stops accepting, lets requests end for at most `grace`, then writes the cache down.
+    ///
+    /// A handle that was given to [`start_on`](Self::start_on) goes on, without the cache of responses.
     ///
     /// # Cancel safety
     ///
     /// Dropped, it leaves the accelerator stopping; what memory alone held is lost then.
-    pub async fn shutdown(mut self, grace: Duration) -> Stopped {
-        self.reclaimers.clear();
+    pub async fn shutdown(self, grace: Duration) -> Stopped {
         let drained = self.proxy.shutdown(grace).await;
         let Running(accelerator) = &self.running;
         accelerator.close().await;
         self.admin.shutdown(Duration::from_secs(1)).await;
+        if let Some(metrics) = &self.metrics {
+            metrics.shutdown(Duration::from_secs(1)).await;
+        }
         if let Some(store) = accelerator.store() {
             store.cache.close().await;
         }
-        // The cache has had the last of its values sealed.
-        accelerator.background().close().await;
-        let watched = Arc::clone(&self.watched);
-        // It writes to the disk. A thread that cannot be had leaves at most a second of history unwritten.
-        let _ = tokio::task::spawn_blocking(move || watched.shutdown(MONITOR_DEADLINE)).await;
+        drop(self.reported);
+        if self.owned {
+            let report = self.perf.shutdown(PARTS_DEADLINE).await;
+            if !report.is_clean() {
+                tracing::warn!("not everything ended in time: {report}");
+            }
+        }
         Stopped { aborted: drained.aborted }
     }
 }
 
-async fn listen(path: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    let failed = |source| StartError::Listen { path, address, source };
-    TcpListener::bind(address).await.map_err(failed)
+/// The addresses, before anything else is begun.
+struct Listeners {
+    proxy: Listening,
+    admin: Listening,
+    metrics: Option<Listening>,
 }
 
-async fn open_store(config: &Config, scheduler: &Scheduler) -> Result<ResponseCache, StartError> {
-    let settings = &config.response_cache;
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        if config.server.to.is_none() {
+            return Err(StartError::NoBackend);
+        }
+        Ok(Self {
+            proxy: Listening::bind("server.listen", config.server.listen).await?,
+            admin: Listening::bind("server.admin", config.server.admin).await?,
+            metrics: match config.server.metrics_listen {
+                Some(address) => Some(Listening::bind("server.metrics_listen", address).await?),
+                None => None,
+            },
+        })
+    }
+}
+
+/// An address that is taken, and the key that names it.
+struct Listening {
+    listener: TcpListener,
+    path: &'static str,
+    address: SocketAddr,
+}
+
+impl Listening {
+    async fn bind(path: &'static str, address: SocketAddr) -> Result<Self, StartError> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| StartError::Listen { path, address, source })?;
+        Ok(Self { listener, path, address })
+    }
+
+    fn start<H: Handler>(
+        self,
+        handler: H,
+        limits: ServerLimits,
+    ) -> Result<server::Server, StartError> {
+        let Self { listener, path, address } = self;
+        let started = server::Server::start(listener, handler, limits);
+        started.map_err(|source| StartError::Listen { path, address, source })
+    }
+}
+
+/// Serves the routes of a router.
+fn serving(router: Router) -> impl Handler<Body = Body> {
+    move |request: Request<Incoming>, _: ConnInfo| {
+        let router = router.clone();
+        async move {
+            match router.oneshot(request.map(Body::new)).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+    }
+}
+
+/// What the rules of the cache take from the configuration.
+fn policy(settings: &config::ResponseCache) -> Policy {
     let window = |window: Duration| (!window.is_zero()).then_some(window);
-    let policy = Arc::new(Policy {
+    Policy {
         heuristic_fraction: if settings.heuristics { 0.1 } else { 0.0 },
         stale_while_revalidate: window(settings.stale_while_revalidate),
         stale_if_error: window(settings.stale_if_error),
         keep_for_revalidation: settings.keep,
         ..Policy::default()
+    }
+}
+
+async fn open_store(perf: &UltraPerf) -> Result<ResponseCache, StartError> {
+    let config = perf.config();
+    let settings = &config.response_cache;
+    let rules = Arc::new(ArcSwap::from_pointee(policy(settings)));
+    let followed = Arc::downgrade(&rules);
+    perf.on_change(move |before, after| {
+        let (was, is) = (&before.response_cache, &after.response_cache);
+        let windows = |it: &config::ResponseCache| (it.stale_while_revalidate, it.stale_if_error);
+        if let Some(rules) = followed.upgrade().filter(|_| windows(was) != windows(is)) {
+            let now = policy(is);
+            let stale_while_revalidate = now.stale_while_revalidate;
+            let stale_if_error = now.stale_if_error;
+            // All else takes effect with the next start.
+            let then = rules.load_full();
+            rules.store(Arc::new(Policy {
+                stale_while_revalidate,
+                stale_if_error,
+                ..Policy::clone(&then)
+            }));
+        }
     });
-    let codec = StoredCodec { policy: Arc::clone(&policy) };
-    let cache = config
-        .cache_builder_with_codec(CACHE_NAME, codec)
+    let codec = StoredCodec { policy: Arc::clone(&rules) };
+    let cache = perf
+        .cache_with_codec(CACHE_NAME, codec)
         .bytes(config.cache.memory.capacity.as_u64(), weigh)
-        .executor(ultra_perf::offload_to(scheduler))
         .open()
         .await?;
-    Ok(ResponseCache::new(cache, policy, settings.max_body.as_usize()))
+    Ok(ResponseCache::new(cache, rules, settings.max_body.as_usize()))
 }

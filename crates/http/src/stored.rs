@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ultra_perf::cache_tiered::{Codec, CodecError, Equivalent};
 
@@ -119,7 +120,7 @@ const VARIES: u8 = 1;
 /// and the varying fields.
 #[derive(Debug, Clone)]
 pub(crate) struct StoredCodec {
-    pub(crate) policy: Arc<Policy>,
+    pub(crate) policy: Arc<ArcSwap<Policy>>,
 }
 
 impl Codec<ResponseKey, Stored> for StoredCodec {
@@ -181,7 +182,7 @@ impl StoredCodec {
                 let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
                 let (head, body) = rest.split_at_checked(length)?;
                 let head = StoredHead::decode(head)?;
-                let freshness = head.freshness(&self.policy);
+                let freshness = head.freshness(&self.policy.load());
                 let body = Bytes::copy_from_slice(body);
                 Some(Stored::Response(Arc::new(StoredResponse { head, freshness, body })))
             }

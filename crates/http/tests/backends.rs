@@ -529,7 +529,7 @@ async fn the_stats_and_the_metrics_tell_of_every_backend() {
         format!("backend_ejections_total{{backend=\"{url}\"}} 0"),
         format!("circuit_breaker_state{{backend=\"{url}\"}} 0"),
         "balancer_retries_total 0".to_owned(),
-        "balancer_waiting 0".to_owned(),
+        "balancer_waiting{balancer=\"backends\"} 0".to_owned(),
     ] {
         assert!(text.lines().any(|it| it == line), "{line} in\n{text}");
     }

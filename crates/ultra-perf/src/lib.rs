@@ -45,6 +45,7 @@
 //!   and `mimalloc`: what gives idle memory back, for programs with that allocator.
 //! - `monitor`: metrics, their history, alert rules, a score and advice.
 //! - `metrics-exporter-prometheus`: all of that on the page of a program that serves this exporter.
+//! - `profiling`: CPU profiles of the process, on demand.
 //! - `resilience`: circuit breakers and the budget of retries.
 //! - `loadbalancer`: the balancer over the configured backends.
 //! - `scheduler`: priorities for futures, closures that compute and closures that wait.

@@ -1,5 +1,6 @@
 //! The admin API's view of advice: the score, the recommendations, and acting on them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -16,7 +17,7 @@ use ultra_perf::monitor::advice::{ApplyError, Priority, Recommendation};
 use ultra_perf::monitor::{Aggregate, Monitor, Selector, Source as _, Window};
 
 use super::monitor::{Asked, Page, asked, blocking, moment, monitor, refused};
-use super::{Problem, Shared, api, read_json, timestamp};
+use super::{Admin, Problem, Shared, api, read_json, timestamp};
 
 /// The states that a recommendation can be in.
 const STATES: [&str; 6] = ["open", "applied", "verified", "no_effect", "rolled_back", "dismissed"];
@@ -123,17 +124,38 @@ struct Act {
     by: String,
 }
 
+/// Whether a change is only shown.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Trial {
+    #[serde(default)]
+    dry_run: bool,
+}
+
 pub(super) async fn apply(
     State(admin): Shared,
     id: Named,
+    query: Asked<Trial>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let id = named(id)?;
+    let (id, Trial { dry_run }) = (named(id)?, asked(query)?);
     let Act { by } = read_json(&headers, body).await?;
     let monitor = monitor(&admin)?.clone();
+    if dry_run {
+        let found = find(&monitor, &id)?;
+        let action = found.finding.action.as_ref().ok_or_else(|| by_people(&found))?;
+        let differences = super::config::trial(&admin, &action.path, &action.to)?;
+        return Ok(Json(json!({
+            "timestamp": timestamp(),
+            "status": "success",
+            "dry_run": true,
+            "differences": differences,
+            "recommendation": found,
+        })));
+    }
     let change = |monitor: &Monitor, id: &str, by: &str| monitor.apply(id, by);
-    act(monitor, id, by, "applied", change).await
+    act(&admin, monitor, id, by, "applied", change).await
 }
 
 pub(super) async fn undo(
@@ -146,17 +168,19 @@ pub(super) async fn undo(
     let Act { by } = read_json(&headers, body).await?;
     let monitor = monitor(&admin)?.clone();
     let change = |monitor: &Monitor, id: &str, by: &str| monitor.undo(id, by);
-    act(monitor, id, by, "undone", change).await
+    act(&admin, monitor, id, by, "undone", change).await
 }
 
 /// Does what changes the configuration, and tells what it changed.
 async fn act(
+    admin: &Arc<Admin>,
     monitor: Monitor,
     id: String,
     by: String,
     done: &'static str,
     change: fn(&Monitor, &str, &str) -> Result<(), ApplyError>,
 ) -> Result<Json<Value>, Problem> {
+    let before = admin.perf.changes().last().map_or(0, |change| change.version);
     let (asked, who) = (id.clone(), by.clone());
     // It reads the history, whose older part is on the disk.
     let (monitor, result) = blocking(move || {
@@ -166,12 +190,17 @@ async fn act(
     .await?;
     result.map_err(|error| not_done(&monitor, &id, &error))?;
     tracing::info!(id, by, "a recommendation was {done} by the admin API");
+    let made = admin.perf.changes().into_iter().find(|change| change.version > before);
+    let made = made.as_ref().map(super::config::change);
     let mut answer = json!({
         "timestamp": timestamp(),
         "status": "success",
         "recommendation": find(&monitor, &id).ok(),
     });
     answer[done] = json!(id);
+    if let (Some(Value::Object(made)), Some(answer)) = (made, answer.as_object_mut()) {
+        answer.extend(made);
+    }
     Ok(Json(answer))
 }
 

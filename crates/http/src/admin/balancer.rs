@@ -24,7 +24,7 @@ pub(super) async fn stats(State(admin): Shared) -> Json<Value> {
     let hedges = extra.hedges.map(|it| json!({ "hedged": it.hedged, "won": it.won }));
     Json(json!({
         "timestamp": timestamp(),
-        "policy": admin.policy.to_string(),
+        "policy": admin.perf.config().balancer.policy.to_string(),
         "ready": stats.ready,
         "panicking": stats.panicking,
         "in_flight": stats.in_flight,

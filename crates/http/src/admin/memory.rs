@@ -31,7 +31,7 @@ pub(super) fn gc_stats(guard: Option<&MemoryGuard>) -> Value {
 }
 
 pub(super) async fn stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let guard = admin.memory.as_ref().ok_or_else(off)?;
+    let guard = admin.perf.memory().ok_or_else(off)?;
     let current = read_machine(&admin).await?.process;
     let (stats, thresholds) = (guard.stats(), guard.thresholds());
     let now = Instant::now();
@@ -140,7 +140,7 @@ pub(super) async fn usage(
         let detail = "The query may have seconds and minutes, each a number of points.";
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     })?;
-    let guard = admin.memory.as_ref().ok_or_else(off)?;
+    let guard = admin.perf.memory().ok_or_else(off)?;
     let current = read_machine(&admin).await?.process;
     let now = Instant::now();
     let newest = |points: Vec<HistoryPoint>, count: Option<usize>| -> Vec<Value> {
@@ -188,7 +188,7 @@ pub(super) async fn cleanup(
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let Cleanup { force, aggressive, target_bytes } = read_json(&headers, body).await?;
-    let guard = admin.memory.clone().ok_or_else(off)?;
+    let guard = admin.perf.memory().cloned().ok_or_else(off)?;
     let mut request = CleanupRequest::default();
     (request.force, request.aggressive, request.target_bytes) = (force, aggressive, target_bytes);
     // It blocks for as long as the reclaimers and the allocator take.

@@ -36,7 +36,7 @@ const POINTS: i64 = 120;
 const EXPORT_BYTES_MAX: usize = 64 << 20;
 
 pub(super) fn monitor(admin: &Admin) -> Result<&Monitor, Problem> {
-    admin.watched.monitor().ok_or_else(|| {
+    admin.perf.monitor().ok_or_else(|| {
         Problem::new(StatusCode::CONFLICT, "Nothing is watched: monitor.enabled is off.")
     })
 }

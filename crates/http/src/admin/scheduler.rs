@@ -20,7 +20,7 @@ const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
 fn scheduler(admin: &Arc<Admin>) -> &Scheduler {
-    admin.accelerator.background().scheduler()
+    admin.perf.scheduler()
 }
 
 pub(super) async fn stats(State(admin): Shared) -> Json<Value> {

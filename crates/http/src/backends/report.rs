@@ -49,15 +49,6 @@ pub(crate) const FAMILIES: &[Family] = &[
         Unit::None,
         "Times that a circuit breaker has opened.",
     ),
-    ("balancer_waiting", Kind::Gauge, Unit::None, "Requests that wait for a backend."),
-    ("balancer_panicking", Kind::Gauge, Unit::None, "Whether ejections and checks are ignored."),
-    ("balancer_shed_total", Kind::Counter, Unit::None, "Requests that found all places taken."),
-    (
-        "balancer_timed_out_total",
-        Kind::Counter,
-        Unit::None,
-        "Requests that waited for a backend in vain.",
-    ),
     (
         "balancer_retries_total",
         Kind::Counter,
@@ -179,12 +170,8 @@ impl Backends {
                 out.counter("circuit_breaker_opened_total", &labels, breaker.opened as f64);
             }
         }
-        let (stats, extra) = (self.0.balancer.stats(), self.extra());
-        out.gauge("balancer_waiting", &[], stats.waiting as f64);
-        out.gauge("balancer_panicking", &[], f64::from(u8::from(stats.panicking)));
+        let extra = self.extra();
         for (name, count) in [
-            ("balancer_shed_total", stats.shed),
-            ("balancer_timed_out_total", stats.timed_out),
             ("balancer_retries_total", extra.retried),
             ("balancer_retry_budget_refused_total", extra.budget.refused),
             ("balancer_hedges_total", extra.hedges.map_or(0, |hedges| hedges.hedged)),

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use serde_json::Value;
-use ultra_perf::config::ConfigLoader;
+use ultra_perf::{UltraPerf, config::ConfigLoader};
 use ultra_perf_http::{Server, Stopped};
 
 use crate::support::{
@@ -43,6 +43,12 @@ impl Accelerated {
             .load()
             .expect("a configuration");
         let server = soon("the start", Server::start(&config)).await.expect("a server");
+        Self { server }
+    }
+
+    /// Starts one with the parts of a handle.
+    pub(crate) async fn on(perf: &UltraPerf) -> Self {
+        let server = soon("the start", Server::start_on(perf)).await.expect("a server");
         Self { server }
     }
 
@@ -89,14 +95,29 @@ impl Accelerated {
         send(&mut self.client().await, method, target, fields, body).await
     }
 
-    /// Asks the admin API, with a body of JSON where there is one.
-    pub(crate) async fn admin(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+    /// Where metrics alone are.
+    pub(crate) fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.server.metrics_addr()
+    }
+
+    /// The handle over its parts.
+    pub(crate) fn perf(&self) -> &UltraPerf {
+        self.server.perf()
+    }
+
+    /// Asks the admin API, whatever it answers with.
+    pub(crate) async fn admin_answer(&self, method: &str, path: &str, body: &str) -> Answer {
         let mut client = RawClient::connect(self.admin_addr()).await;
         let kind = [("Content-Type", "application/json")];
         let fields = if body.is_empty() { &[][..] } else { &kind[..] };
         let target = format!("/performance{path}");
         client.send(request(method, &target, "localhost", fields, body)).await;
-        let answer = client.answer().await.expect("an answer");
+        client.answer().await.expect("an answer")
+    }
+
+    /// Asks the admin API, with a body of JSON where there is one.
+    pub(crate) async fn admin(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let answer = self.admin_answer(method, path, body).await;
         let json = serde_json::from_slice(&answer.body);
         (answer.status, json.unwrap_or_else(|_| panic!("JSON from {path}: {answer:?}")))
     }
@@ -110,7 +131,12 @@ impl Accelerated {
 
     /// One figure of `/performance/stats`.
     pub(crate) async fn figure(&self, pointer: &str) -> u64 {
-        let (status, json) = self.admin("GET", "/stats", "").await;
+        self.figure_of("/stats", pointer).await
+    }
+
+    /// One figure of a page of the admin API.
+    pub(crate) async fn figure_of(&self, path: &str, pointer: &str) -> u64 {
+        let (status, json) = self.admin("GET", path, "").await;
         assert_eq!(status, 200, "{json}");
         json.pointer(pointer).and_then(Value::as_u64).unwrap_or_else(|| panic!("{pointer}: {json}"))
     }
