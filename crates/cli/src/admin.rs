@@ -55,6 +55,11 @@ fn indented(problems: &[String]) -> String {
 }
 
 impl AdminArgs {
+    /// The admin API at an address that is known.
+    pub(crate) fn at(admin: SocketAddr) -> Self {
+        Self { admin }
+    }
+
     /// Asks for what is at a path under `/performance`.
     pub(crate) fn get(self, path: &str) -> Result<Value, AdminError> {
         self.ask(Method::GET, path, None)

@@ -9,6 +9,7 @@
 //! its URL is given.
 
 mod backend;
+mod levels;
 mod load;
 mod screen;
 mod zipf;
@@ -24,6 +25,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
+use ultra_perf::OptimizationLevel;
 
 use self::backend::{Backend, BackendError, ShopSize};
 use self::load::{Catalog, Load, LoadPlan, Measured, Mix};
@@ -93,9 +95,36 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
 
+    /// Level of the accelerator: basic, advanced, ultra or extreme [default: advanced]
+    #[arg(long, value_name = "LEVEL")]
+    level: Option<OptimizationLevel>,
+
     /// Only measure the backend
-    #[arg(long, conflicts_with_all = ["redis", "port"])]
+    #[arg(long, conflicts_with_all = ["redis", "port", "level"])]
     no_accelerator: bool,
+
+    /// The same load without an accelerator and at each level, as a table
+    #[arg(long, conflicts_with_all = ["redis", "port", "backend_port", "level", "no_accelerator"])]
+    levels: bool,
+
+    /// Prints the table of the levels as JSON
+    #[arg(long, requires = "levels")]
+    json: bool,
+}
+
+impl DemoArgs {
+    /// The load, the same at each run.
+    fn plan(&self, to: SocketAddr, catalog: &Arc<Catalog>) -> LoadPlan {
+        LoadPlan {
+            to,
+            clients: usize::from(self.clients),
+            duration: Duration::from_secs(self.seconds),
+            requests_max: self.requests,
+            mix: Mix { writes_percent: self.writes, private_percent: PRIVATE_PERCENT },
+            seed: self.seed,
+            catalog: Arc::clone(catalog),
+        }
+    }
 }
 
 /// Why the demonstration failed.
@@ -121,7 +150,7 @@ pub(crate) enum DemoError {
     #[error("no request was answered {phase}: {}", first_error.as_deref().unwrap_or("no reason is known"))]
     NothingAnswered {
         /// Which phase it was.
-        phase: &'static str,
+        phase: String,
         /// What the first request failed with.
         first_error: Option<String>,
     },
@@ -184,6 +213,14 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<(), DemoError>
             .print(&["Ended before the first request.".to_owned()])
             .map_err(DemoError::Output);
     }
+    if args.levels {
+        let report = levels::measure(args, size, &file, directory, &mut interrupt).await?;
+        let lines = match args.json {
+            true => vec![serde_json::to_string_pretty(&report).expect("only text and numbers")],
+            false => report.lines(&heading(args, &Catalog::of(size))),
+        };
+        return screen.print(&lines).map_err(DemoError::Output);
+    }
     let backend = Backend::start(file, args.backend_port).await?;
     // Before the first phase, so that what is wrong with it is told at once; it idles until the second.
     let accelerator = match args.no_accelerator {
@@ -191,13 +228,7 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<(), DemoError>
         false => Some(start_accelerator(args, backend.addr(), directory).await?),
     };
     let catalog = Arc::new(Catalog::of(size));
-    let heading = format!(
-        "ultra-perf demo: a slow shop, {} clients, Zipf {} over {} pages, {} % writes",
-        args.clients,
-        load::ZIPF_EXPONENT,
-        catalog.len(),
-        args.writes
-    );
+    let heading = heading(args, &catalog);
     if !screen.is_live() {
         let seconds = started.elapsed().as_secs_f64();
         let filled =
@@ -212,15 +243,7 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<(), DemoError>
         phases: if accelerator.is_some() { 2 } else { 1 },
         direct: None,
     };
-    let plan = LoadPlan {
-        to: backend.addr(),
-        clients: usize::from(args.clients),
-        duration: Duration::from_secs(args.seconds),
-        requests_max: args.requests,
-        mix: Mix { writes_percent: args.writes, private_percent: PRIVATE_PERCENT },
-        seed: args.seed,
-        catalog,
-    };
+    let plan = args.plan(backend.addr(), &catalog);
     let mut outcome = Outcome::default();
     (outcome.direct, outcome.first_error) = stage.run(plan.clone(), &mut interrupt).await?;
     if let Some(accelerator) = accelerator {
@@ -244,6 +267,16 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<(), DemoError>
     screen.print(&summary).map_err(DemoError::Output)?;
     backend.shutdown(SHUTDOWN_DEADLINE).await;
     verdict(&outcome)
+}
+
+fn heading(args: &DemoArgs, catalog: &Catalog) -> String {
+    format!(
+        "ultra-perf demo: a slow shop, {} clients, Zipf {} over {} pages, {} % writes",
+        args.clients,
+        load::ZIPF_EXPONENT,
+        catalog.len(),
+        args.writes
+    )
 }
 
 /// Fills the shop's file beside the runtime, with a bar on a terminal; `false` at an interrupt.
@@ -295,6 +328,9 @@ async fn start_accelerator(
         .set("cache.disk.path", path("cache")?, ORIGIN)
         .set("monitor.history.path", path("monitor")?, ORIGIN)
         .set("cache.disk.capacity", DISK_CAPACITY, ORIGIN);
+    if let Some(level) = args.level {
+        loader = loader.set("level", level.to_string(), "--level");
+    }
     if let Some(url) = &args.redis {
         // A prefix of its own: another run's pages are of another shop.
         let prefix = format!("ultra-perf-demo-{}", std::process::id());
@@ -414,12 +450,28 @@ fn verdict(outcome: &Outcome) -> Result<(), DemoError> {
         let silent = reading.is_some_and(|reading| reading.measured.counts.answered == 0);
         if silent && !outcome.ended_early {
             return Err(DemoError::NothingAnswered {
-                phase,
+                phase: phase.to_owned(),
                 first_error: outcome.first_error.clone(),
             });
         }
     }
     Ok(())
+}
+
+/// Decides whether one run of the load is a success.
+fn judge(
+    reading: &Reading,
+    phase: String,
+    first_error: Option<String>,
+    ended_early: bool,
+) -> Result<(), DemoError> {
+    let counts = &reading.measured.counts;
+    match (counts.violations, counts.leaks, counts.answered) {
+        (0, 0, 0) if !ended_early => Err(DemoError::NothingAnswered { phase, first_error }),
+        (0, 0, _) => Ok(()),
+        (0, count, _) => Err(DemoError::Leaked { count }),
+        (count, ..) => Err(DemoError::Stale { count }),
+    }
 }
 
 /// Ctrl-C or SIGTERM: the first ends the demonstration in good order, the second at once.

@@ -2,11 +2,14 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 use ultra_perf::config::{Log, LogFormat};
 
-/// Starts the log, to standard error.
-pub(crate) fn start(log: &Log) {
+/// Changes what the log tells.
+pub(crate) type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
+
+/// Starts the log, to standard error, and returns what changes its level.
+pub(crate) fn start(log: &Log) -> SetLevel {
     let terminal = io::stderr().is_terminal();
     let human = match log.format {
         LogFormat::Human => true,
@@ -18,11 +21,24 @@ pub(crate) fn start(log: &Log) {
         .with_env_filter(filter(log.level.as_str()))
         .with_writer(io::stderr);
     // A second start in one process, as in a test, keeps the first log.
-    let _ = if human {
-        builder.with_ansi(colours).with_target(false).try_init()
+    if human {
+        let builder = builder.with_ansi(colours).with_target(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        let _ = builder.try_init();
+        Box::new(move |level| told(handle.reload(filter(level))))
     } else {
-        builder.json().flatten_event(true).with_current_span(false).try_init()
-    };
+        let builder =
+            builder.json().flatten_event(true).with_current_span(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        let _ = builder.try_init();
+        Box::new(move |level| told(handle.reload(filter(level))))
+    }
+}
+
+fn told(changed: Result<(), reload::Error>) {
+    if let Err(error) = changed {
+        tracing::warn!(%error, "the level of the log stays");
+    }
 }
 
 /// The filter of the configuration, in which the engine of the history speaks from warnings on unless it is named.

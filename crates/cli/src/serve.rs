@@ -39,8 +39,8 @@ pub(crate) fn run(args: &ServeArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    logs::start(&config.log);
-    match serve(&config) {
+    let set_level = logs::start(&config.log);
+    match serve(&config, set_level) {
         Ok(code) => code,
         Err(error) => {
             tell(&error);
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &ServeArgs) -> ExitCode {
     }
 }
 
-fn serve(config: &Config) -> Result<ExitCode, ServeError> {
+fn serve(config: &Config, set_level: logs::SetLevel) -> Result<ExitCode, ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.server.workers)
         .thread_name("ultra-perf")
@@ -66,7 +66,12 @@ fn serve(config: &Config) -> Result<ExitCode, ServeError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
         // The allocator that this binary is built with; see main.
-        let server = Server::start_with(config, |guard| guard.allocator(Mimalloc)).await?;
+        let server = Server::start_with(config, |parts| parts.allocator(Mimalloc)).await?;
+        server.perf().on_change(move |before, after| {
+            if before.log.level != after.log.level {
+                set_level(after.log.level.as_str());
+            }
+        });
         greet(config, &server);
         tokio::select! {
             _ = terminate.recv() => {}
@@ -91,9 +96,6 @@ fn serve(config: &Config) -> Result<ExitCode, ServeError> {
 
 /// Says what runs where.
 fn greet(config: &Config, server: &Server) {
-    for note in config.notes() {
-        tracing::info!("{}: {}", note.key, note.message);
-    }
     let backend = config.server.to.as_ref().map(ToString::to_string).unwrap_or_default();
     let mut tiers = format!("memory {}", config.cache.memory.capacity);
     if let Some(redis) = &config.cache.redis.url {
@@ -103,9 +105,13 @@ fn greet(config: &Config, server: &Server) {
         tiers.push_str(&format!(", disk {} in {}", config.cache.disk.capacity, path.display()));
     }
     let proxy = server.proxy_addr();
-    tracing::info!("http://{proxy} now serves {backend} (cache: {tiers})");
+    let level = config.level;
+    tracing::info!("http://{proxy} now serves {backend} (level: {level}, cache: {tiers})");
     let admin = server.admin_addr();
     tracing::info!(
         "statistics: http://{admin}/performance/stats, metrics: http://{admin}/performance/metrics"
     );
+    if let Some(metrics) = server.metrics_addr() {
+        tracing::info!("metrics alone: http://{metrics}/metrics");
+    }
 }

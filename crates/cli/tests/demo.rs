@@ -209,3 +209,31 @@ fn a_terminal_sees_the_table_redrawn_and_gets_its_cursor_back() {
     let Some(text) = on_a_terminal(&[("TERM", "dumb")]) else { return };
     assert!(!text.contains("\x1b[?25l") && !text.contains("phase 1 of 1"), "{text:?}");
 }
+
+#[test]
+fn the_same_load_is_measured_at_every_level() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["--levels", "--json", "--requests", "150", "--seconds", "60", "--clients", "4"];
+    let output = finish(demo(home.path(), &args).spawn().unwrap());
+    assert!(output.status.success(), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let levels: Vec<_> = rows.iter().map(|row| row["level"].as_str()).collect();
+    let all = [None, Some("basic"), Some("advanced"), Some("ultra"), Some("extreme")];
+    assert_eq!(levels, all);
+    for row in rows {
+        assert_eq!((&row["requests"], &row["errors"]), (&150.into(), &0.into()), "{row}");
+        assert!(row["backend_calls"].as_u64().unwrap() > 0, "{row}");
+        let accelerated = !row["level"].is_null();
+        assert_eq!(row["rss_bytes"].as_u64().is_some_and(|it| it > 0), accelerated, "{row}");
+        assert_eq!(row["hit_ratio"].as_f64().unwrap() > 0.1, accelerated, "{row}");
+        assert_eq!(row["differs"].as_array().unwrap().is_empty(), !accelerated, "{row}");
+    }
+    assert_nothing_is_left(home.path());
+
+    let refused = finish(demo(home.path(), &["--json"]).spawn().unwrap());
+    assert_eq!(refused.status.code(), Some(2));
+    let refused = finish(demo(home.path(), &["--level", "best"]).spawn().unwrap());
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(2) && told.contains("extreme"), "{told}");
+}

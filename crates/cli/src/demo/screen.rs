@@ -183,7 +183,7 @@ impl Reading {
         (seconds > 0.0).then(|| count as f64 / seconds)
     }
 
-    fn rate(&self) -> Option<f64> {
+    pub(super) fn rate(&self) -> Option<f64> {
         self.per_second(self.measured.counts.answered)
     }
 
@@ -192,7 +192,7 @@ impl Reading {
     }
 
     /// Backend calls for a thousand answers.
-    fn backend_calls_per_thousand(&self) -> Option<f64> {
+    pub(super) fn backend_calls_per_thousand(&self) -> Option<f64> {
         let answered = self.measured.counts.answered;
         (answered > 0).then(|| self.backend_calls as f64 * 1_000.0 / answered as f64)
     }
@@ -413,7 +413,7 @@ pub(super) fn count(value: u64) -> String {
     text
 }
 
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     if value < 99.95 { format!("{value:.1}") } else { count(value.round() as u64) }
 }
 
@@ -421,11 +421,11 @@ fn factor_number(value: f64) -> String {
     if value < 9.95 { format!("{value:.1}") } else { count(value.round() as u64) }
 }
 
-fn percent(value: f64) -> String {
+pub(super) fn percent(value: f64) -> String {
     format!("{:.1} %", value * 100.0)
 }
 
-fn latency(seconds: f64) -> String {
+pub(super) fn latency(seconds: f64) -> String {
     let millis = seconds * 1_000.0;
     if millis < 0.9995 {
         format!("{millis:.2} ms")
