@@ -173,6 +173,11 @@ fn provenance(options: &Options) -> String {
     if !options.args.is_empty() {
         command += &format!(" -- {}", options.args.join(" "));
     }
+    machine(&command)
+}
+
+/// A command with the machine that it ran on and the day.
+pub(crate) fn machine(command: &str) -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpu
         .lines()

@@ -97,11 +97,11 @@ impl Accelerator {
             .spawn()
             .map_err(|error| format!("cannot run ultra-perf: {error}"))?;
         let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
-        let mut address = || {
-            let line = lines.next().and_then(Result::ok)?;
-            let line: Value = serde_json::from_str(&line).ok()?;
-            let rest = line["message"].as_str()?.split_once("http://")?.1;
-            Some(rest.split([' ', '/']).next()?.to_owned())
+        let mut address = || loop {
+            let line: Value = serde_json::from_str(&lines.next()?.ok()?).ok()?;
+            if let Some((_, rest)) = line["message"].as_str()?.split_once("http://") {
+                return Some(rest.split([' ', '/']).next()?.to_owned());
+            }
         };
         let (proxy, admin) = (address(), address());
         // Whoever logs must not block on a full pipe.

@@ -12,6 +12,7 @@ mod features;
 mod fuzz;
 mod kill;
 mod prometheus;
+mod readme;
 mod repo;
 mod soak;
 mod test;
@@ -53,6 +54,8 @@ enum Command {
     Prometheus,
     /// Send alerts to a real Alertmanager, getting one first
     Alertmanager,
+    /// Run the demonstration at every level, and write its table into the README
+    Readme(readme::Options),
     /// Put real load on an accelerator until its default alert rules fire, and see them end
     DefaultRules(default_rules::Options),
     /// Run the long tests in release for as long as told, and watch the memory
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::KillRounds { rounds } => kill::run(rounds),
         Command::Prometheus => prometheus::run(),
         Command::Alertmanager => alertmanager::run(),
+        Command::Readme(options) => readme::run(&options),
         Command::DefaultRules(options) => default_rules::run(&options),
         Command::Soak(options) => soak::run(&options),
     };
