@@ -18,6 +18,7 @@ mod background;
 pub mod body;
 mod client;
 mod compress;
+mod configured;
 
 mod fill;
 mod flights;

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use http::Request;
@@ -12,7 +11,7 @@ use hyper::body::Incoming;
 use tokio::net::TcpListener;
 use tower::ServiceExt as _;
 use ultra_perf::cache_tiered::BuildError;
-use ultra_perf::config::{self, ByteSize, Config};
+use ultra_perf::config::{ByteSize, Config};
 use ultra_perf::memory::{Registration, TooManyReclaimers};
 use ultra_perf::monitor::Watch;
 use ultra_perf::{UltraPerf, UltraPerfBuilder, loadbalancer, resilience};
@@ -21,9 +20,9 @@ use crate::accelerator::Accelerator;
 use crate::admin::{self, Admin};
 use crate::backends::{Backends, BackendsError, IdleConnections};
 use crate::background::Background;
+use crate::configured;
 use crate::proxy::{Parts, Running};
 use crate::response_cache::ResponseCache;
-use crate::rules::Policy;
 use crate::server::{self, ConnInfo, Handler, ServerLimits};
 use crate::stored::{StoredCodec, weigh};
 use crate::upstream::InvalidUpstream;
@@ -378,39 +377,10 @@ fn serving(router: Router) -> impl Handler<Body = Body> {
     }
 }
 
-/// What the rules of the cache take from the configuration.
-fn policy(settings: &config::ResponseCache) -> Policy {
-    let window = |window: Duration| (!window.is_zero()).then_some(window);
-    Policy {
-        heuristic_fraction: if settings.heuristics { 0.1 } else { 0.0 },
-        stale_while_revalidate: window(settings.stale_while_revalidate),
-        stale_if_error: window(settings.stale_if_error),
-        keep_for_revalidation: settings.keep,
-        ..Policy::default()
-    }
-}
-
 async fn open_store(perf: &UltraPerf) -> Result<ResponseCache, StartError> {
     let config = perf.config();
     let settings = &config.response_cache;
-    let rules = Arc::new(ArcSwap::from_pointee(policy(settings)));
-    let followed = Arc::downgrade(&rules);
-    perf.on_change(move |before, after| {
-        let (was, is) = (&before.response_cache, &after.response_cache);
-        let windows = |it: &config::ResponseCache| (it.stale_while_revalidate, it.stale_if_error);
-        if let Some(rules) = followed.upgrade().filter(|_| windows(was) != windows(is)) {
-            let now = policy(is);
-            let stale_while_revalidate = now.stale_while_revalidate;
-            let stale_if_error = now.stale_if_error;
-            // All else takes effect with the next start.
-            let then = rules.load_full();
-            rules.store(Arc::new(Policy {
-                stale_while_revalidate,
-                stale_if_error,
-                ..Policy::clone(&then)
-            }));
-        }
-    });
+    let rules = configured::policy(perf);
     let codec = StoredCodec { policy: Arc::clone(&rules) };
     let cache = perf
         .cache_with_codec(CACHE_NAME, codec)

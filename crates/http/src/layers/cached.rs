@@ -30,9 +30,10 @@ use crate::TrafficStats;
 use crate::accelerator::{Accelerator, Answer, Asked, Shared, Step, answer_with, now_ms};
 use crate::background::Background;
 use crate::compress::{self, Packed, Wanted};
+use crate::configured;
 use crate::origin::{BoxError, Failure, Fetched, Origin};
 use crate::response_cache::ResponseCache;
-use crate::rules::{self, CacheStatus, Forward, Outcome, Policy, RequestHead, Times};
+use crate::rules::{self, CacheStatus, Forward, Outcome, RequestHead, Times};
 use crate::stored::{StoredCodec, weigh};
 use crate::traffic::Traffic;
 
@@ -83,7 +84,7 @@ impl ResponseCacheLayer {
     /// [`BuildError::Invalid`] for a name that no cache can have.
     pub fn new(perf: &UltraPerf, name: &str) -> Result<Self, BuildError> {
         let config = perf.config();
-        let policy = policy(&config);
+        let policy = configured::policy(perf);
         let cache = perf.memory_cache(name);
         let cache = cache.bytes(config.cache.memory.capacity.as_u64(), weigh).build()?;
         Ok(Self::over(perf, name, ResponseCache::new(cache, policy, max_body(&config))))
@@ -105,7 +106,7 @@ impl ResponseCacheLayer {
     /// May be dropped; what has been opened is closed.
     pub async fn open(perf: &UltraPerf, name: &str) -> Result<Self, BuildError> {
         let config = perf.config();
-        let policy = policy(&config);
+        let policy = configured::policy(perf);
         let codec = StoredCodec { policy: Arc::clone(&policy) };
         let cache = perf.cache_with_codec(name, codec);
         let cache = cache.bytes(config.cache.memory.capacity.as_u64(), weigh).open().await?;
@@ -225,18 +226,6 @@ impl fmt::Debug for ResponseCacheLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseCacheLayer").field("stats", &self.stats()).finish_non_exhaustive()
     }
-}
-
-fn policy(config: &Config) -> Arc<Policy> {
-    let settings = &config.response_cache;
-    let window = |window: Duration| (!window.is_zero()).then_some(window);
-    Arc::new(Policy {
-        heuristic_fraction: if settings.heuristics { 0.1 } else { 0.0 },
-        stale_while_revalidate: window(settings.stale_while_revalidate),
-        stale_if_error: window(settings.stale_if_error),
-        keep_for_revalidation: settings.keep,
-        ..Policy::default()
-    })
 }
 
 fn max_body(config: &Config) -> usize {
