@@ -144,6 +144,7 @@ impl Config {
     }
 
     /// Makes this the configuration that the parts are started with.
+    #[cfg(any(feature = "__parts", test))]
     pub(crate) fn started(mut self) -> Self {
         self.threads_at_start = self.scheduler.cpu.threads;
         self
