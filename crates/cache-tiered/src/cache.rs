@@ -863,10 +863,39 @@ where
         options: &InsertOptions,
         stamp: Option<Stamp>,
     ) -> Option<Terms> {
+        if self.tuned.has_other_windows() {
+            return self.tuned_terms(key, value, options, stamp);
+        }
+        self.terms_within(key, value, options, options.windows(), stamp)
+    }
+
+    /// [`terms`](Self::terms) where other windows hold than those that the cache was built with.
+    #[inline(never)]
+    fn tuned_terms(
+        &self,
+        key: &K,
+        value: &V,
+        options: &InsertOptions,
+        stamp: Option<Stamp>,
+    ) -> Option<Terms> {
+        let windows = self.tuned.windows(options.windows(), self.freshness);
+        self.terms_within(key, value, options, windows, stamp)
+    }
+
+    /// [`terms`](Self::terms) of an entry with these windows of its own; inlined, so that an insert without
+    /// options is not asked for any.
+    #[inline(always)]
+    fn terms_within(
+        &self,
+        key: &K,
+        value: &V,
+        options: &InsertOptions,
+        windows: Windows,
+        stamp: Option<Stamp>,
+    ) -> Option<Terms> {
         let tuned = &self.tuned;
         let negative = || tuned.negative_ttl().filter(|_| self.is_absent(value));
         let own = || self.ttl_by.as_ref().and_then(|ttl| ttl(key, value)).map(millis);
-        let windows = tuned.windows(options.windows(), self.freshness);
         let ttl = options.ttl.map(millis).or_else(negative).or_else(own).or(tuned.ttl());
         let expires_at = match ttl {
             Some(0) => return None,
@@ -917,7 +946,7 @@ where
     }
 
     /// Tells a watched key's fate of its new value.
-    #[inline]
+    #[inline(never)]
     fn note_content(&self, key: &K, value: &V) {
         if let (Some(content), Some(fates)) = (&self.content, self.memory.fates()) {
             let hash = self.memory.hash(key) as u32;
@@ -939,7 +968,9 @@ where
 
     /// Makes an entry of a new value. This calls the user's weigher and clones, so no lock is held.
     fn prepare(&self, key: &K, value: V, terms: Terms) -> Prepared<V> {
-        self.note_content(key, &value);
+        if self.content.is_some() {
+            self.note_content(key, &value);
+        }
         let through = self.write_policy == WritePolicy::Through;
         let Terms { expires_at, attributes } = terms;
         let entry = self.memory.entry(key, value, expires_at, attributes, through);

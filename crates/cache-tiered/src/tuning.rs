@@ -13,7 +13,7 @@ use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -83,6 +83,8 @@ pub(crate) fn window(window: Millis) -> u32 {
 pub(crate) struct Tuned {
     /// Held while they are changed, and to read them all at one time.
     order: Mutex<()>,
+    /// Whether a window that deadlines depend on is another than the cache was built with.
+    other_windows: AtomicBool,
     /// [`NEVER`] for none, like the next.
     ttl: AtomicU64,
     negative_ttl: AtomicU64,
@@ -104,6 +106,7 @@ impl Tuned {
         let or_never = |ttl: Option<Duration>| AtomicU64::new(ttl.map_or(NEVER, millis));
         Self {
             order: Mutex::new(()),
+            other_windows: AtomicBool::new(false),
             ttl: or_never(ttl),
             negative_ttl: or_never(negative_ttl),
             ttl_jitter: AtomicU8::new(ttl_jitter),
@@ -128,6 +131,12 @@ impl Tuned {
 
     fn some(ttl: &AtomicU64) -> Option<Millis> {
         Some(ttl.load(Ordering::Relaxed)).filter(|ttl| *ttl != NEVER)
+    }
+
+    /// Whether an entry that comes now is to carry [`windows`](Self::windows).
+    #[inline]
+    pub(crate) fn has_other_windows(&self) -> bool {
+        self.other_windows.load(Ordering::Relaxed)
     }
 
     /// The windows of an entry that comes now, in a cache that was built with others.
@@ -160,13 +169,15 @@ impl Tuned {
         self.order.lock()
     }
 
-    fn set(&self, tuning: &Tuning) {
+    fn set(&self, tuning: &Tuning, built: Freshness) {
         let or_never = |ttl: Option<Duration>| ttl.map_or(NEVER, millis);
         self.ttl.store(or_never(tuning.ttl), Ordering::Relaxed);
         self.negative_ttl.store(or_never(tuning.negative_ttl), Ordering::Relaxed);
         self.ttl_jitter.store(tuning.ttl_jitter, Ordering::Relaxed);
         self.while_revalidate.store(millis(tuning.stale_while_revalidate), Ordering::Relaxed);
         self.if_error.store(millis(tuning.stale_if_error), Ordering::Relaxed);
+        let windows = self.windows(Windows::default(), built);
+        self.other_windows.store(windows != Windows::default(), Ordering::Relaxed);
         self.ahead.store(millis(tuning.refresh_ahead), Ordering::Relaxed);
         self.early.store(tuning.early_refresh.to_bits(), Ordering::Relaxed);
     }
@@ -273,7 +284,7 @@ where
         if !problems.is_empty() {
             return Err(TuneError { cache: self.name.clone(), problems });
         }
-        self.tuned.set(tuning);
+        self.tuned.set(tuning, self.freshness);
         if let Some(fates) = self.memory.fates() {
             fates.set_ttl(tuning.ttl.map_or(NEVER, millis));
         }

@@ -826,13 +826,11 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
     #[inline]
     fn leave(&mut self, index: u32, cause: EvictionCause, out: &mut Outgoing<K, V>) {
         let engine = self.engine;
-        let (nodes, shard) = self.table.split();
-        let hash = nodes.at(index).hash();
-        if engine.fates.watches(hash) {
-            let deadline = nodes.deadline(index);
-            let departure = departure(cause, deadline, engine.clock.now());
-            engine.fates.left(hash, departure);
+        let (nodes, _) = self.table.split();
+        if engine.fates.watches(nodes.at(index).hash()) {
+            self.note_departure(index, cause);
         }
+        let shard = self.table.state();
         shard.wheel.cancel(index);
         match cause {
             EvictionCause::Capacity => shard.tally.capacity += 1,
@@ -845,6 +843,14 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Locked<'_
         } else {
             self.table.retire(index);
         }
+    }
+
+    /// Remembers why a watched key leaves.
+    #[cold]
+    fn note_departure(&mut self, index: u32, cause: EvictionCause) {
+        let (nodes, _) = self.table.split();
+        let departure = departure(cause, nodes.deadline(index), self.engine.clock.now());
+        self.engine.fates.left(nodes.at(index).hash(), departure);
     }
 
     /// Retires an entry of which somebody has to hear.
