@@ -272,6 +272,13 @@ impl Call {
         demands
     }
 
+    /// The path of a function that asks something of the result's type, and is told so there.
+    fn at_output(&self, function: &str) -> TokenStream {
+        let krate = self.options.krate();
+        let function = Ident::new(function, self.function.output.span().resolved_at(mixed()));
+        quote!(#krate::call::#function)
+    }
+
     /// The value that says how a result is split into what is kept and what is not.
     fn kind(&self) -> TokenStream {
         kind(&self.options, &self.function)
@@ -378,14 +385,14 @@ impl Call {
         let (site, kind, demands) = (self.site(), self.kind(), self.demands());
         let borrowed = self.function.handle.as_ref().map(Handle::borrowed);
         let output = self.function.named_output();
-        let pipeline = self.pipeline();
+        let (pipeline, measured) = (self.pipeline(), self.at_output("measured"));
         quote_spanned! {mixed()=>
             #demands
             #site
             #kind
             let handle: &#krate::UltraPerf =
                 &::core::clone::Clone::clone({ let perf: &#krate::UltraPerf = #borrowed; perf });
-            #krate::call::measured::<#output, _, _, _>(
+            #measured::<#output, _, _, _>(
                 #krate::call::meter(handle, site),
                 kind,
                 #pipeline,
@@ -399,14 +406,14 @@ impl Call {
         let (site, kind, demands) = (self.site(), self.kind(), self.demands());
         let borrowed = self.function.handle.as_ref().map(Handle::borrowed);
         let output = self.function.named_output();
-        let run = self.sync_pipeline();
+        let (run, measured) = (self.sync_pipeline(), self.at_output("measured_sync"));
         quote_spanned! {mixed()=>
             #demands
             #site
             #kind
             let handle: &#krate::UltraPerf =
                 &::core::clone::Clone::clone({ let perf: &#krate::UltraPerf = #borrowed; perf });
-            #krate::call::measured_sync::<#output, _, _, _>(
+            #measured::<#output, _, _, _>(
                 #krate::call::meter(handle, site),
                 kind,
                 move || #run,
@@ -515,7 +522,7 @@ impl Call {
             let settings: fn() -> #krate::call::Settings = #settings;
         };
         let wait = if self.function.is_async() { quote!(.await) } else { TokenStream::new() };
-        let load = if self.function.is_async() { quote!(load) } else { quote!(load_sync) };
+        let load = self.at_output(if self.function.is_async() { "load" } else { "load_sync" });
         let make = if self.function.is_async() {
             let pipeline = self.pipeline();
             quote_spanned! {mixed()=>
@@ -589,7 +596,7 @@ impl Call {
                         #krate::call::Kind::<#output>::kept(&kind, value)
                     }
                     ::core::option::Option::None => {
-                        #krate::call::#load::<#output, _, _, _, _, _>(&handle, terms, make) #wait
+                        #load::<#output, _, _, _, _, _>(&handle, terms, make) #wait
                     }
                 }
             };
@@ -612,7 +619,7 @@ impl Call {
             };
             #share
             let make = #make;
-            #krate::call::#load #generics(&handle, #terms, make) #wait
+            #load #generics(&handle, #terms, make) #wait
         }
     }
 
@@ -626,7 +633,7 @@ impl Call {
         let visibility = &self.function.visibility;
         let (identity, instance) = (self.identity(), self.function.instance(&krate));
         let (settings, output) = (self.settings(cache), self.function.named_output());
-        let kind = self.kind();
+        let (kind, opening) = (self.kind(), self.at_output("opening"));
         let tiers = if self.in_memory(cache) { quote!(InMemory) } else { quote!(Tiered) };
         quote_spanned! {mixed()=>
             #[doc(hidden)]
@@ -634,7 +641,7 @@ impl Call {
             #visibility fn #name() -> #krate::call::Target {
                 #krate::call::Target::new(#identity, #instance, |perf, target| {
                     #kind
-                    #krate::call::opening(
+                    #opening(
                         perf,
                         target,
                         #settings,

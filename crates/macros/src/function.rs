@@ -328,7 +328,7 @@ pub(crate) fn companion(function: &Ident) -> Ident {
 pub(crate) fn unchanged(item: &TokenStream, errors: &syn::Error) -> TokenStream {
     let errors = errors.to_compile_error();
     let item = item.to_token_stream();
-    quote!(#item #errors)
+    quote!(#[allow(unused_variables)] #item #errors)
 }
 
 #[cfg(test)]

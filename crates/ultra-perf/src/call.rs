@@ -169,6 +169,7 @@ impl Identity {
 #[derive(Debug)]
 pub struct Site {
     identity: Identity,
+    #[cfg(feature = "cache")]
     cached: crate::Site,
     measured: crate::Site,
 }
@@ -177,7 +178,12 @@ impl Site {
     /// Makes the place of a function, for a `static`.
     #[must_use]
     pub const fn new(identity: Identity) -> Self {
-        Self { identity, cached: crate::Site::new(), measured: crate::Site::new() }
+        Self {
+            identity,
+            #[cfg(feature = "cache")]
+            cached: crate::Site::new(),
+            measured: crate::Site::new(),
+        }
     }
 }
 

@@ -166,7 +166,12 @@ impl<V: Clone + Send + Sync + 'static> Shared<V> {
             if self.displaced.is_some() {
                 return self.beside(perf, settings);
             }
-            let cache = match tiers.describe(perf, &self.name, settings).open().await {
+            let described = tiers.describe(perf, &self.name, settings);
+            #[cfg(any(feature = "disk", feature = "redis"))]
+            let opened = described.open().await;
+            #[cfg(not(any(feature = "disk", feature = "redis")))]
+            let opened = described.build();
+            let cache = match opened {
                 Ok(cache) => cache,
                 Err(error) => {
                     self.complain_of_opening(&error);
@@ -547,9 +552,10 @@ fn spawn(perf: &UltraPerf, label: &'static str, work: impl Future<Output = ()> +
 }
 
 #[cfg(not(feature = "scheduler"))]
-fn spawn(perf: &UltraPerf, _: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+fn spawn(_: &UltraPerf, _: &'static str, work: impl Future<Output = ()> + Send + 'static) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        perf.keep(runtime.spawn(work));
+        // It ends with its body, of which there are so many at a time at most.
+        drop(runtime.spawn(work));
     }
 }
 

@@ -6,8 +6,10 @@ async fn load(perf: &UltraPerf, id: u64) -> Option<u64> {
     Some(id)
 }
 
+struct Refused;
+
 #[optimized(io)]
-async fn save(perf: &UltraPerf, id: u64) -> Result<u64, std::io::Error> {
+async fn save(perf: &UltraPerf, id: u64) -> Result<u64, Refused> {
     Ok(id)
 }
 
