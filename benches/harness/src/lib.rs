@@ -66,6 +66,6 @@ pub use binary::build_ultra_perf;
 pub use chart::{Line, Panel, Scale};
 pub use clock::{Clock, Stopwatch};
 pub use median::{interval, median};
-pub use page::{PageOptions, begin_picture, escape};
+pub use page::{PageOptions, begin_picture, escape, write_section};
 pub use row::{ParseTargetError, Row, Target, table};
 pub use suite::{Case, MAX_ROUNDS, MIN_ROUNDS, Options, Reported, Suite, Timed};
