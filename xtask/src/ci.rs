@@ -12,7 +12,7 @@ use cargo_metadata::Package;
 use clap::{Args, ValueEnum};
 
 use crate::test::FEATURES;
-use crate::{Outcome, features, fuzz, repo, test, tidy};
+use crate::{Outcome, examples, features, fuzz, repo, test, tidy};
 
 /// What `cargo xtask ci` can be told.
 #[derive(Args)]
@@ -38,6 +38,8 @@ enum Job {
     Tidy,
     /// All tests
     Test,
+    /// The examples of all crates
+    Examples,
     /// Each crate with no feature, each feature alone, and all
     Features,
     /// Documentation, with warnings denied
@@ -83,7 +85,9 @@ impl Job {
                 "Miri is not installed (rustup +nightly component add miri rust-src)",
             ),
             Self::Fuzz => return fuzz::missing(&mut nightly()),
-            Self::Tidy | Self::Test | Self::Features | Self::Doc | Self::Loom => return None,
+            Self::Tidy | Self::Test | Self::Examples | Self::Features | Self::Doc | Self::Loom => {
+                return None;
+            }
         };
         (!there).then_some(missing)
     }
@@ -100,6 +104,7 @@ impl Job {
             ))),
             Self::Tidy => tidy::run(),
             Self::Test => test::run(&[]),
+            Self::Examples => examples::run(&examples::Options::default()),
             Self::Features => features(),
             Self::Doc => {
                 // The binary and the umbrella crate share a name, so only one of them can have pages.

@@ -8,6 +8,7 @@ mod alertmanager;
 mod bench;
 mod ci;
 mod default_rules;
+mod examples;
 mod features;
 mod fuzz;
 mod kill;
@@ -44,6 +45,8 @@ enum Command {
     Tidy,
     /// Measure the suites under benches/ and print their rows
     Bench(bench::Options),
+    /// Run the examples of all crates, each within a minute
+    Examples(examples::Options),
     /// Kill a process in the middle of its disk writes, again and again
     KillRounds {
         /// How many processes to kill
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Ci(options) => ci::run(&options),
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
+        Command::Examples(options) => examples::run(&options),
         Command::KillRounds { rounds } => kill::run(rounds),
         Command::Prometheus => prometheus::run(),
         Command::Alertmanager => alertmanager::run(),

@@ -4,6 +4,10 @@
 //! The first line of the output is the address; the program ends when its input does. What it records is
 //! always the same, and beside the histogram it shows quantiles of its own, so that those which a server
 //! makes of the histogram can be compared. `cargo xtask prometheus` does that with a real Prometheus.
+//!
+//! ```text
+//! cargo run -p monitor --example serve_metrics --features protobuf
+//! ```
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
