@@ -40,7 +40,7 @@ enum Job {
     Test,
     /// The examples of all crates
     Examples,
-    /// Each crate with no feature, each feature alone, and all
+    /// Each crate with no feature, each feature alone, sets that users take, and all
     Features,
     /// Documentation, with warnings denied
     Doc,
@@ -162,7 +162,9 @@ fn features() -> Outcome {
     let deny = Job::Clippy.missing().is_none();
     let mut failed = Vec::new();
     for package in crates()? {
-        for set in features::sets(&package.features) {
+        let taken = features::taken(&package.metadata, &package.features)
+            .map_err(|problem| format!("{}: {problem}", package.manifest_path))?;
+        for set in features::sets(&package.features, &taken) {
             let check = if deny { "clippy" } else { "check" };
             let mut command = repo::cargo(check);
             command.args(["--quiet", "--package", &package.name, "--no-default-features"]);

@@ -1,6 +1,7 @@
 //! Which sets of features of a crate are worth compiling.
 //!
-//! None, each one alone, and all together; the powerset is left to cargo-hack. Features bring others
+//! None, each one alone, all together, and those that the manifest lists as what users take
+//! (`[package.metadata.features] sets`); the powerset is left to cargo-hack. Features bring others
 //! along, so sets that come to the same are compiled once: a feature that is the default's only member
 //! is the default, and a crate without features is one set. A feature whose name begins with `__` is a
 //! part of others and nobody's to ask for: it is not compiled alone.
@@ -8,15 +9,40 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Returns the sets to compile, each as the features to name on the command line.
-pub(crate) fn sets(features: &BTreeMap<String, Vec<String>>) -> Vec<Vec<String>> {
+pub(crate) fn sets(
+    features: &BTreeMap<String, Vec<String>>,
+    taken: &[Vec<String>],
+) -> Vec<Vec<String>> {
     let singles = features.keys().map(|name| vec![name.clone()]);
     let all = features.keys().filter(|name| *name != "default").cloned().collect();
     let mut seen = BTreeSet::new();
     std::iter::once(Vec::new())
         .chain(singles.filter(|set| set[0] != "default" && !set[0].starts_with("__")))
+        .chain(taken.iter().cloned())
         .chain([all])
         .filter(|set: &Vec<String>| seen.insert(closure(set, features)))
         .collect()
+}
+
+/// Reads the sets that a manifest lists as what users take.
+///
+/// # Errors
+///
+/// If they are not a list of lists of features that the crate has.
+pub(crate) fn taken(
+    metadata: &serde_json::Value,
+    features: &BTreeMap<String, Vec<String>>,
+) -> Result<Vec<Vec<String>>, String> {
+    let Some(listed) = metadata["features"].get("sets") else { return Ok(Vec::new()) };
+    let sets: Vec<Vec<String>> = serde_json::from_value(listed.clone()).map_err(|_| {
+        format!("package.metadata.features.sets = {listed}: expected lists of names")
+    })?;
+    match sets.iter().flatten().find(|name| !features.contains_key(*name)) {
+        None => Ok(sets),
+        Some(name) => {
+            Err(format!("package.metadata.features.sets: there is no feature \"{name}\""))
+        }
+    }
 }
 
 /// The features that are on when `set` is asked for.
@@ -36,9 +62,16 @@ fn closure(set: &[String], features: &BTreeMap<String, Vec<String>>) -> BTreeSet
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo;
 
     /// Takes `name: brings, brings; name` and compares the sets, written as `-, a, a+b`.
     fn check(features: &str, expected: &str) {
+        check_with(features, &[], expected);
+    }
+
+    fn check_with(features: &str, taken: &[&[&str]], expected: &str) {
+        let taken: Vec<Vec<String>> =
+            taken.iter().map(|set| set.iter().map(|&name| name.to_owned()).collect()).collect();
         let features = features
             .split(';')
             .filter(|feature| !feature.trim().is_empty())
@@ -48,7 +81,7 @@ mod tests {
                 (name.trim().to_owned(), brings.map(str::to_owned).collect())
             })
             .collect();
-        let sets: Vec<String> = sets(&features).iter().map(|set| set.join("+")).collect();
+        let sets: Vec<String> = sets(&features, &taken).iter().map(|set| set.join("+")).collect();
         assert_eq!(format!("-{}", sets.join(", ")), expected);
     }
 
@@ -75,5 +108,69 @@ mod tests {
     #[test]
     fn a_feature_that_brings_all_others_is_all_of_them() {
         check("a: b; b", "-, a, b");
+    }
+
+    #[test]
+    fn a_set_that_users_take_is_compiled_unless_it_comes_to_another() {
+        check_with("a; b; c", &[&["a", "b"], &["b", "a"], &["c"]], "-, a, b, c, a+b, a+b+c");
+    }
+
+    #[test]
+    fn a_manifest_that_lists_what_is_no_feature_is_told() {
+        let features = BTreeMap::from([("a".to_owned(), Vec::new())]);
+        let read =
+            |listed| taken(&serde_json::json!({ "features": { "sets": listed } }), &features);
+        assert_eq!(read(serde_json::json!([["a"]])), Ok(vec![vec!["a".to_owned()]]));
+        let error = read(serde_json::json!([["a", "d"]])).expect_err("there is no d");
+        assert_eq!(error, "package.metadata.features.sets: there is no feature \"d\"");
+        assert!(read(serde_json::json!("a")).expect_err("a text").contains("lists of names"));
+        assert_eq!(taken(&serde_json::Value::Null, &features), Ok(Vec::new()));
+    }
+
+    /// The packages that a crate of ours is compiled with, but for tests and build scripts.
+    fn packages_of(package: &str, features: &str) -> BTreeSet<String> {
+        let words = "tree --quiet --offline --edges normal --prefix none --format {p} --no-default-features";
+        let mut tree = repo::cargo(words);
+        tree.args(["--package", package, "--features", features]);
+        let listed = repo::output(&mut tree).expect("the lock file has all of it");
+        listed.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+    }
+
+    const PARTS: [&str; 7] = [
+        "cache-tiered",
+        "loadbalancer",
+        "memory",
+        "monitor",
+        "resilience",
+        "scheduler",
+        "ultra-perf-macros",
+    ];
+
+    #[test]
+    fn the_umbrella_without_features_brings_no_part_and_no_runtime() {
+        let packages = packages_of("ultra-perf", "");
+        assert!(packages.contains("ultra-perf") && packages.contains("serde"), "{packages:?}");
+        for not in
+            PARTS.into_iter().chain(["hyper", "metrics", "rayon", "redis", "tokio", "tracing"])
+        {
+            assert!(!packages.contains(not), "{not} comes along: {packages:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_brings_no_other_part() {
+        for (feature, its) in [
+            ("cache", &["cache-tiered"][..]),
+            ("memory", &["memory"]),
+            ("monitor", &["monitor"]),
+            ("resilience", &["resilience"]),
+            ("loadbalancer", &["loadbalancer", "resilience"]),
+            ("scheduler", &["scheduler"]),
+        ] {
+            let packages = packages_of("ultra-perf", feature);
+            let parts: Vec<&str> =
+                PARTS.into_iter().filter(|part| packages.contains(*part)).collect();
+            assert_eq!(parts, its, "{feature}");
+        }
     }
 }
