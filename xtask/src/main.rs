@@ -7,6 +7,7 @@
 mod alertmanager;
 mod bench;
 mod ci;
+mod compile_time;
 mod default_rules;
 mod examples;
 mod features;
@@ -47,6 +48,8 @@ enum Command {
     Bench(bench::Options),
     /// Run the examples of all crates, each within a minute
     Examples(examples::Options),
+    /// Compile a service that uses some of the features, and tell how long it takes
+    CompileTime(compile_time::Options),
     /// Kill a process in the middle of its disk writes, again and again
     KillRounds {
         /// How many processes to kill
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run(),
         Command::Bench(options) => bench::run(&options),
         Command::Examples(options) => examples::run(&options),
+        Command::CompileTime(options) => compile_time::run(&options),
         Command::KillRounds { rounds } => kill::run(rounds),
         Command::Prometheus => prometheus::run(),
         Command::Alertmanager => alertmanager::run(),
