@@ -48,7 +48,8 @@ pub(crate) fn measure(suite: &mut Suite) {
     runtime.shutdown_background();
 }
 
-async fn start_server(backend: SocketAddr) -> Server {
+/// Starts the accelerator in front of a backend.
+pub(crate) async fn start_server(backend: SocketAddr) -> Server {
     let set =
         |loader: ConfigLoader, (key, value): (&str, String)| loader.set(key, value, "the suite");
     let config = [
@@ -62,7 +63,7 @@ async fn start_server(backend: SocketAddr) -> Server {
 }
 
 /// Starts a backend that takes its time for every page and allows a minute of caching.
-async fn start_backend() -> io::Result<SocketAddr> {
+pub(crate) async fn start_backend() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
