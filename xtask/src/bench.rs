@@ -234,7 +234,10 @@ mod tests {
     fn a_suite_says_in_its_manifest_that_it_can_be_run_in_full() {
         let known = known().expect("a workspace");
         let full: Vec<_> = known.iter().filter(|suite| suite.has_full).map(|s| &s.name).collect();
-        assert_eq!(full, ["backends", "hit-ratio", "loadbalancer", "memory", "scheduler"]);
+        assert_eq!(
+            full,
+            ["backends", "hit-ratio", "loadbalancer", "memory", "scheduler", "ultra-perf"]
+        );
     }
 
     #[test]
