@@ -76,6 +76,8 @@ mod jobs;
 mod live;
 #[cfg(feature = "monitor")]
 mod observe;
+#[cfg(all(feature = "memory", feature = "scheduler"))]
+mod peaks;
 #[cfg(feature = "__parts")]
 mod perf;
 #[cfg(feature = "memory")]
@@ -110,6 +112,8 @@ pub use memory;
 pub use monitor;
 #[cfg(feature = "monitor")]
 pub use observe::MonitorError;
+#[cfg(all(feature = "memory", feature = "scheduler"))]
+pub use peaks::WithPeak;
 #[cfg(feature = "__parts")]
 pub use perf::{
     BuildError, HookError, Outcome, ShutdownReport, Step, UltraPerf, UltraPerfBuilder,

@@ -333,7 +333,7 @@ impl UltraPerfBuilder {
         #[cfg(feature = "resilience")]
         let (breakers, retry_budget) = (
             resilience::Registry::builder("ultra-perf")
-                .defaults(config.breaker_template("default"))
+                .defaults(config.breaker_template("default").on_change(log_breaker))
                 .breakers_max(BREAKERS_MAX)
                 .build()?,
             config.retry_budget_builder().build()?,
@@ -395,6 +395,13 @@ fn track(config: &Config) -> Result<(), BuildError> {
         }
         tracked => Ok(tracked?),
     }
+}
+
+/// Tells of a breaker that opens or closes; its state and its count are watched besides.
+#[cfg(feature = "resilience")]
+fn log_breaker(change: &resilience::StateChange<'_>) {
+    let resilience::StateChange { breaker, from, to, reason, .. } = change;
+    tracing::warn!(breaker, ?from, ?to, ?reason, "a circuit breaker changed");
 }
 
 /// Breakers that a handle keeps; beyond that the one that rested longest goes.

@@ -34,6 +34,8 @@ pub async fn on_io<F>(
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {
+    #[cfg(feature = "memory")]
+    let body = perf.future_with_peak(call.label(), terms.memory_bytes, body);
     run(perf.scheduler().io(call.label(), body), call, terms).await
 }
 
@@ -56,6 +58,8 @@ where
     F: FnOnce() -> R + Send + 'static,
     R: Send + 'static,
 {
+    #[cfg(feature = "memory")]
+    let body = perf.with_peak(call.label(), terms.memory_bytes, body);
     run(perf.scheduler().cpu(call.label(), |_| body()), call, terms).await
 }
 
