@@ -10,7 +10,7 @@
 
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Path, State};
@@ -65,7 +65,7 @@ impl Shop {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Answer<T> {
         self.queries.fetch_add(1, Ordering::Relaxed);
-        let run = move || query(&self.database.lock().unwrap_or_else(|it| it.into_inner()));
+        let run = move || query(&self.database.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::task::spawn_blocking(run).await.map_err(failed)?.map_err(failed)
     }
 }

@@ -17,6 +17,7 @@ use futures_util::future::BoxFuture;
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, COOKIE, EXPIRES, HOST, HeaderName, HeaderValue, SET_COOKIE,
 };
+use http::uri::Authority;
 use http::{Extensions, Request, Response, StatusCode, Uri, request};
 use http_body::Body as _;
 use tower::{Layer, Service};
@@ -379,7 +380,7 @@ impl<S: Serves> Accelerator<InProcess<S>> {
 fn authority<'a, B>(uri: &'a Uri, request: &'a Request<B>) -> Option<&'a str> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let (host, more) = (hosts.next(), hosts.next());
-    let named = uri.authority().or_else(|| request.uri().authority()).map(|it| it.as_str());
+    let named = uri.authority().or_else(|| request.uri().authority()).map(Authority::as_str);
     match (named, host, more) {
         (_, _, Some(_)) => None,
         (Some(named), Some(host), None) => {
