@@ -16,8 +16,8 @@ use tower::{Layer as _, Service, service_fn};
 use ultra_perf::UltraPerf;
 use ultra_perf_http::layers;
 
-const ROUNDS: usize = 9;
-const REQUESTS: u32 = 100_000;
+const ROUNDS: usize = 5;
+const REQUESTS: u32 = 20_000;
 
 /// The median of a few rounds, in nanoseconds for each request with its answer's body.
 async fn measure<S>(mut service: S) -> f64
