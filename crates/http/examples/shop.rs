@@ -205,6 +205,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     client.request(purchase.body(axum::body::Body::empty())?).await?;
     let after = client.get(&target).await?.into_body().bytes().await?;
     println!("after a purchase the best sellers are new: {}", before != after);
+    if before == after {
+        return Err("a purchase was not seen".into());
+    }
+    let [plain, fast] = [plain, fast].map(|shop| shop.queries.load(Ordering::Relaxed));
+    if fast >= plain {
+        return Err(format!("{fast} queries in place of {plain}").into());
+    }
     perf.shutdown(Duration::from_secs(5)).await; // +
     Ok(())
 }

@@ -101,7 +101,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .set("monitor.history.enabled", "false")
         .set("balancer.breaker.failures", "3")
         .set("balancer.breaker.open_time", "200ms")
-        .set("balancer.breaker.open_time_max", "1s")
+        .set("balancer.breaker.open_time_max", "200ms")
         .build()
         .await?;
     let mut upstreams = Vec::new();
@@ -141,13 +141,20 @@ async fn main() -> Result<(), Box<dyn Error>> {
             whole += usize::from(page["reviews"] != Value::Null);
         }
         times.sort_unstable_by(f64::total_cmp);
+        let calls = reviews.calls.load(Ordering::Relaxed) - calls;
         println!(
             "{phase:<22} {REQUESTS:>6} {whole:>6} {:>9.2} {:>9.2} {:>15} {:>11}",
             times[REQUESTS / 2],
             times[REQUESTS - 1],
-            reviews.calls.load(Ordering::Relaxed) - calls,
+            calls,
             shown.refused.load(Ordering::Relaxed) - refused,
         );
+        if works == (whole == 0) {
+            return Err(format!("{whole} of {REQUESTS} pages were whole while {phase}").into());
+        }
+        if !works && calls > REQUESTS as u64 / 2 {
+            return Err(format!("{calls} calls of what fails").into());
+        }
     }
     for (name, breaker) in perf.breakers().list() {
         println!("breaker {name}: {:?}, opened {} times", breaker.state, breaker.opened);
