@@ -135,7 +135,7 @@ impl Drop for Loaded {
 fn a_cache_that_is_too_small_gets_advice_that_is_applied_and_undone() {
     const ID: &str = "cache.undersized:responses";
     let directory = tempfile::tempdir().unwrap();
-    let file = "[cache]\ndisk.enabled = false\nmemory.capacity = \"4MiB\"\nmemory.miss_ratio_curve = true\n\
+    let file = "[cache]\ndisk.enabled = false\nmemory.capacity = \"4MiB\"\n\
                 [advice]\nevery = \"1s\"\nwindow = \"10s\"\n";
     std::fs::write(directory.path().join("ultra-perf.toml"), file).unwrap();
     let accelerator = Accelerator::start(directory.path(), &Backend::start());
