@@ -88,9 +88,12 @@ const TABLES: &[&[Rule]] = &[
 /// A rule, as the page about advice shows it.
 struct Rule {
     id: &'static str,
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the page"))]
     sees: &'static str,
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the page"))]
     does: &'static str,
     /// The risk of its action; zero where it has none.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the page"))]
     risk: u8,
     check: fn(&Look<'_>) -> Vec<Finding>,
 }

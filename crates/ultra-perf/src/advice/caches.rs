@@ -96,7 +96,7 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         id: "cache.negative",
         sees: "over 10 % of the loads are for keys that were not found before",
-        does: "sets `caches.NAME.negative_ttl` to 10 s",
+        does: "raises `caches.NAME.negative_ttl` fourfold, to 10 s at least",
         risk: 2,
         check: |look| each(look, negative, |name| vec![repeated(name)]),
     },
@@ -321,7 +321,7 @@ fn read(look: &Look<'_>, cache: &dyn ManagedCache) -> Option<CacheReading> {
     let loads = grown("cache_loads_total", None);
     let tiers = [("redis", stats.redis), ("disk", stats.disk)];
     let tier = |(tier, stats): (&'static str, Option<TierStats>)| {
-        stats?;
+        let reads = stats?.read_latency;
         let of = |metric: &str| grown(metric, Some(("type", tier)));
         Some(TierReading {
             tier,
@@ -330,7 +330,7 @@ fn read(look: &Look<'_>, cache: &dyn ManagedCache) -> Option<CacheReading> {
             errors: of("cache_errors_total"),
             writes: of("cache_writes_total"),
             dropped: of("cache_dropped_writes_total"),
-            p95_seconds: None,
+            p95_seconds: (reads.reads > 0).then(|| reads.p95.as_secs_f64()),
         })
     };
     let of_values =
@@ -341,7 +341,7 @@ fn read(look: &Look<'_>, cache: &dyn ManagedCache) -> Option<CacheReading> {
         (whole >= WATCHED_MIN).then(|| look.grown_of(&spec.selector) / whole)
     };
     let (settings, by_bytes) = (&look.config.cache, cache.is_bounded_by_bytes());
-    let own = look.config.caches.get(name).cloned().unwrap_or_default();
+    let tuning = cache.tuning();
     let held = if by_bytes { stats.memory.bytes } else { stats.memory.entries };
     let points = |curve: MissRatioCurve| -> Vec<(u64, f64, f64)> {
         let points = curve.points().iter();
@@ -376,10 +376,10 @@ fn read(look: &Look<'_>, cache: &dyn ManagedCache) -> Option<CacheReading> {
             .filter(|weight| *weight > 0.0),
         curve: cache.miss_ratio_curve().map(points).unwrap_or_default(),
         policy: cache.policy().map(Policy::as_str),
-        ttl: Some(own.ttl.unwrap_or(settings.ttl)),
-        early_refresh: own.early_refresh.unwrap_or(settings.early_refresh),
-        negative_ttl: own.negative_ttl,
-        prefetch: own.prefetch.unwrap_or(settings.prefetch),
+        ttl: tuning.ttl,
+        early_refresh: tuning.early_refresh,
+        negative_ttl: tuning.negative_ttl,
+        prefetch: tuning.prefetch.is_some(),
         room_bytes: room(look),
         memory_used: look.read("memory_used_ratio", &[], Aggregate::Avg),
     })
@@ -772,26 +772,44 @@ fn negative(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
         return None;
     }
     let spec = repeated(&of.name);
-    let from = of.negative_ttl.map_or(serde_json::Value::Null, |ttl| text(ttl).into());
+    let title = format!(
+        "Cache `{}`: {} of loads are for keys that were not found before",
+        of.name,
+        percent(part)
+    );
+    let why = "A key that does not exist is asked for again and again, each time at the origin."
+        .to_owned();
+    let Some(ttl) = of.negative_ttl else {
+        let text = format!(
+            "Let the loader return that there is nothing as a value, name it with `absent_if`, and set \
+                `caches.{}.negative_ttl` to 10s",
+            of.name
+        );
+        let finding = of.finding(Priority::Medium, title, text);
+        return Some(Finding {
+            why,
+            current_value: Some(part),
+            target_value: Some(0.0),
+            ..finding
+        });
+    };
+    let to = (ttl * 4).max(Duration::from_secs(10));
+    let recommendation = format!(
+        "Raise `caches.{}.negative_ttl` from {} to {}",
+        of.name,
+        seconds_of(ttl),
+        seconds_of(to)
+    );
     Some(Finding {
-        why: "A key that does not exist is asked for again and again, each time at the origin."
-            .to_owned(),
+        why,
         current_value: Some(part),
         target_value: Some(0.0),
-        action: of.set("negative_ttl", from, "10s"),
-        expected: Some(aims.expected(&spec, part, part / 10.0, None)),
+        action: of.set("negative_ttl", text(ttl), text(to)),
+        expected: Some(aims.expected(&spec, part, part / 4.0, None)),
         target: Some(spec),
         risk: 2,
         confidence: 0.8,
-        ..of.finding(
-            Priority::Medium,
-            format!(
-                "Cache `{}`: {} of loads are for keys that were not found before",
-                of.name,
-                percent(part)
-            ),
-            format!("Set `caches.{}.negative_ttl` to 10s", of.name),
-        )
+        ..of.finding(Priority::Medium, title, recommendation)
     })
 }
 

@@ -255,7 +255,11 @@ fn prefetching_that_is_hardly_used_is_switched_off() {
 fn what_is_not_found_again_and_again_is_remembered() {
     let of = |not_found| CacheReading { not_found: Some(not_found), ..users() };
     let title = "Cache `users`: 20 % of loads are for keys that were not found before";
-    sets(negative, &of(0.2), title, "caches.users.negative_ttl", Value::Null, "10s");
+    advises(negative, &of(0.2), title);
+    let short = CacheReading { negative_ttl: Some(Duration::from_secs(2)), ..of(0.2) };
+    sets(negative, &short, title, "caches.users.negative_ttl", "2s", "10s");
+    let long = CacheReading { negative_ttl: Some(Duration::from_secs(30)), ..of(0.2) };
+    sets(negative, &long, title, "caches.users.negative_ttl", "30s", "120s");
     silent(negative, &of(0.1));
     silent(negative, &users());
 }
