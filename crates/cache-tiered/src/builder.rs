@@ -341,10 +341,34 @@ where
     }
 
     /// Tells what values mean that there is nothing, for their own time to live
-    /// ([`Tuning::negative_ttl`](crate::Tuning::negative_ttl)) and for
+    /// ([`absent_ttl`](Self::absent_ttl)) and for
     /// [`AdviceStats::loads_absent`](crate::AdviceStats::loads_absent).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use cache_tiered::Cache;
+    ///
+    /// let rows = Cache::<u64, Vec<String>>::builder("rows")
+    ///     .ttl(Duration::from_secs(600))
+    ///     .absent_if(Vec::is_empty)
+    ///     .absent_ttl(Duration::from_secs(5))
+    ///     .build()?;
+    /// # Ok::<_, cache_tiered::BuildError>(())
+    /// ```
     pub fn absent_if(mut self, absent: impl Fn(&V) -> bool + Send + Sync + 'static) -> Self {
         self.absent_if = Some(Arc::new(absent));
+        self
+    }
+
+    /// Keeps what means that there is nothing for a time of its own, `None` as long as all others; zero
+    /// does not keep it.
+    ///
+    /// It goes before [`ttl_by`](Self::ttl_by). Without [`absent_if`](Self::absent_if) nothing means that
+    /// there is nothing, and this changes nothing.
+    pub fn absent_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.negative_ttl = ttl.into();
         self
     }
 
@@ -695,7 +719,8 @@ where
     T: Clone + Send + Sync + 'static,
     S: BuildHasher + Clone + Send + Sync + 'static,
 {
-    /// Keeps `None`, the knowledge that there is nothing, for a time of its own.
+    /// Keeps `None`, the knowledge that there is nothing, for a time of its own: as
+    /// [`absent_ttl`](Self::absent_ttl), with [`absent_if`](Self::absent_if) where that was not said.
     ///
     /// What is asked for in vain is then not looked up again and again, and what comes into being is found
     /// before long. It goes before [`ttl_by`](Self::ttl_by), and zero keeps no `None`.
@@ -715,9 +740,8 @@ where
     /// # Ok::<_, cache_tiered::BuildError>(())
     /// ```
     pub fn negative_ttl(mut self, ttl: Duration) -> Self {
-        self.negative_ttl = Some(ttl);
         self.absent_if.get_or_insert_with(|| Arc::new(Option::is_none));
-        self
+        self.absent_ttl(ttl)
     }
 }
 

@@ -316,9 +316,12 @@ where
             let expected = "must be a number from 0 on";
             problems.push(Problem::new("early_refresh", tuning.early_refresh, expected));
         }
-        if tuning.negative_ttl.is_some() && self.absent_if.is_none() {
-            let expected = "must be none: the cache was not told what means that there is nothing";
-            problems.push(Problem::new("negative_ttl", "some", expected));
+        if tuning.negative_ttl != before.negative_ttl && self.absent_if.is_none() {
+            let found =
+                tuning.negative_ttl.map_or_else(|| "none".to_owned(), |it| format!("{it:?}"));
+            let expected =
+                "cannot be changed: the cache was not told what means that there is nothing";
+            problems.push(Problem::new("negative_ttl", found, expected));
         }
         if tuning.compress_above != before.compress_above && !self.can_compress() {
             let found =

@@ -159,6 +159,25 @@ fn what_means_that_there_is_nothing_has_a_time_of_its_own_that_can_be_changed() 
     assert_eq!([59, 61].map(alive_after), [[true, true], [false, false]]);
 }
 
+#[test]
+fn what_means_that_there_is_nothing_need_not_be_an_option() {
+    let empty = |builder: CacheBuilder<u32, u32>| builder.absent_if(|value| *value == 0);
+    let (told, clock) = cache(|builder| empty(builder).absent_ttl(5 * SECOND));
+    told.insert(1, 0);
+    told.insert(2, 2);
+    clock.advance(6 * SECOND);
+    assert_eq!([1, 2].map(|key| told.get_in_memory(&key)), [None, Some(2)]);
+    // Who was not told keeps everything alike, and says so when that is to change.
+    let (untold, clock) = cache(|builder| builder.absent_ttl(5 * SECOND));
+    untold.insert(1, 0);
+    clock.advance(6 * SECOND);
+    assert_eq!(untold.get_in_memory(&1), Some(0));
+    let mut tuning = untold.tuning();
+    untold.tune(&tuning).unwrap();
+    tuning.negative_ttl = None;
+    assert_eq!(untold.tune(&tuning).unwrap_err().problems[0].path, "negative_ttl");
+}
+
 #[tokio::test]
 async fn prefetching_is_turned_on_and_off_and_on_again() {
     let (cache, _) = cache(|builder| builder.entries(10));
