@@ -81,7 +81,7 @@ fn resident_kib() -> Option<f64> {
 
 /// Measures the start and the idle process.
 pub(crate) fn measure(suite: &mut Suite) {
-    let mut started = |pick: fn((f64, f64)) -> f64| {
+    let started = |pick: fn((f64, f64)) -> f64| {
         let mut child = Told::start("start").expect("this program can be started");
         let line = child.line().expect("the child says what it saw");
         let (took, grown) = line.split_once(' ').expect("two numbers");

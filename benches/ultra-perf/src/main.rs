@@ -17,7 +17,7 @@ use ultra_perf_bench::{Suite, table, write_section};
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures the handle over all parts", long_about = None)]
-struct Options {
+struct Arguments {
     #[command(flatten)]
     suite: ultra_perf_bench::Options,
     /// Write the table of the page too.
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     if alone::ran_as_child() {
         return ExitCode::SUCCESS;
     }
-    let options = Options::parse();
+    let options = Arguments::parse();
     let mut suite = Suite::with_options("ultra-perf", options.suite);
     call::measure(&mut suite);
     scope::measure(&mut suite);
