@@ -176,7 +176,9 @@ where
 
     /// Estimates the hit ratio that the live policy would have in a memory tier of this capacity.
     ///
-    /// The capacity is in the unit of the cache's own. `None` unless the cache was built with
+    /// It tells of the requests so far, up to a million sampled ones: what comes reaches more where many
+    /// of them were the first of their keys, as after a start, and something else where the traffic
+    /// changes. The capacity is in the unit of the cache's own. `None` unless the cache was built with
     /// [`miss_ratio_curve`](crate::CacheBuilder::miss_ratio_curve) and has seen enough requests.
     #[must_use]
     pub fn hit_ratio_at(&self, capacity: u64) -> Option<Estimate> {
