@@ -148,6 +148,9 @@ impl Config {
         if plan.prefetch {
             builder = builder.prefetch(Prefetch::default());
         }
+        if let Some(ttl) = plan.negative_ttl {
+            builder = builder.absent_ttl(ttl);
+        }
         if let Some(idle) = cache.memory.time_to_idle {
             builder = builder.time_to_idle(idle);
         }
@@ -218,14 +221,19 @@ impl CachePlan {
         if self.early_refresh != before.early_refresh {
             tuning.early_refresh = self.early_refresh;
         }
-        if self.negative_ttl != before.negative_ttl {
-            tuning.negative_ttl = self.negative_ttl;
-        }
         if self.prefetch != before.prefetch {
             tuning.prefetch = self.prefetch.then(Prefetch::default);
         }
-        if let Err(error) = cache.tune(&tuning) {
-            tracing::warn!(cache = cache.name(), %error, "its times stay");
+        let tune = |tuning| {
+            if let Err(error) = cache.tune(&tuning) {
+                tracing::warn!(cache = cache.name(), %error, "its times stay");
+            }
+        };
+        tune(tuning);
+        // Apart: a cache that cannot tell what means that there is nothing refuses it.
+        if self.negative_ttl != before.negative_ttl {
+            tuning.negative_ttl = self.negative_ttl;
+            tune(tuning);
         }
     }
 }
