@@ -86,6 +86,7 @@ const TABLES: &[&[Rule]] = &[
 ];
 
 /// A rule, as the page about advice shows it.
+#[cfg_attr(not(test), allow(dead_code, reason = "a test makes the page of them"))]
 struct Rule {
     id: &'static str,
     #[cfg_attr(not(test), expect(dead_code, reason = "for the page"))]

@@ -167,7 +167,9 @@ impl UltraPerf {
         if let Some(_replaced) = replaced {
             tracing::warn!(cache = name, "another cache of this name takes the place of the first");
             #[cfg(feature = "monitor")]
-            _replaced.published.map(monitor::Watch::remove);
+            if let Some(published) = _replaced.published {
+                published.remove();
+            }
         }
     }
 }

@@ -234,7 +234,7 @@ impl UltraPerfBuilder {
 
     /// Names the program's allocator, which gives back what lies idle.
     #[cfg(feature = "memory")]
-    pub fn allocator(self, allocator: impl memory::AllocatorControl + Send) -> Self {
+    pub fn allocator(self, allocator: impl memory::AllocatorControl) -> Self {
         self.memory_guard(|guard| guard.allocator(allocator))
     }
 

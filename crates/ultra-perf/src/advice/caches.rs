@@ -330,7 +330,7 @@ fn read(look: &Look<'_>, cache: &dyn ManagedCache) -> Option<CacheReading> {
             errors: of("cache_errors_total"),
             writes: of("cache_writes_total"),
             dropped: of("cache_dropped_writes_total"),
-            p95_seconds: (reads.reads > 0).then(|| reads.p95.as_secs_f64()),
+            p95_seconds: (reads.reads > 0).then_some(reads.p95.as_secs_f64()),
         })
     };
     let of_values =

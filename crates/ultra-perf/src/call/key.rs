@@ -521,7 +521,7 @@ mod tests {
 
     use cache_tiered::Equivalent;
     use proptest::prelude::*;
-    use serde::Deserialize as _;
+    use serde::{Deserialize as _, Serialize};
 
     use super::*;
 
