@@ -336,9 +336,9 @@ async fn methods_find_their_handle_where_they_are_told() {
 }
 
 #[cached(skip(runs))]
-async fn show<T: Display + Serialize + Send + Sync>(perf: &UltraPerf, runs: &Runs, it: T) -> String
+async fn show<T>(perf: &UltraPerf, runs: &Runs, it: T) -> String
 where
-    T: Clone,
+    T: Display + Serialize + Send + Sync,
 {
     format!("{it} of run {}", runs.count())
 }
@@ -761,7 +761,8 @@ mod on_disk {
         let directory = tempfile::tempdir().unwrap();
         let runs = Runs::default();
         let close = async |perf: UltraPerf| {
-            assert!(perf.shutdown(Duration::from_secs(10)).await.is_clean())
+            let report = perf.shutdown(Duration::from_secs(10)).await;
+            assert!(report.is_clean(), "{report}");
         };
 
         let perf = over(directory.path()).await;
