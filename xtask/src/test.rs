@@ -15,7 +15,8 @@ pub(crate) const FEATURES: &str = "--features \
      loadbalancer/grpc,loadbalancer/discovery,loadbalancer/tower,loadbalancer/webhook,\
      monitor/metrics,monitor/otlp,monitor/profiling,monitor/protobuf,monitor/tower,monitor/trace-ids,\
      monitor/webhook,\
-     scheduler/tower,scheduler/durable-redis,scheduler/durable-postgres";
+     scheduler/tower,scheduler/durable-redis,scheduler/durable-postgres,\
+     ultra-perf/full,ultra-perf/glibc";
 
 /// Installs the Debian package `$1` without letting it start or keep a server: the tests start their own.
 ///
