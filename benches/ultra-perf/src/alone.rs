@@ -15,6 +15,7 @@ use ultra_perf::{OptimizationLevel, UltraPerf};
 use ultra_perf_bench::{Clock, Stopwatch, Suite};
 
 const START: &str = "start at Basic, to the handle";
+const START_IN_MEMORY: &str = "start at Basic, the monitor's history not on disk";
 const GROWTH: &str = "start at Basic, growth of the resident set until a second later";
 const IDLE: &str = "idle at Ultra with a cache open, share of a core over 4 s";
 
@@ -28,19 +29,20 @@ const WINDOW: Duration = Duration::from_secs(4);
 /// Does what a child is asked for, if this process is one.
 pub(crate) fn ran_as_child() -> bool {
     match std::env::var(CHILD).as_deref() {
-        Ok("start") => start(),
+        Ok("start") => start(true),
+        Ok("start in memory") => start(false),
         Ok("idle") => idle(),
         _ => return false,
     }
     true
 }
 
-fn start() {
+fn start(history: bool) {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("threads can be started");
     let before = resident_kib().unwrap_or(0.0);
     let began = Instant::now();
-    let perf = runtime.block_on(build(OptimizationLevel::Basic));
+    let perf = runtime.block_on(build(OptimizationLevel::Basic, history));
     let took = began.elapsed();
     // The first tick of the monitor has been by then.
     thread::sleep(Duration::from_secs(1));
@@ -52,7 +54,7 @@ fn start() {
 fn idle() {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("threads can be started");
-    let perf = runtime.block_on(build(OptimizationLevel::Ultra));
+    let perf = runtime.block_on(build(OptimizationLevel::Ultra, true));
     let cache = runtime.block_on(perf.cache::<u64, String>("idle").open());
     let cache = cache.expect("a valid configuration");
     (0..1_000).for_each(|key| cache.insert(key, key.to_string()));
@@ -64,11 +66,12 @@ fn idle() {
     }
 }
 
-async fn build(level: OptimizationLevel) -> UltraPerf {
+async fn build(level: OptimizationLevel, history: bool) -> UltraPerf {
     let directory = std::env::var(DIRECTORY).expect("the parent says where");
     let perf = UltraPerf::builder()
         .level(level)
         .set("cache.disk.path", format!("{directory}/cache"))
+        .set("monitor.history.enabled", history.to_string())
         .set("monitor.history.path", format!("{directory}/history"));
     perf.build().await.expect("a valid configuration")
 }
@@ -81,19 +84,23 @@ fn resident_kib() -> Option<f64> {
 
 /// Measures the start and the idle process.
 pub(crate) fn measure(suite: &mut Suite) {
-    let started = |pick: fn((f64, f64)) -> f64| {
-        let mut child = Told::start("start").expect("this program can be started");
+    let started = |what, pick: fn((f64, f64)) -> f64| {
+        let mut child = Told::start(what).expect("this program can be started");
         let line = child.line().expect("the child says what it saw");
         let (took, grown) = line.split_once(' ').expect("two numbers");
         pick((took.parse().expect("a number"), grown.parse().expect("a number")))
     };
-    suite.reported(START, "ms").rounds(9).at_most(20.0).measure(|| started(|(took, _)| took));
+    suite.reported(START, "ms").rounds(9).at_most(20.0).measure(|| started("start", |it| it.0));
+    suite
+        .reported(START_IN_MEMORY, "ms")
+        .rounds(9)
+        .measure(|| started("start in memory", |it| it.0));
     if resident_kib().is_some() {
         suite
             .reported(GROWTH, "MiB")
             .rounds(9)
             .at_most(5.0)
-            .measure(|| started(|(_, grown)| grown));
+            .measure(|| started("start", |it| it.1));
     } else {
         suite.reported(GROWTH, "MiB").skip("itself", "this system has no /proc/self/status");
     }
