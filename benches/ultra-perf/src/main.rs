@@ -8,6 +8,7 @@
 
 mod alone;
 mod call;
+mod layers;
 mod scope;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let options = Arguments::parse();
     let mut suite = Suite::with_options("ultra-perf", options.suite);
     call::measure(&mut suite);
+    layers::measure(&mut suite);
     scope::measure(&mut suite);
     alone::measure(&mut suite);
     if let Some(docs) = options.page.docs.filter(|_| options.full) {
