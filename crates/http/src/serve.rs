@@ -76,7 +76,9 @@ struct Reported(Option<Watch>);
 
 impl Drop for Reported {
     fn drop(&mut self) {
-        self.0.take().map(Watch::remove);
+        if let Some(watch) = self.0.take() {
+            watch.remove();
+        }
     }
 }
 

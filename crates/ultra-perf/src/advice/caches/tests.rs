@@ -43,8 +43,11 @@ fn curve(at: [f64; 6]) -> Vec<(u64, f64, f64)> {
 
 type Check = fn(&CacheReading, &Aims<'_>) -> Option<Finding>;
 
-/// What a rule says: its title and what it sets, as path, before and after.
-fn says(rule: Check, of: &CacheReading) -> Option<(String, Option<(String, Value, Value)>)> {
+/// What an action sets: the path, and the value before and after.
+type Sets = (String, Value, Value);
+
+/// What a rule says: its title and what it sets.
+fn says(rule: Check, of: &CacheReading) -> Option<(String, Option<Sets>)> {
     let finding = rule(of, &aims())?;
     assert_eq!(finding.subject, of.name);
     assert!(!finding.why.is_empty() && !finding.recommendation.is_empty(), "{finding:?}");
