@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use crate::page::escape;
 
-const COLOURS: [&str; 4] = ["#0a7bc4", "#009e73", "#d55e00", "#cc79a7"];
-const DASHES: [&str; 4] = ["", "", "7 4", "2 3"];
+const COLOURS: [&str; 6] = ["#0a7bc4", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9"];
+const DASHES: [&str; 6] = ["", "", "7 4", "2 3", "9 3 2 3", "4 2"];
 
 /// A line: its name, its colour and dashes, and its points from left to right.
 #[derive(Clone, Debug, PartialEq)]

@@ -77,6 +77,7 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     hasher: S,
     listener: Option<Listener<K, V>>,
     entries: Option<u64>,
+    default_entries: u64,
     bytes: Option<(u64, Weigher<K, V>)>,
     ttl: Option<Duration>,
     ttl_jitter: u8,
@@ -192,6 +193,7 @@ where
             hasher: DefaultHashBuilder::default(),
             listener: None,
             entries: None,
+            default_entries: DEFAULT_ENTRIES,
             bytes: None,
             ttl: None,
             ttl_jitter: 0,
@@ -277,6 +279,7 @@ where
             hasher,
             listener: self.listener,
             entries: self.entries,
+            default_entries: self.default_entries,
             bytes: self.bytes,
             ttl: self.ttl,
             ttl_jitter: self.ttl_jitter,
@@ -305,6 +308,14 @@ where
     /// Beside a bound in bytes both hold: an entry then weighs at least its share of the bytes.
     pub fn entries(mut self, entries: u64) -> Self {
         self.entries = Some(entries);
+        self
+    }
+
+    /// Bounds the memory tier by a number of entries where nobody sets a bound in entries or in bytes.
+    ///
+    /// For whoever describes a cache before the program says what its values weigh.
+    pub fn default_entries(mut self, entries: u64) -> Self {
+        self.default_entries = entries;
         self
     }
 
@@ -579,7 +590,8 @@ where
             problems.push(Problem::new("name", &self.name, expected));
         }
         let bytes = self.bytes.as_ref().map(|(capacity, _)| *capacity);
-        for (path, bound) in [("memory.entries", self.entries), ("memory.bytes", bytes)] {
+        let entries = self.entries.or(self.bytes.is_none().then_some(self.default_entries));
+        for (path, bound) in [("memory.entries", entries), ("memory.bytes", bytes)] {
             if bound == Some(0) {
                 problems.push(Problem::new(path, 0, "must be at least 1"));
             }
@@ -619,7 +631,7 @@ where
         let weighs_bytes = self.bytes.is_some();
         let (capacity, weigher, estimated) = match (self.bytes, self.entries) {
             (None, entries) => {
-                let entries = entries.unwrap_or(DEFAULT_ENTRIES);
+                let entries = entries.unwrap_or(self.default_entries);
                 (entries, None, entries)
             }
             (Some((bytes, weigher)), None) => (bytes, Some(weigher), bytes / EXPECTED_WEIGHT),

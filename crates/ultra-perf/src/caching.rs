@@ -13,9 +13,10 @@ use crate::config::{self, Config};
 impl Config {
     /// Describes a cache with the tiers, bounds and times of the configuration.
     ///
-    /// Its memory tier is bounded by `cache.memory.entries`, or by 10,000 entries, because only the
-    /// program knows what a value weighs; [`CacheBuilder::bytes`] with `cache.memory.capacity` bounds
-    /// it by bytes. The name is that of the cache's directory and of its keys in Redis.
+    /// Its memory tier is bounded by `cache.memory.entries` if that is set. Otherwise it holds
+    /// `cache.memory.default_entries` until the program says what a value weighs, which nobody else knows:
+    /// [`CacheBuilder::bytes`] with `cache.memory.capacity` then bounds it by bytes alone. The name is that
+    /// of the cache's directory and of its keys in Redis.
     pub fn cache_builder<K, V>(&self, name: &str) -> CacheBuilder<K, V>
     where
         K: Hash + Eq + Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
@@ -118,7 +119,7 @@ impl Config {
     {
         let (cache, plan) = (&self.cache, self.cache_plan(name));
         let mut builder = cache_tiered::Cache::builder(name)
-            .entries(plan.entries)
+            .default_entries(plan.default_entries)
             .ttl(plan.ttl)
             .ttl_jitter(u8::try_from(cache.ttl_jitter).unwrap_or(100))
             .expiry_sweep(cache.expiry_sweep)
@@ -136,6 +137,9 @@ impl Config {
                 config::WritePolicy::Through => WritePolicy::Through,
                 config::WritePolicy::OnEviction => WritePolicy::OnEviction,
             });
+        if let Some(entries) = plan.entries {
+            builder = builder.entries(entries);
+        }
         if let Some(window) = plan.stale_while_revalidate {
             builder = builder.stale_while_revalidate(window);
         }
@@ -163,7 +167,8 @@ impl Config {
 pub(crate) struct CachePlan {
     policy: config::Policy,
     ttl: Duration,
-    entries: u64,
+    entries: Option<u64>,
+    default_entries: u64,
     capacity_bytes: u64,
     stale_while_revalidate: Option<Duration>,
     stale_if_error: Option<Duration>,
@@ -176,11 +181,11 @@ impl Config {
     /// What holds for the cache of this name: its own settings, or those for all.
     pub(crate) fn cache_plan(&self, name: &str) -> CachePlan {
         let (all, own) = (&self.cache, self.caches.get(name).cloned().unwrap_or_default());
-        let entries = own.entries.or(all.memory.entries).unwrap_or(all.memory.default_entries);
         CachePlan {
             policy: own.policy.unwrap_or(all.policy),
             ttl: own.ttl.unwrap_or(all.ttl),
-            entries: entries as u64,
+            entries: own.entries.or(all.memory.entries).map(|entries| entries as u64),
+            default_entries: all.memory.default_entries as u64,
             capacity_bytes: own.capacity.unwrap_or(all.memory.capacity).as_u64(),
             stale_while_revalidate: own.stale_while_revalidate.or(all.stale_while_revalidate),
             stale_if_error: own.stale_if_error.or(all.stale_if_error),
@@ -203,7 +208,7 @@ impl CachePlan {
         }
         let size = |plan: &Self| match cache.is_bounded_by_bytes() {
             true => plan.capacity_bytes,
-            false => plan.entries,
+            false => plan.entries.unwrap_or(plan.default_entries),
         };
         if size(self) != size(before) {
             cache.resize(size(self));

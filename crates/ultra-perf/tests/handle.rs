@@ -48,6 +48,16 @@ async fn a_cache_follows_changes_and_their_undoing() {
 }
 
 #[tokio::test]
+async fn a_cache_whose_values_are_weighed_is_bounded_by_bytes_alone() {
+    let perf = builder().set("cache.memory.default_entries", "10").build().await.expect("a handle");
+    let pages = perf.cache::<u64, u64>("pages").bytes(1 << 20, |_, _| 8).build().expect("a cache");
+    (0..1_000).for_each(|page| pages.insert(page, page));
+    assert_eq!((pages.stats().memory.entries, pages.capacity()), (1_000, 1 << 20));
+    perf.apply([("caches.pages.capacity", json!("64KiB"))], "ada").expect("a change");
+    assert_eq!(pages.capacity(), 64 << 10);
+}
+
+#[tokio::test]
 async fn a_change_with_problems_changes_nothing() {
     let perf = builder().build().await.expect("a handle");
     let bad = [("cache.ttl", json!("5m")), ("cache.policy", json!("best"))];
