@@ -1,3 +1,5 @@
+//! What became of watched keys, against what a naive model remembers.
+
 use std::collections::HashMap;
 
 use super::*;
