@@ -54,7 +54,12 @@
 //! - `full`: all of these that need no other allocator.
 #![forbid(unsafe_code)]
 
+// Each part looks at some of what the rules share.
 #[cfg(feature = "monitor")]
+#[cfg_attr(
+    not(all(feature = "cache", feature = "loadbalancer", feature = "memory", feature = "scheduler")),
+    allow(dead_code)
+)]
 mod advice;
 #[cfg(feature = "loadbalancer")]
 mod balance;
