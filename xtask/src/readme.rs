@@ -11,11 +11,11 @@ use serde_json::Value;
 
 use crate::{Outcome, bench, repo};
 
-const PAGE: &str = "README.md";
-const BEGIN: &str = "<!-- levels: written by `cargo xtask readme` -->";
-const END: &str = "<!-- end of levels -->";
+pub(crate) const PAGE: &str = "README.md";
+pub(crate) const BEGIN: &str = "<!-- levels: written by `cargo xtask readme` -->";
+pub(crate) const END: &str = "<!-- end of levels -->";
 /// The rows of the table, in their order.
-const ROWS: [&str; 5] = ["no accelerator", "basic", "advanced", "ultra", "extreme"];
+pub(crate) const ROWS: [&str; 5] = ["no accelerator", "basic", "advanced", "ultra", "extreme"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {

@@ -6,6 +6,7 @@
 
 mod layers;
 mod links;
+mod readme;
 mod sources;
 
 use std::fmt;
@@ -33,6 +34,7 @@ pub(crate) fn run() -> Outcome {
     problems.extend(layers::page(&tree, &members));
     problems.extend(sources::check(&tree));
     problems.extend(links::check(&tree));
+    problems.extend(readme::check(&tree));
     problems.sort();
     for problem in &problems {
         println!("{problem}");
