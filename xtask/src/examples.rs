@@ -5,9 +5,12 @@
 //! readers look; here it is taken from there, so it is never wrong. Only `--release` is left out: the
 //! build would take minutes, and what an example shows does not depend on it. Building has no bound,
 //! running has.
+//!
+//! All of them together are run as the tests have built them, with every feature: another build for each
+//! would take longer than all else.
 
 use std::fs;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,13 +55,29 @@ pub(crate) fn run(options: &Options) -> Outcome {
     // One of them starts a Redis of its own. Without any it says so and ends well, which tests nothing.
     test::provide_redis()?;
 
+    let together = options.names.is_empty();
+    if together {
+        let features = test::FEATURES;
+        repo::run(&mut repo::cargo(&format!("build --workspace --examples {features}")))?;
+    }
     let mut lines = String::new();
     let mut failed = Vec::new();
     for example in known.iter().filter(wanted) {
         println!("== {}", example.name);
         let start = Instant::now();
-        let result = repo::run(repo::cargo("build --quiet").args(&example.arguments))
-            .and_then(|()| within(BOUND, example));
+        let result = match together {
+            true => {
+                let built = repo::target().join("debug/examples").join(&example.name);
+                within(BOUND, repo::program(built))
+            }
+            false => {
+                repo::run(repo::cargo("build --quiet").args(&example.arguments)).and_then(|()| {
+                    let mut command = repo::cargo("run --quiet");
+                    command.args(&example.arguments);
+                    within(BOUND, command)
+                })
+            }
+        };
         let word = match &result {
             Ok(()) => "ok".to_owned(),
             Err(message) => format!("FAILED: {message}"),
@@ -73,10 +92,9 @@ pub(crate) fn run(options: &Options) -> Outcome {
 }
 
 /// Runs an example that has been built, and ends it when its time is over.
-fn within(bound: Duration, example: &Example) -> Outcome {
-    let mut command = repo::cargo("run --quiet");
+fn within(bound: Duration, mut command: Command) -> Outcome {
     // Some end when their input does.
-    command.args(&example.arguments).stdin(Stdio::null());
+    command.stdin(Stdio::null());
     let child = command.spawn().map_err(|error| format!("cannot run it: {error}"))?;
     match wait(child, bound).map_err(|error| format!("cannot wait for it: {error}"))? {
         Some(status) if status.success() => Ok(()),

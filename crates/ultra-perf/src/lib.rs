@@ -57,7 +57,12 @@
 // Each part looks at some of what the rules share.
 #[cfg(feature = "monitor")]
 #[cfg_attr(
-    not(all(feature = "cache", feature = "loadbalancer", feature = "memory", feature = "scheduler")),
+    not(all(
+        feature = "cache",
+        feature = "loadbalancer",
+        feature = "memory",
+        feature = "scheduler"
+    )),
     allow(dead_code)
 )]
 mod advice;
