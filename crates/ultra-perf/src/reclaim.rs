@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cache_tiered::{Cache, DefaultHashBuilder, ManagedCache};
 use memory::{Cost, ReclaimRequest, Reclaimer};
 
-/// Lets a [`MemoryGuard`] push the coldest entries out of a cache's memory.
+/// Lets a [`MemoryGuard`](memory::MemoryGuard) push the coldest entries out of a cache's memory.
 ///
 /// It holds a handle of the cache, so the cache lives until the registration is dropped.
 ///

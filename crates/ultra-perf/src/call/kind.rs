@@ -2,7 +2,7 @@
 //!
 //! A function's return type is looked at by method resolution: [`ViaResult`] is found for a `Result` under
 //! whatever name, else [`ViaOption`] for an `Option`, else [`ViaValue`]. The same trick tells whether an
-//! error can be cloned to those who wait for it ([`share`]).
+//! error can be cloned to those who wait for it ([`share`](super::share)).
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
