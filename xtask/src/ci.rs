@@ -105,7 +105,7 @@ impl Job {
             Self::Tidy => tidy::run(),
             Self::Test => test::run(&[]),
             Self::Examples => examples::run(&examples::Options::default()),
-            Self::Features => features(),
+            Self::Features => features::compile(&crates()?, Self::Clippy.missing().is_none()),
             Self::Doc => {
                 // The binary and the umbrella crate share a name, so only one of them can have pages.
                 let words =
@@ -154,36 +154,6 @@ fn crates() -> Result<Vec<Package>, String> {
     let mut packages = repo::metadata()?.packages;
     packages.retain(|package| package.manifest_path.starts_with(&folder));
     Ok(packages)
-}
-
-/// Compiles the sets of features of every crate, under clippy where there is one so that a warning of
-/// a rare set counts too.
-fn features() -> Outcome {
-    let deny = Job::Clippy.missing().is_none();
-    let mut failed = Vec::new();
-    for package in crates()? {
-        let taken = features::taken(&package.metadata, &package.features)
-            .map_err(|problem| format!("{}: {problem}", package.manifest_path))?;
-        for set in features::sets(&package.features, &taken) {
-            let check = if deny { "clippy" } else { "check" };
-            let mut command = repo::cargo(check);
-            command.args(["--quiet", "--package", &package.name, "--no-default-features"]);
-            if !set.is_empty() {
-                command.args(["--features", &set.join(",")]);
-            }
-            if deny {
-                command.args(["--", "--deny", "warnings"]);
-            }
-            if repo::run(&mut command).is_err() {
-                failed.push(format!("{} with [{}]", package.name, set.join(", ")));
-            }
-        }
-    }
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("does not compile without a warning: {}", failed.join("; ")))
-    }
 }
 
 /// Runs the loom tests of the crates that have some.

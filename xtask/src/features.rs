@@ -6,13 +6,69 @@
 //! is the default, and a crate without features is one set. A feature whose name begins with `__` is a
 //! part of others and nobody's to ask for: it is not compiled alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use cargo_metadata::Package;
+
+use crate::{Outcome, repo};
+
+/// Builds side by side: one alone leaves cores idle, since a set ends with one crate after the other.
+const WORKERS_MAX: usize = 4;
+
+/// Compiles the sets of features of every crate; under clippy if it is there, so that a warning of a rare
+/// set counts too.
+pub(crate) fn compile(packages: &[Package], clippy: bool) -> Outcome {
+    let mut open: VecDeque<(&str, Vec<String>)> = VecDeque::new();
+    for package in packages {
+        let taken = taken(&package.metadata, &package.features)
+            .map_err(|problem| format!("{}: {problem}", package.manifest_path))?;
+        open.extend(sets(&package.features, &taken).into_iter().map(|set| (package.name.as_str(), set)));
+    }
+    let total = open.len();
+    let workers = std::thread::available_parallelism().map_or(1, |it| it.get().min(WORKERS_MAX));
+    let (open, failed) = (Mutex::new(open), Mutex::new(Vec::new()));
+    let work = |worker: usize| {
+        loop {
+            let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+            // From both ends, so that sets of one crate, which share much, meet in one folder.
+            let next = if worker == 0 { open.pop_front() } else { open.pop_back() };
+            let number = total - open.len();
+            drop(open);
+            let Some((package, set)) = next else { return };
+            let set = set.join(",");
+            eprintln!("{number} of {total}: {package} with [{set}]");
+            let mut command = repo::cargo(if clippy { "clippy" } else { "check" });
+            command.args(["--quiet", "--package", package, "--no-default-features"]);
+            if worker > 0 {
+                let folder = repo::target().join("features").join(worker.to_string());
+                command.env("CARGO_TARGET_DIR", folder);
+            }
+            if !set.is_empty() {
+                command.args(["--features", &set]);
+            }
+            if clippy {
+                command.args(["--", "--deny", "warnings"]);
+            }
+            if !repo::succeeds_aloud(&mut command) {
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.push(format!("{package} with [{set}]"));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..workers).for_each(|worker| drop(scope.spawn(move || work(worker))));
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("does not compile without a warning: {}", failed.join("; ")))
+    }
+}
 
 /// Returns the sets to compile, each as the features to name on the command line.
-pub(crate) fn sets(
-    features: &BTreeMap<String, Vec<String>>,
-    taken: &[Vec<String>],
-) -> Vec<Vec<String>> {
+fn sets(features: &BTreeMap<String, Vec<String>>, taken: &[Vec<String>]) -> Vec<Vec<String>> {
     let singles = features.keys().map(|name| vec![name.clone()]);
     let all = features.keys().filter(|name| *name != "default").cloned().collect();
     let mut seen = BTreeSet::new();
@@ -29,7 +85,7 @@ pub(crate) fn sets(
 /// # Errors
 ///
 /// If they are not a list of lists of features that the crate has.
-pub(crate) fn taken(
+fn taken(
     metadata: &serde_json::Value,
     features: &BTreeMap<String, Vec<String>>,
 ) -> Result<Vec<Vec<String>>, String> {
@@ -62,7 +118,6 @@ fn closure(set: &[String], features: &BTreeMap<String, Vec<String>>) -> BTreeSet
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repo;
 
     /// Takes `name: brings, brings; name` and compares the sets, written as `-, a, a+b`.
     fn check(features: &str, expected: &str) {
