@@ -425,7 +425,9 @@ where
     ///
     /// One hash, a look-up that locks nothing, and a clone of the value; a coarse clock where the entry
     /// can expire. With [`Engine::ClockPro`](crate::Engine::ClockPro), one shared lock.
-    #[inline]
+    // A hit is one piece of code with its caller: the length of a key, its hash and what is done with
+    // the value are known there.
+    #[inline(always)]
     pub fn get_in_memory<Q>(&self, key: &Q) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,

@@ -596,7 +596,7 @@ impl Call {
                         #krate::call::Kind::<#output>::kept(&kind, value)
                     }
                     ::core::option::Option::None => {
-                        #load::<#output, _, _, _, _, _>(&handle, terms, make) #wait
+                        #load::<#output, _, _, _, _, _>(handle, terms, make) #wait
                     }
                 }
             };
@@ -619,7 +619,7 @@ impl Call {
             };
             #share
             let make = #make;
-            #load #generics(&handle, #terms, make) #wait
+            #load #generics(handle, #terms, make) #wait
         }
     }
 

@@ -68,9 +68,17 @@ use crate::UltraPerf;
 ///     Task(#[from] ultra_perf::TaskError),
 /// }
 /// ```
+///
+/// It is one pointer wide, so that the result of a hit stays in registers; [`kind`](Self::kind) tells what
+/// happened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct TaskError(Box<TaskErrorKind>);
+
+/// What ended a call; see [`TaskError`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum TaskError {
+pub enum TaskErrorKind {
     /// It took longer than its `timeout`.
     #[error("{function} took longer than {limit:?}")]
     TimedOut {
@@ -125,19 +133,32 @@ pub enum TaskError {
     },
 }
 
+impl From<TaskErrorKind> for TaskError {
+    #[cold]
+    fn from(kind: TaskErrorKind) -> Self {
+        Self(Box::new(kind))
+    }
+}
+
 impl TaskError {
+    /// Returns what happened.
+    #[must_use]
+    pub fn kind(&self) -> &TaskErrorKind {
+        &self.0
+    }
+
     /// Returns when it may be worth another try, where that can be told.
     #[must_use]
     pub fn retry_after(&self) -> Option<std::time::Duration> {
-        match self {
+        match self.kind() {
             #[cfg(feature = "scheduler")]
-            Self::Refused { source, .. } => source.retry_after,
+            TaskErrorKind::Refused { source, .. } => source.retry_after,
             #[cfg(feature = "scheduler")]
-            Self::Shed { source: scheduler::TaskError::Shed { retry_after, .. }, .. } => {
-                *retry_after
-            }
+            TaskErrorKind::Shed {
+                source: scheduler::TaskError::Shed { retry_after, .. }, ..
+            } => *retry_after,
             #[cfg(feature = "resilience")]
-            Self::BreakerOpen { source, .. } => Some(source.retry_after),
+            TaskErrorKind::BreakerOpen { source, .. } => Some(source.retry_after),
             _ => None,
         }
     }
@@ -276,21 +297,47 @@ struct Instance<T> {
 }
 
 impl<T> Instances<T> {
+    #[inline]
+    fn find(&self, name: &'static str) -> Option<&T> {
+        let mut here = self;
+        loop {
+            let instance = here.0.get()?;
+            // Of one type there may be several copies of the name, hence the second comparison.
+            if std::ptr::eq(instance.name, name) || instance.name == name {
+                return Some(&instance.value);
+            }
+            here = &instance.next;
+        }
+    }
+
     fn get_or_make(&self, name: &'static str, make: impl Fn() -> T) -> &T {
         let mut here = self;
         loop {
             let new = || Box::new(Instance { name, value: make(), next: Self::default() });
             let instance = here.0.get_or_init(new);
-            // Of one type there may be several copies of the name, hence the second comparison.
-            if std::ptr::eq(instance.name, name) || instance.name == name {
-                return &instance.value;
+            match here.find(name) {
+                Some(value) => return value,
+                None => here = &instance.next,
             }
-            here = &instance.next;
         }
     }
 }
 
-/// Returns what a handle keeps for an instance of a function.
+/// Returns what a handle keeps for an instance of a function, if it has been there.
+#[cfg(feature = "cache")]
+#[inline]
+fn found<'a, T: Send + Sync + 'static>(
+    perf: &'a UltraPerf,
+    site: &crate::Site,
+    instance: &'static str,
+) -> Option<&'a T> {
+    if instance.is_empty() {
+        return perf.found_slot(site);
+    }
+    perf.found_slot::<Instances<T>>(site)?.find(instance)
+}
+
+/// Returns what a handle keeps for an instance of a function, making it at the first call.
 #[inline]
 fn slot<'a, T: Send + Sync + 'static>(
     perf: &'a UltraPerf,

@@ -108,7 +108,7 @@ pub use advice::rules as advice_rules;
 #[cfg(feature = "cache")]
 pub use cache_tiered;
 #[cfg(feature = "macros")]
-pub use call::TaskError;
+pub use call::{TaskError, TaskErrorKind};
 pub use config::OptimizationLevel;
 #[cfg(feature = "metrics-exporter-prometheus")]
 pub use exporter::PrometheusExporter;

@@ -13,46 +13,69 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::UltraPerf;
 
 const CHUNK: usize = 64;
-/// Beyond 65,536 sites two share a cell; each then finds its own value further down its list.
+/// Beyond 65,535 sites two share a cell; each then finds its own value further down its list.
 const CHUNKS: usize = 1_024;
 
 /// A place in the program that remembers something in each handle.
 #[derive(Debug, Default)]
-pub struct Site(OnceLock<usize>);
+pub struct Site(AtomicUsize);
 
 impl Site {
     /// Makes a site, for a `static`.
     #[must_use]
     pub const fn new() -> Self {
-        Self(OnceLock::new())
+        Self(AtomicUsize::new(0))
     }
 
+    /// The number of this site, from 1 on.
+    #[inline]
     fn number(&self) -> usize {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
         // Relaxed: the numbers have to differ and say nothing else.
-        *self.0.get_or_init(|| NEXT.fetch_add(1, Ordering::Relaxed))
+        match self.0.load(Ordering::Relaxed) {
+            0 => self.draw(),
+            number => number,
+        }
+    }
+
+    #[cold]
+    fn draw(&self) -> usize {
+        static LAST: AtomicUsize = AtomicUsize::new(0);
+        let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        // Of two that draw at once, one number is never used.
+        match self.0.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => number,
+            Err(first) => first,
+        }
     }
 }
 
 /// The values under one number: one, or a list where the site is in a generic function.
 #[derive(Default)]
-struct Cell(OnceLock<Box<Node>>);
+struct Cell {
+    /// An [`Entry`], of which only the caller knows the type.
+    first: OnceLock<Box<dyn Any + Send + Sync>>,
+    rest: OnceLock<Box<Cell>>,
+}
 
-struct Node {
+struct Entry<T> {
     site: usize,
-    value: Box<dyn Any + Send + Sync>,
-    next: Cell,
+    value: T,
 }
 
 impl Cell {
+    #[inline]
+    fn first<T: 'static>(&self, site: usize) -> Option<&T> {
+        let entry = self.first.get()?.downcast_ref::<Entry<T>>()?;
+        (entry.site == site).then_some(&entry.value)
+    }
+
     fn get_or_init<T: Send + Sync + 'static>(&self, site: usize, make: &dyn Fn() -> T) -> &T {
         let mut cell = self;
         loop {
-            let made = || Box::new(Node { site, value: Box::new(make()), next: Self::default() });
-            let node = cell.0.get_or_init(made);
-            match node.value.downcast_ref() {
-                Some(value) if node.site == site => return value,
-                _ => cell = &node.next,
+            cell.first.get_or_init(|| Box::new(Entry { site, value: make() }));
+            match cell.first(site) {
+                Some(value) => return value,
+                None => cell = cell.rest.get_or_init(Box::default),
             }
         }
     }
@@ -61,11 +84,36 @@ impl Cell {
 type Chunk = [Cell; CHUNK];
 
 /// The values of all sites in one handle.
-pub(crate) struct Slots(Box<[OnceLock<Box<Chunk>>]>);
+pub(crate) struct Slots {
+    /// Those of the first sites, which are all that most programs have, one load nearer.
+    near: Chunk,
+    far: [OnceLock<Box<Chunk>>; CHUNKS],
+}
 
 impl Default for Slots {
     fn default() -> Self {
-        Self(std::iter::repeat_with(OnceLock::new).take(CHUNKS).collect())
+        let far = std::array::from_fn(|_| OnceLock::new());
+        Self { near: std::array::from_fn(|_| Cell::default()), far }
+    }
+}
+
+impl Slots {
+    #[inline]
+    fn find<T: 'static>(&self, site: usize) -> Option<&T> {
+        let cell = match self.near.get(site) {
+            Some(cell) => cell,
+            None => &self.far[site / CHUNK % CHUNKS].get()?[site % CHUNK],
+        };
+        cell.first(site)
+    }
+
+    #[inline(never)]
+    fn find_or_make<T: Send + Sync + 'static>(&self, site: usize, make: &dyn Fn() -> T) -> &T {
+        let cell = self.near.get(site).unwrap_or_else(|| {
+            let new = || Box::new(std::array::from_fn(|_| Cell::default()));
+            &self.far[site / CHUNK % CHUNKS].get_or_init(new)[site % CHUNK]
+        });
+        cell.get_or_init(site, make)
     }
 }
 
@@ -76,20 +124,26 @@ impl fmt::Debug for Slots {
 }
 
 impl UltraPerf {
+    /// Returns what this handle keeps for a site, if it has been made; costs as [`slot`](Self::slot).
+    #[cfg(feature = "cache")]
+    #[inline]
+    pub(crate) fn found_slot<T: Send + Sync + 'static>(&self, site: &Site) -> Option<&T> {
+        self.0.slots.find(site.number())
+    }
+
     /// Returns what this handle keeps for a site, making it at the first call; for the macros.
     ///
     /// Of callers that come at once, one makes the value and the others wait for it.
     ///
     /// # Cost
     ///
-    /// Three dependent loads and a comparison of types; no lock and no counting.
+    /// Two or three dependent loads and a comparison of types; no lock and no counting.
     #[doc(hidden)]
+    #[inline]
     pub fn slot<T: Send + Sync + 'static>(&self, site: &Site, make: impl Fn() -> T) -> &T {
         let number = site.number();
-        let at = number % (CHUNK * CHUNKS);
-        let chunk = self.0.slots.0[at / CHUNK]
-            .get_or_init(|| Box::new(std::array::from_fn(|_| Cell::default())));
-        chunk[at % CHUNK].get_or_init(number, &make)
+        let slots = &self.0.slots;
+        slots.find(number).unwrap_or_else(|| slots.find_or_make(number, &make))
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde::Serialize;
 use ultra_perf::config::ConfigLoader;
 use ultra_perf::{
-    OptimizationLevel, TaskError, UltraPerf, cache_invalidate, cached, monitored, optimized,
+    OptimizationLevel, TaskError, TaskErrorKind, UltraPerf, cache_invalidate, cached, monitored,
+    optimized,
 };
 
 /// Counts the runs of bodies of one test.
@@ -436,7 +437,7 @@ async fn a_call_that_takes_too_long_is_ended() {
     let ended = never_ends(&perf).await;
     let limit = Duration::from_millis(50);
     let function = "macros::never_ends";
-    assert_eq!(ended, Err(Error::Task(TaskError::TimedOut { function, limit })));
+    assert_eq!(ended, Err(Error::Task(TaskErrorKind::TimedOut { function, limit }.into())));
     let labels = [("function", function)];
     assert_eq!(number(&perf, "function_errors_total", &labels), Some(1.0));
 }
@@ -485,9 +486,8 @@ async fn an_open_breaker_ends_the_call() {
             }
         }
     }
-    let Some(Err(Error::Task(error @ TaskError::BreakerOpen { .. }))) = opened else {
-        panic!("{opened:?}")
-    };
+    let Some(Err(Error::Task(error))) = opened else { panic!("{opened:?}") };
+    assert!(matches!(error.kind(), TaskErrorKind::BreakerOpen { .. }), "{error:?}");
     assert!(error.retry_after().is_some());
     assert_eq!(perf.breaker("db").state(), ultra_perf::resilience::State::Open);
 }
@@ -525,11 +525,13 @@ async fn bodies_run_in_their_lanes() {
     assert_eq!(on_the_lane(&perf, runs.clone()).await, Ok(1));
     assert_eq!(heavy(&perf, 1_000).await, Ok(1_000));
     let ended = sum(&perf, runs, Vec::new()).await;
-    let Err(Error::Task(TaskError::Panicked { message, .. })) = ended else { panic!("{ended:?}") };
+    let Err(Error::Task(error)) = ended else { panic!("{ended:?}") };
+    let TaskErrorKind::Panicked { message, .. } = error.kind() else { panic!("{error:?}") };
     assert_eq!(message, "nothing to add up");
     assert!(perf.scheduler().drain(Duration::from_secs(5)).await.is_complete());
     let ended = on_the_lane(&perf, Runs::default()).await;
-    assert!(matches!(ended, Err(Error::Task(TaskError::Refused { .. }))), "{ended:?}");
+    let Err(Error::Task(error)) = ended else { panic!("{ended:?}") };
+    assert!(matches!(error.kind(), TaskErrorKind::Refused { .. }), "{error:?}");
 }
 
 #[monitored]

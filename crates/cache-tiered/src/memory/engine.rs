@@ -296,7 +296,7 @@ impl<K: Hash + Eq + Clone, V: Clone, S: BuildHasher + Clone + 'static> Switchabl
     }
 
     /// One look-up of a batch or alone. An entry that `take` does not want is a miss and stays.
-    #[inline]
+    #[inline(always)]
     fn look_up<Q, T>(
         &self,
         guard: &Guard,
@@ -570,7 +570,7 @@ where
         hash_of(&self.hasher, key)
     }
 
-    #[inline]
+    #[inline(always)]
     fn get<Q>(&self, key: &Q, counted: bool) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,

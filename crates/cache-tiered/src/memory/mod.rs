@@ -412,7 +412,7 @@ where
     }
 
     /// The value, if it is here and fresh; counts a hit or a miss.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get<Q>(&self, key: &Q) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,

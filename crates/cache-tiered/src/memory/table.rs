@@ -746,7 +746,7 @@ impl<K, V, X> Table<K, V, X> {
     /// # Safety
     ///
     /// During `'g` a guard or the lock is held.
-    #[inline]
+    #[inline(always)]
     unsafe fn look_up<'g, Q>(&'g self, hash: u32, key: &Q) -> Option<Found<'g, K, V>>
     where
         Q: Equivalent<K> + ?Sized,

@@ -24,7 +24,7 @@ use super::invalidation::{Forget, Target, functions};
 use super::key::{CallKey, CallKeyBuf};
 use super::kind::Kind;
 use super::share::Share;
-use super::{Call, meter, slot};
+use super::{Call, Site, found, meter, slot};
 use crate::UltraPerf;
 
 /// Refreshes in the background of one function; what comes on top stays stale until it is asked for again.
@@ -241,13 +241,24 @@ struct Cached<V> {
 impl<V: Clone + Send + Sync + 'static> Cached<V> {
     #[inline]
     fn of(perf: &UltraPerf, call: Call) -> &Self {
-        slot(perf, &call.site.cached, call.instance, || Self::new(perf, call))
+        match found(perf, &call.site.cached, call.instance) {
+            Some(cached) => cached,
+            None => Self::make(perf, call.site, call.instance),
+        }
     }
 
+    // What fits in registers: a hit writes nothing for this call's sake.
     #[cold]
-    fn new(perf: &UltraPerf, call: Call) -> Self {
-        let shared = functions(perf).shared(call.site.identity, call.instance);
-        Self { shared, cache: OnceLock::new() }
+    #[inline(never)]
+    fn make<'perf>(
+        perf: &'perf UltraPerf,
+        site: &'static Site,
+        instance: &'static str,
+    ) -> &'perf Self {
+        slot(perf, &site.cached, instance, || {
+            let shared = functions(perf).shared(site.identity, instance);
+            Self { shared, cache: OnceLock::new() }
+        })
     }
 
     #[inline]
@@ -265,7 +276,7 @@ impl<V: Clone + Send + Sync + 'static> Cached<V> {
 /// # Cost
 ///
 /// A slot of the handle, and [`Cache::get_in_memory`].
-#[inline]
+#[inline(always)]
 pub fn find<R, K>(
     perf: &UltraPerf,
     call: Call,
@@ -281,7 +292,7 @@ where
 }
 
 /// Returns the result of a call from memory, fresh or stale; costs as [`find`].
-#[inline]
+#[inline(always)]
 pub fn look_up<R, K>(
     perf: &UltraPerf,
     call: Call,
@@ -447,7 +458,29 @@ where
 /// # Cancel safety
 ///
 /// May be dropped at any point; if it was the one that ran the body, one that waits runs its own.
-pub async fn load<R, T, K, X, M, Fut>(
+///
+/// # Cost
+///
+/// One allocation: what a miss needs is no part of the function's own future, which stays small.
+#[cold]
+#[inline(never)]
+pub fn load<R, T, K, X, M, Fut>(
+    perf: UltraPerf,
+    load: Load<T, K, X, K::Passed>,
+    make: M,
+) -> Pin<Box<impl Future<Output = R>>>
+where
+    K: Kind<R, Kept: Clone + Send + Sync + 'static, Passed: Send>,
+    T: Opens<K::Kept>,
+    X: Send,
+    R: Send,
+    M: FnOnce() -> Fut + Send,
+    Fut: Future<Output = Made<R, X>> + Send,
+{
+    Box::pin(async move { load_inline(&perf, load, make).await })
+}
+
+async fn load_inline<R, T, K, X, M, Fut>(
     perf: &UltraPerf,
     load: Load<T, K, X, K::Passed>,
     make: M,
@@ -491,11 +524,14 @@ where
 }
 
 /// Answers a call of a function that cannot wait. Calls that come at once run the body each for itself.
-pub fn load_sync<R, T, K, X, M>(perf: &UltraPerf, load: Load<T, K, X, K::Passed>, make: M) -> R
+#[cold]
+#[inline(never)]
+pub fn load_sync<R, T, K, X, M>(perf: UltraPerf, load: Load<T, K, X, K::Passed>, make: M) -> R
 where
     K: Kind<R, Kept: Clone + Send + Sync + 'static>,
     M: FnOnce() -> Made<R, X>,
 {
+    let perf = &perf;
     let cached = Cached::<K::Kept>::of(perf, load.site);
     let is_first = cached.opened().is_none();
     let cache = match cached.opened() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use resilience::{CircuitBreaker, GiveUp, Outcome, RetryPolicy};
 
 use super::kind::{Fallible, Fault};
-use super::{Call, TaskError};
+use super::{Call, TaskError, TaskErrorKind};
 use crate::UltraPerf;
 
 /// Takes the name of a breaker in whatever form it is given.
@@ -18,14 +18,15 @@ fn admit(perf: &UltraPerf, name: &str) -> Result<(CircuitBreaker, resilience::Pe
     let breaker = perf.breaker(name);
     match breaker.try_acquire() {
         Ok(permit) => Ok((breaker, permit)),
-        Err(source) => Err(TaskError::BreakerOpen { breaker: name.to_owned(), source }),
+        Err(source) => Err(TaskErrorKind::BreakerOpen { breaker: name.to_owned(), source }.into()),
     }
 }
 
 fn judge<R: Fallible>(outcome: &Result<R, TaskError>) -> Outcome {
-    match outcome {
+    use TaskErrorKind::{Panicked, TimedOut};
+    match outcome.as_ref().map_err(TaskError::kind) {
         Ok(returned) if returned.error().is_none() => Outcome::Success,
-        Ok(_) | Err(TaskError::TimedOut { .. } | TaskError::Panicked { .. }) => Outcome::Failure,
+        Ok(_) | Err(TimedOut { .. } | Panicked { .. }) => Outcome::Failure,
         // The dependency was not asked.
         Err(_) => Outcome::Ignored,
     }
@@ -35,7 +36,7 @@ fn judge<R: Fallible>(outcome: &Result<R, TaskError>) -> Outcome {
 ///
 /// # Errors
 ///
-/// [`TaskError::BreakerOpen`], and what the call itself ends with.
+/// [`TaskErrorKind::BreakerOpen`], and what the call itself ends with.
 ///
 /// # Cancel safety
 ///

@@ -24,10 +24,16 @@ const LONGEST: usize = 64 << 10;
 pub struct CallKeyBuf {
     inline: [u8; INLINE],
     length: usize,
+    /// What few keys have; so there is one pointer to look at when it is dropped.
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Default)]
+struct Rare {
     /// All bytes, once they are more than fit.
     long: Vec<u8>,
     /// Why these bytes are no key.
-    problem: Option<Box<str>>,
+    problem: Option<String>,
 }
 
 impl Default for CallKeyBuf {
@@ -42,7 +48,7 @@ impl CallKeyBuf {
     #[must_use]
     #[inline]
     pub fn new() -> Self {
-        Self { inline: [0; INLINE], length: 0, long: Vec::new(), problem: None }
+        Self { inline: [0; INLINE], length: 0, rare: None }
     }
 
     /// Adds a part. One that cannot be written spoils the key: nothing is found by it or kept under it.
@@ -55,17 +61,21 @@ impl CallKeyBuf {
 
     #[cold]
     fn spoil(&mut self, problem: &str) {
-        self.problem = Some(problem.into());
+        self.rare.get_or_insert_default().problem = Some(problem.to_owned());
     }
 
     /// Why nothing can be kept under it.
+    #[inline]
     pub(super) fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
+        self.rare.as_ref()?.problem.as_deref()
     }
 
     #[inline]
     fn bytes(&self) -> &[u8] {
-        if self.length <= INLINE { &self.inline[..self.length] } else { &self.long }
+        match &self.rare {
+            Some(rare) if self.length > INLINE => &rare.long,
+            _ => &self.inline[..self.length.min(INLINE)],
+        }
     }
 
     /// The first eight bytes, with zeros behind the end.
@@ -99,15 +109,16 @@ impl CallKeyBuf {
 
     #[cold]
     fn write_long(&mut self, bytes: &[u8]) {
-        if self.length <= INLINE {
-            self.long.clear();
-            self.long.extend_from_slice(&self.inline[..self.length]);
-        }
         if self.length + bytes.len() > LONGEST {
             self.spoil("it is longer than 64 KiB");
             return;
         }
-        self.long.extend_from_slice(bytes);
+        let long = &mut self.rare.get_or_insert_default().long;
+        if self.length <= INLINE {
+            long.clear();
+            long.extend_from_slice(&self.inline[..self.length]);
+        }
+        long.extend_from_slice(bytes);
         self.length += bytes.len();
     }
 
@@ -130,9 +141,15 @@ impl Hash for CallKeyBuf {
             // Keys that differ in their length alone meet here, and are told apart as equals are.
             state.write_u64(self.word());
         } else {
-            state.write(self.bytes());
+            hash_long(self.bytes(), state);
         }
     }
+}
+
+/// Out of the way of short keys, whose hash is then a part of the look-up.
+#[inline(never)]
+fn hash_long<H: Hasher>(bytes: &[u8], state: &mut H) {
+    state.write(bytes);
 }
 
 /// The key of a call as a cache stores it.
@@ -185,7 +202,7 @@ impl Hash for CallKey {
             Repr::Short { length, bytes: [a, b, c, d, e, f, g, h, ..] } if *length <= 8 => {
                 state.write_u64(u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]));
             }
-            _ => state.write(self.bytes()),
+            _ => hash_long(self.bytes(), state),
         }
     }
 }

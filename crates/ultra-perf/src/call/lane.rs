@@ -4,7 +4,7 @@ use std::future::Future;
 
 use scheduler::{Priority, Submission, Work};
 
-use super::{Call, TaskError};
+use super::{Call, TaskError, TaskErrorKind};
 use crate::UltraPerf;
 
 /// How a lane takes a task.
@@ -94,11 +94,20 @@ async fn run<W: Work>(
 ) -> Result<W::Output, TaskError> {
     let function = call.label();
     let task = task.priority(terms.priority).memory_bytes(terms.memory_bytes);
+    let submitted = task.submit();
     let handle =
-        task.submit().map_err(|error| TaskError::Refused { function, source: error.refusal() })?;
-    handle.abort_on_drop(true).await.map_err(|error| match error {
-        scheduler::TaskError::Panicked(message) => TaskError::Panicked { function, message },
-        shed @ scheduler::TaskError::Shed { .. } => TaskError::Shed { function, source: shed },
-        _ => TaskError::Cancelled { function },
+        submitted.map_err(|error| TaskErrorKind::Refused { function, source: error.refusal() })?;
+    let ended = handle.abort_on_drop(true).await;
+    ended.map_err(|error| {
+        let kind = match error {
+            scheduler::TaskError::Panicked(message) => {
+                TaskErrorKind::Panicked { function, message }
+            }
+            shed @ scheduler::TaskError::Shed { .. } => {
+                TaskErrorKind::Shed { function, source: shed }
+            }
+            _ => TaskErrorKind::Cancelled { function },
+        };
+        kind.into()
     })
 }
