@@ -17,6 +17,8 @@ use ultra_perf_bench::{Clock, Stopwatch, Suite};
 const START: &str = "start at Basic, to the handle";
 const START_IN_MEMORY: &str = "start at Basic, the monitor's history not on disk";
 const GROWTH: &str = "start at Basic, growth of the resident set until a second later";
+/// Without the pages of the program's file, which the system shares between processes and drops at will.
+const OWN_GROWTH: &str = "start at Basic, growth of the anonymous memory until a second later";
 const IDLE: &str = "idle at Ultra with a cache open, share of a core over 4 s";
 
 /// Tells a child what it is to do.
@@ -40,14 +42,14 @@ pub(crate) fn ran_as_child() -> bool {
 fn start(history: bool) {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.expect("threads can be started");
-    let before = resident_kib().unwrap_or(0.0);
+    let before = resident_mib();
     let began = Instant::now();
     let perf = runtime.block_on(build(OptimizationLevel::Basic, history));
     let took = began.elapsed();
     // The first tick of the monitor has been by then.
     thread::sleep(Duration::from_secs(1));
-    let grown = resident_kib().unwrap_or(0.0) - before;
-    println!("{} {}", took.as_secs_f64() * 1e3, grown / 1_024.0);
+    let [all, anonymous] = resident_mib();
+    println!("{} {} {}", took.as_secs_f64() * 1e3, all - before[0], anonymous - before[1]);
     drop(perf);
 }
 
@@ -76,31 +78,29 @@ async fn build(level: OptimizationLevel, history: bool) -> UltraPerf {
     perf.build().await.expect("a valid configuration")
 }
 
-fn resident_kib() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix(" kB")?.parse().ok()
+/// The resident set and what of it belongs to no file, in MiB; zero where the system does not tell.
+fn resident_mib() -> [f64; 2] {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let of = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().strip_suffix(" kB")?.parse::<f64>().ok()
+    };
+    ["VmRSS:", "RssAnon:"].map(|key| of(key).unwrap_or(0.0) / 1_024.0)
 }
 
 /// Measures the start and the idle process.
 pub(crate) fn measure(suite: &mut Suite) {
-    let started = |what, pick: fn((f64, f64)) -> f64| {
+    let started = |what, number| {
         let mut child = Told::start(what).expect("this program can be started");
         let line = child.line().expect("the child says what it saw");
-        let (took, grown) = line.split_once(' ').expect("two numbers");
-        pick((took.parse().expect("a number"), grown.parse().expect("a number")))
+        let number = line.split(' ').nth(number).expect("three numbers");
+        number.parse().expect("a number")
     };
-    suite.reported(START, "ms").rounds(9).at_most(20.0).measure(|| started("start", |it| it.0));
-    suite
-        .reported(START_IN_MEMORY, "ms")
-        .rounds(9)
-        .measure(|| started("start in memory", |it| it.0));
-    if resident_kib().is_some() {
-        suite
-            .reported(GROWTH, "MiB")
-            .rounds(9)
-            .at_most(5.0)
-            .measure(|| started("start", |it| it.1));
+    suite.reported(START, "ms").rounds(9).at_most(20.0).measure(|| started("start", 0));
+    suite.reported(START_IN_MEMORY, "ms").rounds(9).measure(|| started("start in memory", 0));
+    if resident_mib()[0] > 0.0 {
+        suite.reported(GROWTH, "MiB").rounds(9).at_most(5.0).measure(|| started("start", 1));
+        suite.reported(OWN_GROWTH, "MiB").rounds(9).measure(|| started("start", 2));
     } else {
         suite.reported(GROWTH, "MiB").skip("itself", "this system has no /proc/self/status");
     }
