@@ -23,7 +23,9 @@ pub(crate) fn compile(packages: &[Package], clippy: bool) -> Outcome {
     for package in packages {
         let taken = taken(&package.metadata, &package.features)
             .map_err(|problem| format!("{}: {problem}", package.manifest_path))?;
-        open.extend(sets(&package.features, &taken).into_iter().map(|set| (package.name.as_str(), set)));
+        open.extend(
+            sets(&package.features, &taken).into_iter().map(|set| (package.name.as_str(), set)),
+        );
     }
     let total = open.len();
     let workers = std::thread::available_parallelism().map_or(1, |it| it.get().min(WORKERS_MAX));
