@@ -45,7 +45,7 @@ use ultra_perf::resilience::{
 
 pub(crate) use self::body::BackendBody;
 pub(crate) use self::reclaim::IdleConnections;
-pub(crate) use self::report::{FAMILIES, NodeReport, breaker_name, seconds, state_name};
+pub(crate) use self::report::{FAMILIES, NodeReport, breaker_name, seconds};
 use self::session::Sessions;
 use crate::accelerator::now_ms;
 use crate::body::RequestBody;

@@ -384,6 +384,7 @@ async fn open_store(perf: &UltraPerf) -> Result<ResponseCache, StartError> {
     let settings = &config.response_cache;
     let rules = configured::policy(perf);
     let codec = StoredCodec { policy: Arc::clone(&rules) };
+    perf.counts_requests_of(CACHE_NAME);
     let cache = perf
         .cache_with_codec(CACHE_NAME, codec)
         .bytes(config.cache.memory.capacity.as_u64(), weigh)

@@ -65,12 +65,6 @@ pub(crate) const FAMILIES: &[Family] = &[
         Unit::None,
         "Targets forgotten on change or purge, and tags purged.",
     ),
-    (
-        "cache_requests_total",
-        Kind::Counter,
-        Unit::None,
-        "Cacheable requests, by whether the cache answered; a stale answer is a hit.",
-    ),
     ("request_count", Kind::Counter, Unit::None, "Requests answered."),
     ("error_count", Kind::Counter, Unit::None, "Answers with a status of 500 and more."),
     (

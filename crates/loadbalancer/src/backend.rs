@@ -101,6 +101,22 @@ pub enum BackendState {
     Draining,
 }
 
+impl BackendState {
+    /// Returns the name in metrics and answers, such as `slow_start`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::SlowStart => "slow_start",
+            Self::Unknown => "unknown",
+            Self::Ejected => "ejected",
+            Self::Down => "down",
+            Self::Suspended => "suspended",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 /// A backend of a set, as it is at a moment.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

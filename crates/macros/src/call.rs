@@ -214,10 +214,9 @@ struct Call {
 impl Call {
     fn tokens(&self) -> TokenStream {
         let Function { attributes, visibility, signature, .. } = &self.function;
-        let body = match (&self.options.cache, self.function.is_async()) {
-            (Some(cache), _) => self.cached(cache),
-            (None, true) => self.uncached(),
-            (None, false) => self.uncached_sync(),
+        let body = match &self.options.cache {
+            Some(cache) => self.cached(cache),
+            None => self.uncached(),
         };
         let companion = self.options.cache.as_ref().map(|cache| self.companion(cache));
         quote! {
@@ -385,39 +384,19 @@ impl Call {
         let (site, kind, demands) = (self.site(), self.kind(), self.demands());
         let borrowed = self.function.handle.as_ref().map(Handle::borrowed);
         let output = self.function.named_output();
-        let (pipeline, measured) = (self.pipeline(), self.at_output("measured"));
+        let (measured, run, wait) = if self.function.is_async() {
+            (self.at_output("measured"), self.pipeline(), quote!(.await))
+        } else {
+            let run = self.sync_pipeline();
+            (self.at_output("measured_sync"), quote!(move || #run), TokenStream::new())
+        };
         quote_spanned! {mixed()=>
             #demands
             #site
             #kind
             let handle: &#krate::UltraPerf =
                 &::core::clone::Clone::clone({ let perf: &#krate::UltraPerf = #borrowed; perf });
-            #measured::<#output, _, _, _>(
-                #krate::call::meter(handle, site),
-                kind,
-                #pipeline,
-            )
-            .await
-        }
-    }
-
-    fn uncached_sync(&self) -> TokenStream {
-        let krate = self.options.krate();
-        let (site, kind, demands) = (self.site(), self.kind(), self.demands());
-        let borrowed = self.function.handle.as_ref().map(Handle::borrowed);
-        let output = self.function.named_output();
-        let (run, measured) = (self.sync_pipeline(), self.at_output("measured_sync"));
-        quote_spanned! {mixed()=>
-            #demands
-            #site
-            #kind
-            let handle: &#krate::UltraPerf =
-                &::core::clone::Clone::clone({ let perf: &#krate::UltraPerf = #borrowed; perf });
-            #measured::<#output, _, _, _>(
-                #krate::call::meter(handle, site),
-                kind,
-                move || #run,
-            )
+            #measured::<#output, _, _, _>(#krate::call::meter(handle, site), kind, #run) #wait
         }
     }
 

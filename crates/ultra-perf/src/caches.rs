@@ -1,9 +1,16 @@
 //! The caches of a handle: each connects itself when it is opened, follows changes, and is closed with the rest.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "monitor")]
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
+#[cfg(feature = "monitor")]
+use std::sync::{
+    Weak,
+    atomic::{AtomicU64, Ordering},
+};
 
 #[cfg(any(feature = "disk", feature = "redis"))]
 use cache_tiered::Codec;
@@ -16,7 +23,12 @@ use crate::config::Config;
 
 /// The caches that were opened, by name.
 #[derive(Default)]
-pub(crate) struct Caches(Mutex<BTreeMap<String, Opened>>);
+pub(crate) struct Caches {
+    open: Mutex<BTreeMap<String, Opened>>,
+    /// Names of those whose requests somebody else counts.
+    #[cfg(feature = "monitor")]
+    counted_elsewhere: Mutex<BTreeSet<String>>,
+}
 
 struct Opened {
     cache: Arc<dyn ManagedCache>,
@@ -28,19 +40,19 @@ struct Opened {
 
 impl fmt::Debug for Caches {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.lock().keys()).finish()
+        f.debug_set().entries(self.open.lock().keys()).finish()
     }
 }
 
 impl Caches {
     /// Takes all caches out, to be closed.
     pub(crate) fn take(&self) -> Vec<Arc<dyn ManagedCache>> {
-        let taken = std::mem::take(&mut *self.0.lock());
+        let taken = std::mem::take(&mut *self.open.lock());
         taken.into_values().map(|opened| opened.cache).collect()
     }
 
     fn list(&self) -> Vec<Arc<dyn ManagedCache>> {
-        self.0.lock().values().map(|opened| Arc::clone(&opened.cache)).collect()
+        self.open.lock().values().map(|opened| Arc::clone(&opened.cache)).collect()
     }
 
     /// Lets the open caches follow a change, each as far as the configuration now says something else of it.
@@ -119,6 +131,14 @@ impl UltraPerf {
         self.connected(config.cache_builder(name))
     }
 
+    /// Says that a cache of this name, opened from now on, is asked for something of which the caller counts
+    /// the requests; for the crates of this project.
+    #[doc(hidden)]
+    #[cfg(feature = "monitor")]
+    pub fn counts_requests_of(&self, name: &str) {
+        self.0.caches.counted_elsewhere.lock().insert(name.to_owned());
+    }
+
     /// Returns the caches that are open.
     #[must_use]
     pub fn caches(&self) -> Vec<Arc<dyn ManagedCache>> {
@@ -154,7 +174,14 @@ impl UltraPerf {
         let published = {
             let recorder = monitor::Recorder::new(self.registry());
             let publisher = metrics::with_local_recorder(&recorder, || cache.publisher());
-            Some(self.registry().collect(move |_| publisher()))
+            let counted_here = !self.0.caches.counted_elsewhere.lock().contains(&name);
+            let requests = counted_here.then(|| Requests::new(&cache));
+            Some(self.registry().collect(move |out| {
+                publisher();
+                if let Some(requests) = &requests {
+                    requests.report(out);
+                }
+            }))
         };
         let opened = Opened {
             cache,
@@ -163,13 +190,43 @@ impl UltraPerf {
             #[cfg(feature = "monitor")]
             published,
         };
-        let replaced = self.0.caches.0.lock().insert(name.clone(), opened);
+        let replaced = self.0.caches.open.lock().insert(name.clone(), opened);
         if let Some(_replaced) = replaced {
             tracing::warn!(cache = name, "another cache of this name takes the place of the first");
             #[cfg(feature = "monitor")]
             if let Some(published) = _replaced.published {
                 published.remove();
             }
+        }
+    }
+}
+
+/// Tells how many requests a cache has answered, which the score and the default rules read.
+#[cfg(feature = "monitor")]
+struct Requests {
+    cache: Weak<dyn ManagedCache>,
+    name: String,
+    /// What is on its way to a lower tier is a miss of memory already and may become a hit: what was told
+    /// does not fall.
+    misses: AtomicU64,
+}
+
+#[cfg(feature = "monitor")]
+impl Requests {
+    fn new(cache: &Arc<dyn ManagedCache>) -> Self {
+        let (name, misses) = (cache.name().to_owned(), AtomicU64::new(0));
+        Self { cache: Arc::downgrade(cache), name, misses }
+    }
+
+    fn report(&self, out: &mut monitor::Readings) {
+        let Some(cache) = self.cache.upgrade() else { return };
+        let stats = cache.stats();
+        let below = stats.redis.iter().chain(&stats.disk).map(|tier| tier.hits).sum::<u64>();
+        let missed = stats.memory.misses.saturating_sub(below);
+        let missed = self.misses.fetch_max(missed, Ordering::Relaxed).max(missed);
+        for (result, count) in [("hit", stats.memory.hits + below), ("miss", missed)] {
+            let labels = [("cache", &*self.name), ("result", result)];
+            out.counter("cache_requests_total", &labels, count as f64);
         }
     }
 }

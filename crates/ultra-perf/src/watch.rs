@@ -35,6 +35,13 @@ pub(crate) type Family = (&'static str, Kind, Unit, &'static str);
 
 const FAMILIES: &[Family] = &[
     ("config_version", Kind::Gauge, Unit::None, "Changes of the configuration since the start."),
+    #[cfg(feature = "cache")]
+    (
+        "cache_requests_total",
+        Kind::Counter,
+        Unit::None,
+        "Requests to a cache, by whether it answered; a stale answer is a hit.",
+    ),
     ("scope_duration_seconds", Kind::Histogram, Unit::Seconds, "Time from begin to end of scopes."),
 ];
 

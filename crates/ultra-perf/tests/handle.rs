@@ -234,13 +234,21 @@ async fn parts_are_watched_under_the_names_that_the_registry_tells() {
     let perf = builder().set("monitor.enabled", "false").build().await.expect("a handle");
     let users = perf.cache::<u64, u64>("users").open().await.expect("a cache");
     users.insert(1, 1);
-    assert_eq!(users.get(&1).await, Some(1));
+    assert_eq!((users.get(&1).await, users.get(&2).await), (Some(1), None));
+    perf.counts_requests_of("pages");
+    let pages = perf.cache::<u64, u64>("pages").open().await.expect("a cache");
+    assert_eq!(pages.get(&1).await, None);
     perf.breaker("db").force_open();
     perf.apply([("cache.ttl", json!("5m"))], "ada").expect("a change");
     let snapshot = perf.snapshot();
     let number = |name: &str, labels: &[(&str, &str)]| snapshot.number(name, labels);
     let tier = [("cache", "users"), ("type", "memory")];
     assert_eq!(number("cache_hits_total", &tier), Some(1.0));
+    let requests = |cache, result| {
+        number("cache_requests_total", &[("cache", cache), ("result", result)])
+    };
+    assert_eq!((requests("users", "hit"), requests("users", "miss")), (Some(1.0), Some(1.0)));
+    assert_eq!(requests("pages", "miss"), None, "somebody else counts them");
     assert_eq!(number("circuit_breaker_state", &[("breaker", "db")]), Some(1.0));
     assert_eq!(number("config_version", &[]), Some(1.0));
     assert!(number("scheduler_slots", &[("lane", "cpu")]).is_some_and(|slots| slots >= 1.0));

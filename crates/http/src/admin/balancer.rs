@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use ultra_perf::config::parse_duration;
 
 use super::{Admin, Problem, Shared, read_json, timestamp};
-use crate::backends::{NodeReport, breaker_name, seconds, state_name};
+use crate::backends::{NodeReport, breaker_name, seconds};
 
 /// How long an ejection lasts unless the request says.
 const EJECT_TIME: &str = "60s";
@@ -63,7 +63,7 @@ fn node(node: &NodeReport) -> Value {
     });
     json!({
         "id": &*stats.id,
-        "state": state_name(stats.state),
+        "state": stats.state.as_str(),
         "weight": stats.weight,
         "max_in_flight": stats.max_in_flight,
         "zone": stats.zone.as_deref(),

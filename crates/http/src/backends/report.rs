@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ultra_perf::loadbalancer::{BackendState, BackendStats};
+use ultra_perf::loadbalancer::BackendStats;
 use ultra_perf::monitor::{Kind, Readings, Unit};
 use ultra_perf::resilience::{
     CircuitBreaker, CircuitBreakerStats, Hedge, HedgeStats, RetryBudgetStats, State,
@@ -147,7 +147,7 @@ impl Backends {
                 let labels = [backend, ("outcome", outcome)];
                 out.counter("backend_requests_total", &labels, count as f64);
             }
-            let state = [backend, ("state", state_name(node.stats.state))];
+            let state = [backend, ("state", node.stats.state.as_str())];
             out.gauge("backend_state", &state, 1.0);
             let labels = [backend];
             out.gauge("backend_in_flight", &labels, node.stats.in_flight as f64);
@@ -179,20 +179,6 @@ impl Backends {
         ] {
             out.counter(name, &[], count as f64);
         }
-    }
-}
-
-/// What the admin API and the metrics call a backend's state.
-pub(crate) fn state_name(state: BackendState) -> &'static str {
-    match state {
-        BackendState::Ready => "ready",
-        BackendState::SlowStart => "slow_start",
-        BackendState::Unknown => "unknown",
-        BackendState::Ejected => "ejected",
-        BackendState::Down => "down",
-        BackendState::Draining => "draining",
-        BackendState::Suspended => "suspended",
-        _ => "other",
     }
 }
 

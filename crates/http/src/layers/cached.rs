@@ -86,6 +86,7 @@ impl ResponseCacheLayer {
     pub fn new(perf: &UltraPerf, name: &str) -> Result<Self, BuildError> {
         let config = perf.config();
         let policy = configured::policy(perf);
+        perf.counts_requests_of(name);
         let cache = perf.memory_cache(name);
         let cache = cache.bytes(config.cache.memory.capacity.as_u64(), weigh).build()?;
         Ok(Self::over(perf, name, ResponseCache::new(cache, policy, max_body(&config))))
@@ -109,6 +110,7 @@ impl ResponseCacheLayer {
         let config = perf.config();
         let policy = configured::policy(perf);
         let codec = StoredCodec { policy: Arc::clone(&policy) };
+        perf.counts_requests_of(name);
         let cache = perf.cache_with_codec(name, codec);
         let cache = cache.bytes(config.cache.memory.capacity.as_u64(), weigh).open().await?;
         Ok(Self::over(perf, name, ResponseCache::new(cache, policy, max_body(&config))))

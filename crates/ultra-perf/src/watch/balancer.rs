@@ -1,6 +1,6 @@
 //! Balancers of the handle and their backends.
 
-use loadbalancer::{BackendState, Balancer};
+use loadbalancer::Balancer;
 use monitor::{Kind, Readings, Unit};
 
 use super::Family;
@@ -35,19 +35,6 @@ pub(super) const FAMILIES: &[Family] = &[
     ("balancer_backend_answers_total", Kind::Counter, Unit::None, "Calls by what became of them."),
 ];
 
-fn state_name(state: BackendState) -> &'static str {
-    match state {
-        BackendState::Ready => "ready",
-        BackendState::SlowStart => "slow_start",
-        BackendState::Unknown => "unknown",
-        BackendState::Ejected => "ejected",
-        BackendState::Down => "down",
-        BackendState::Draining => "draining",
-        BackendState::Suspended => "suspended",
-        _ => "other",
-    }
-}
-
 pub(crate) fn report(name: &str, balancer: &Balancer, out: &mut Readings) {
     let (stats, labels) = (balancer.stats(), [("balancer", name)]);
     for (metric, value) in [
@@ -72,7 +59,7 @@ pub(crate) fn report(name: &str, balancer: &Balancer, out: &mut Readings) {
         if let Some(latency) = backend.latency {
             out.gauge("balancer_backend_latency_seconds", &labels, latency.as_secs_f64());
         }
-        let state = [labels[0], labels[1], ("state", state_name(backend.state))];
+        let state = [labels[0], labels[1], ("state", backend.state.as_str())];
         out.gauge("balancer_backend_state", &state, 1.0);
         let succeeded = backend.answered.saturating_sub(backend.failed);
         for (outcome, count) in [("success", succeeded), ("failure", backend.failed)] {
