@@ -105,7 +105,7 @@ impl Job {
             Self::Tidy => tidy::run(),
             Self::Test => test::run(&[]),
             Self::Examples => examples::run(&examples::Options::default()),
-            Self::Features => features::compile(&crates()?, Self::Clippy.missing().is_none()),
+            Self::Features => features::compile(&crates()?),
             Self::Doc => {
                 // The binary and the umbrella crate share a name, so only one of them can have pages.
                 let words =
