@@ -350,6 +350,26 @@ impl MovingLimit {
         (from != to).then_some(LimitChange { lane: self.lane, from, to, reason, at: now })
     }
 
+    /// Sets between which bounds it moves from now on; a limit that lies beyond them comes to the bound.
+    ///
+    /// The bounds are brought in order as those of [`new`](Self::new). A limit that was set by hand is
+    /// brought between them as well; one that does not move is left alone.
+    pub fn set_range(&mut self, min: usize, max: usize, now: Instant) -> Option<LimitChange> {
+        if !self.moves() {
+            return None;
+        }
+        let from = self.get();
+        let settings = &mut self.settings;
+        settings.min = min.max(1);
+        settings.max = max.max(settings.min);
+        let within = |limit: usize| limit.clamp(settings.min, settings.max);
+        settings.initial = within(settings.initial);
+        self.limit = within(self.limit);
+        self.pinned = self.pinned.map(within);
+        let (to, reason) = (self.get(), LimitReason::Override);
+        (from != to).then_some(LimitChange { lane: self.lane, from, to, reason, at: now })
+    }
+
     fn change(&mut self, to: usize, reason: LimitReason, at: Instant) -> Option<LimitChange> {
         let from = self.limit;
         let to = to.clamp(self.settings.min, self.settings.max);
@@ -549,6 +569,18 @@ mod tests {
         assert_eq!(bench.limit.set_override(Some(1), bench.now), None, "the same by the bounds");
         let change = bench.limit.set_override(None, bench.now).expect("a change");
         assert_eq!((change.from, change.to, change.reason), (2, 4, LimitReason::OverrideEnded));
+    }
+
+    #[test]
+    fn a_range_that_is_raised_lets_the_limit_rise_further_and_a_lower_one_brings_it_down() {
+        let mut bench = Bench::new(Lane::Blocking, 2, 8, 8);
+        assert_eq!(bench.limit.set_range(4, 16, bench.now), None);
+        assert!(bench.window(20, 10, 1).is_some_and(|change| change.to > 8));
+        let change = bench.limit.set_range(1, 3, bench.now).expect("a change");
+        assert_eq!((change.to, change.reason), (3, LimitReason::Override));
+        let settings = LimitSettings::new(LimitRule::Fixed, 1, 5, 9);
+        let mut fixed = MovingLimit::new(Lane::Io, settings, bench.now);
+        assert_eq!((fixed.set_range(1, 2, bench.now), fixed.get()), (None, 5));
     }
 
     #[test]

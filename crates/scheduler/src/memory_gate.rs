@@ -60,7 +60,7 @@ pub struct Waiting {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryGateStats {
-    /// The budget as built.
+    /// The budget, unscaled.
     pub budget_bytes: u64,
     /// What of it may be used at this moment.
     pub scaled_bytes: u64,
@@ -80,6 +80,8 @@ pub struct MemoryGateStats {
 #[derive(Debug)]
 pub struct MemoryGate<T> {
     budget: u64,
+    /// The share of it that may be used.
+    scale: f64,
     scaled: u64,
     used: u64,
     lowest: Priority,
@@ -126,6 +128,7 @@ impl<T> MemoryGate<T> {
     pub fn new(budget_bytes: u64) -> Self {
         Self {
             budget: budget_bytes,
+            scale: 1.0,
             scaled: budget_bytes,
             used: 0,
             lowest: Priority::Low,
@@ -306,8 +309,17 @@ impl<T> MemoryGate<T> {
     ///
     /// Numbers outside of 0 to 1 count as the nearer end, one that is no number as 1.
     pub fn set_scale(&mut self, scale: f64) {
-        let scale = if scale.is_nan() { 1.0 } else { scale.clamp(0.0, 1.0) };
-        self.scaled = if scale >= 1.0 { self.budget } else { (self.budget as f64 * scale) as u64 };
+        self.scale = if scale.is_nan() { 1.0 } else { scale.clamp(0.0, 1.0) };
+        self.set_budget(self.budget);
+    }
+
+    /// Sets the budget, of which the same share as before may be used.
+    pub fn set_budget(&mut self, budget_bytes: u64) {
+        self.budget = budget_bytes;
+        self.scaled = match self.scale {
+            whole if whole >= 1.0 => budget_bytes,
+            part => (budget_bytes as f64 * part) as u64,
+        };
     }
 
     /// Lets in only tasks of `lowest` and above; all of them wait again with `Low`.

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -197,7 +198,7 @@ pub(crate) enum Memory {
 pub(crate) struct Rules {
     pub(crate) gate: Option<Mutex<MemoryGate<TaskId>>>,
     pub(crate) estimates: Mutex<Estimates>,
-    pub(crate) budget: u64,
+    pub(crate) budget: AtomicU64,
     pub(crate) watchdog: Mutex<Watchdog>,
     events: Mutex<VecDeque<SchedulerEvent>>,
     listener: Option<Listener>,
@@ -209,7 +210,7 @@ impl Rules {
         Self {
             gate: settings.memory_budget.map(|bytes| Mutex::new(MemoryGate::new(bytes))),
             estimates: Mutex::new(Estimates::new(ESTIMATES)),
-            budget: settings.memory_budget.unwrap_or(u64::MAX),
+            budget: AtomicU64::new(settings.memory_budget.unwrap_or(u64::MAX)),
             watchdog: Mutex::new(Watchdog::new(settings.hold_limits)),
             events: Mutex::new(VecDeque::new()),
             listener: settings.listener.clone(),
@@ -224,7 +225,7 @@ impl Rules {
 
     /// Returns what a task is expected to need that declares so many bytes.
     pub(crate) fn estimate(&self, name: &str, bytes: u64) -> u64 {
-        self.estimates.lock().corrected(name, bytes, self.budget)
+        self.estimates.lock().corrected(name, bytes, self.budget.load(Relaxed))
     }
 
     /// Remembers an event and tells the listener; no lock is held.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::AcqRel;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -193,6 +193,27 @@ impl Scheduler {
     /// run beyond a lower limit go on.
     pub fn set_limit(&self, lane: Lane, limit: Option<usize>) {
         self.core().set_limit(lane, limit);
+    }
+
+    /// Sets between which bounds the limit of a lane moves that was built with a range.
+    ///
+    /// A limit beyond them comes to the nearer one, and moves on from there. Bounds outside of 1 to 65536
+    /// count as the nearer end. For a lane without a range, `Cpu` among them, it does nothing.
+    pub fn set_limit_range(&self, lane: Lane, min: usize, max: usize) {
+        let [min, max] = [min, max].map(|bound| bound.clamp(1, MOST_SLOTS));
+        self.core().set_limit_range(lane, min, max);
+    }
+
+    /// Sets how many bytes tasks that declare memory may hold together.
+    ///
+    /// Tasks that run keep what they have. One that waits and is larger than a smaller budget waits until
+    /// that is raised, it is cancelled, or its time is over. Without a budget at the start it does nothing.
+    pub fn set_memory_budget_bytes(&self, bytes: u64) {
+        if let Some(gate) = &self.core().rules.gate {
+            self.core().rules.budget.store(bytes, Relaxed);
+            gate.lock().set_budget(bytes);
+            self.core().open_gate();
+        }
     }
 
     /// Sets the share of the memory budget that may be used: 1 all of it, 0 none.

@@ -30,8 +30,9 @@ impl Core {
         let (class, count) = (options.class(), tasks.len());
         let gated = options.is_gated(&self.rules);
         let plain = options.is_plain() && !gated;
-        if gated && options.bytes > self.rules.budget {
-            let (bytes, budget) = (options.bytes, self.rules.budget);
+        let budget = self.rules.budget.load(Relaxed);
+        if gated && options.bytes > budget {
+            let bytes = options.bytes;
             return Err(Refusal::new(ShedReason::MemoryBudget { bytes, budget }));
         }
         let mut evicted = Vec::new();

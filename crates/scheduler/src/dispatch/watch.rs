@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Core;
 use crate::lane::Lane;
+use crate::limits::{LimitChange, MovingLimit};
 use crate::queue::Standing;
 use crate::rules::{SchedulerEvent, TICK};
 use crate::timer::Due;
@@ -71,10 +72,23 @@ impl Core {
 
     /// Sets the limit of a lane by hand, or lets it be what it was.
     pub(crate) fn set_limit(self: &Arc<Self>, lane: Lane, limit: Option<usize>) {
+        self.change_limit(lane, |moving, now| moving.set_override(limit, now));
+    }
+
+    /// Sets between which bounds the limit of a lane moves.
+    pub(crate) fn set_limit_range(self: &Arc<Self>, lane: Lane, min: usize, max: usize) {
+        self.change_limit(lane, |moving, now| moving.set_range(min, max, now));
+    }
+
+    fn change_limit(
+        self: &Arc<Self>,
+        lane: Lane,
+        change: impl FnOnce(&mut MovingLimit, Instant) -> Option<LimitChange>,
+    ) {
         let now = Instant::now();
         let (change, start) = {
             let mut state = self.lane(lane).state.lock();
-            let change = state.rules.limit.set_override(limit, now);
+            let change = change(&mut state.rules.limit, now);
             state.slots = state.rules.limit.get();
             (change, state.take_slot())
         };

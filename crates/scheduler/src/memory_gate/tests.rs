@@ -153,6 +153,25 @@ fn half_the_scale_halves_the_room_and_none_closes_the_gate() {
 }
 
 #[test]
+fn another_budget_keeps_its_scale_and_its_waiters() {
+    let now = Instant::now();
+    let mut gate = gate(100, &[("large", High, 80)], now);
+    gate.set_scale(0.5);
+    gate.set_budget(200);
+    assert_eq!((gate.stats().budget_bytes, gate.stats().scaled_bytes), (200, 100));
+    gate.release(100);
+    assert_eq!(go(&mut gate, now), ["large"]);
+    gate.release(80);
+    gate.set_scale(1.0);
+    assert!(matches!(gate.request("held", Normal, 150, now), Ok(Entry::Admitted(_))));
+    gate.set_budget(60);
+    assert!(gate.request("more", Normal, 80, now).is_err(), "it can never fit");
+    assert!(matches!(gate.request("small", Normal, 10, now), Ok(Entry::Waiting(_))));
+    gate.release(150);
+    assert_eq!(go(&mut gate, now), ["small"]);
+}
+
+#[test]
 fn a_task_larger_than_the_scaled_budget_waits_and_keeps_nobody_out() {
     let start = Instant::now();
     let mut gate = gate(100, &[("large", High, 80), ("small", Low, 10)], start);
