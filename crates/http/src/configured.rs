@@ -13,11 +13,10 @@ use crate::rules::Policy;
 /// holds them.
 pub(crate) fn policy(perf: &UltraPerf) -> Arc<ArcSwap<Policy>> {
     let rules = Arc::new(ArcSwap::from_pointee(policy_of(&perf.config().response_cache)));
-    let followed = Arc::downgrade(&rules);
-    perf.on_change(move |before, after| {
+    perf.on_change_while(&rules, |rules: &ArcSwap<Policy>, before, after| {
         let (was, is) = (&before.response_cache, &after.response_cache);
         let windows = |it: &config::ResponseCache| (it.stale_while_revalidate, it.stale_if_error);
-        if let Some(rules) = followed.upgrade().filter(|_| windows(was) != windows(is)) {
+        if windows(was) != windows(is) {
             let Policy { stale_while_revalidate, stale_if_error, .. } = policy_of(is);
             // All else takes effect with the next start.
             let then = Policy::clone(&rules.load());

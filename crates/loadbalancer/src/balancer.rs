@@ -375,6 +375,11 @@ impl Balancer {
         Ok(())
     }
 
+    /// Returns the policy that chooses now.
+    pub fn policy(&self) -> Policy {
+        lock(&self.core.set).policy()
+    }
+
     /// Listens to what happens from now on.
     pub fn events(&self) -> Events {
         Events::new(self.core.events.subscribe())

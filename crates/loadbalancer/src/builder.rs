@@ -18,6 +18,17 @@ pub struct BalancerBuilder {
     backends: Vec<Backend>,
     settings: Settings,
     seed: Option<u64>,
+    on_build: Vec<Hook>,
+}
+
+/// Who hears of the balancer when it is there.
+#[derive(Clone)]
+struct Hook(Arc<dyn Fn(&Balancer) + Send + Sync>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook(..)")
+    }
 }
 
 /// What does not change while a balancer lives.
@@ -50,7 +61,13 @@ impl BalancerBuilder {
             zone: None,
             checks: None,
         };
-        Self { policy: Policy::default(), backends: Vec::new(), settings, seed: None }
+        Self {
+            policy: Policy::default(),
+            backends: Vec::new(),
+            settings,
+            seed: None,
+            on_build: Vec::new(),
+        }
     }
 
     /// Sets how the next backend is chosen; [`Policy::PeakEwma`] unless told.
@@ -147,6 +164,12 @@ impl BalancerBuilder {
         self
     }
 
+    /// Calls a closure with each balancer that this builds.
+    pub fn on_build(mut self, hook: impl Fn(&Balancer) + Send + Sync + 'static) -> Self {
+        self.on_build.push(Hook(Arc::new(hook)));
+        self
+    }
+
     /// Checks the settings and makes a balancer.
     ///
     /// # Errors
@@ -168,7 +191,9 @@ impl BalancerBuilder {
         if !problems.is_empty() {
             return Err(BuildError { problems });
         }
-        Ok(Balancer::new(self.settings, self.policy, self.backends, self.seed, now))
+        let balancer = Balancer::new(self.settings, self.policy, self.backends, self.seed, now);
+        self.on_build.iter().for_each(|hook| (hook.0)(&balancer));
+        Ok(balancer)
     }
 
     fn problems(&self) -> Vec<Problem> {

@@ -125,6 +125,10 @@ impl Set {
         }
     }
 
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy
+    }
+
     pub(crate) fn compare_at(&self) -> Nanos {
         self.compare_at
     }

@@ -122,13 +122,14 @@ impl Config {
 pub(crate) struct Balancers(Mutex<BTreeMap<String, Balancer>>);
 
 impl Balancers {
-    /// Lets them follow a change of the policy; one that the program has set otherwise changes too.
+    /// Lets them follow a change of the policy, but for those that the program has given another one.
     pub(crate) fn follow(&self, before: &Config, after: &Config) {
-        let policy = after.balancing();
-        if policy == before.balancing() {
+        let (was, policy) = (before.balancing(), after.balancing());
+        if policy == was {
             return;
         }
-        for (name, balancer) in &*self.0.lock() {
+        let followers = |(_, balancer): &(&String, &Balancer)| balancer.policy() == was;
+        for (name, balancer) in self.0.lock().iter().filter(followers) {
             if let Err(error) = balancer.set_policy(policy) {
                 tracing::warn!(balancer = name, %error, "the policy stays");
             }
@@ -146,14 +147,38 @@ impl Balancers {
 impl UltraPerf {
     /// Describes a balancer with the settings of `balancer`, over backends that the program names.
     ///
-    /// Give what it builds to [`watch_balancer`](Self::watch_balancer).
-    pub fn balancer(&self) -> BalancerBuilder {
-        self.config().balancer_settings()
+    /// What it builds is watched under the name as [`watch_balancer`](Self::watch_balancer) does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let perf = ultra_perf::UltraPerf::builder().level(ultra_perf::OptimizationLevel::Basic)
+    /// #     .set("monitor.history.enabled", "false").build().await?;
+    /// use ultra_perf::loadbalancer::Backend;
+    ///
+    /// let shards = ["db-1:5432", "db-2:5432"].map(Backend::new);
+    /// let balancer = perf.balancer("shards").backends(shards).build()?;
+    /// let lease = balancer.pick()?;
+    /// println!("ask {}", lease.backend().id());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn balancer(&self, name: &str) -> BalancerBuilder {
+        let (weak, name) = (self.downgrade(), name.to_owned());
+        self.config().balancer_settings().on_build(move |balancer| {
+            // Without the handle there is nobody to watch it.
+            if let Some(perf) = weak.upgrade() {
+                perf.watch_balancer(&name, balancer);
+            }
+        })
     }
 
     /// Watches a balancer under a name, and lets it follow changes of `balancer.policy`.
     ///
-    /// The handle keeps it; another one of the same name takes its place.
+    /// One whose policy the program has set otherwise keeps it. The handle keeps the balancer; another one
+    /// of the same name takes its place.
     pub fn watch_balancer(&self, name: &str, balancer: &Balancer) {
         self.0.balancers.0.lock().insert(name.to_owned(), balancer.clone());
     }

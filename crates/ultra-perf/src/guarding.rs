@@ -6,7 +6,7 @@ use resilience::{
     CircuitBreaker, CircuitBreakerBuilder, Hedge, HedgeBuilder, RetryBudget, RetryBudgetBuilder,
 };
 
-use crate::config::{BreakerMode, Config};
+use crate::config::{BreakerMode, Config, Origin};
 
 impl Config {
     /// Describes the circuit breaker of a backend, if backends have one.
@@ -36,6 +36,21 @@ impl Config {
         match settings.slow {
             Some(limit) => builder.slow_call(limit),
             None => builder,
+        }
+    }
+
+    /// Describes the breakers that the program names: with `balancer.breaker.mode = "off"` they never open.
+    ///
+    /// That a level has none for the backends of the accelerator says nothing of them.
+    pub(crate) fn named_breakers(&self) -> CircuitBreakerBuilder {
+        let builder = self.breaker_template("default");
+        let told = !matches!(
+            self.origin("balancer.breaker.mode"),
+            None | Some(Origin::Default | Origin::Level(_))
+        );
+        match self.balancer.breaker.mode {
+            BreakerMode::Off if told => builder.consecutive_failures(0).minimum_calls(u32::MAX),
+            _ => builder,
         }
     }
 

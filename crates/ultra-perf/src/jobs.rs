@@ -10,6 +10,7 @@ use scheduler::{Priority, TaskError};
 use tokio::time::MissedTickBehavior;
 
 use crate::UltraPerf;
+use crate::perf::FAR;
 
 type Run = Arc<dyn Fn(UltraPerf) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
@@ -33,7 +34,7 @@ impl Job {
         Fut: Future<Output = ()> + Send + 'static,
     {
         // A period of zero would never let go of its thread.
-        let period = period.max(Duration::from_millis(1));
+        let period = period.clamp(Duration::from_millis(1), FAR);
         Self { name, period, run: Arc::new(move |perf| Box::pin(run(perf))) }
     }
 }

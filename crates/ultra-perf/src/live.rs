@@ -4,13 +4,14 @@
 //! it takes effect at once; then whoever follows changes is told, one change at a time. Undoing puts back
 //! what the change replaced, as long as no later change has touched the same keys.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -47,6 +48,9 @@ pub enum ApplyError {
     /// There is no change of this version, or no longer.
     #[error("there is no change of version {0} that could be undone")]
     UnknownVersion(u64),
+    /// It was undone already.
+    #[error("version {0} was undone already")]
+    UndoneAlready(u64),
     /// A later change has set the same key.
     #[error("version {later} has set {key} since; undo that first")]
     ChangedSince {
@@ -55,9 +59,19 @@ pub enum ApplyError {
         /// The later version.
         later: u64,
     },
+    /// It was asked for by a listener of another change, which has not ended.
+    #[error("a listener of changes cannot make one itself: do it in a task of its own")]
+    WithinChange,
 }
 
-type Listener = Box<dyn Fn(&Config, &Config) + Send + Sync>;
+/// What is told of a change: the configuration before and after it.
+type Told = dyn Fn(&Config, &Config) + Send + Sync;
+
+/// Who hears of changes, and whether there still is a reason to tell.
+struct Listener {
+    call: Box<Told>,
+    is_alive: Box<dyn Fn() -> bool + Send + Sync>,
+}
 
 /// The configuration in force and how it came to be.
 pub(crate) struct Live {
@@ -65,17 +79,12 @@ pub(crate) struct Live {
     /// What the parts were built with.
     #[cfg(feature = "scheduler")]
     at_start: Arc<Config>,
+    /// Held through a change and its listeners, so that changes come one after the other.
+    changing: Mutex<()>,
+    /// Which thread makes a change now.
+    changed_by: Mutex<Option<ThreadId>>,
     record: Mutex<Record>,
     listeners: Mutex<Vec<Arc<Listener>>>,
-    #[cfg(feature = "scheduler")]
-    background: Mutex<Background>,
-}
-
-/// What scales the memory that tasks in the background may take.
-#[cfg(feature = "scheduler")]
-struct Background {
-    pressure: f64,
-    budget: f64,
 }
 
 #[derive(Default)]
@@ -103,10 +112,10 @@ impl Live {
             #[cfg(feature = "scheduler")]
             at_start: Arc::clone(&config),
             current: ArcSwap::new(config),
+            changing: Mutex::default(),
+            changed_by: Mutex::default(),
             record: Mutex::default(),
             listeners: Mutex::default(),
-            #[cfg(feature = "scheduler")]
-            background: Mutex::new(Background { pressure: 1.0, budget: 1.0 }),
         }
     }
 
@@ -119,18 +128,30 @@ impl Live {
         &self.at_start
     }
 
+    /// Waits for the turn to make a change.
+    fn turn(&self) -> Result<Turn<'_>, ApplyError> {
+        let this = std::thread::current().id();
+        if *self.changed_by.lock() == Some(this) {
+            return Err(ApplyError::WithinChange);
+        }
+        let turn = Turn { live: self, _changing: self.changing.lock() };
+        *self.changed_by.lock() = Some(this);
+        Ok(turn)
+    }
+
     fn change(
         &self,
         settings: Vec<Setting>,
         by: &str,
         undoes: Option<u64>,
-        record: &mut Record,
+        _turn: &Turn<'_>,
     ) -> Result<Applied, ConfigError> {
         let before = self.config();
         let after = before.with(&settings, by)?;
         let differences = before.differences(&after);
         let inverse = before.inverse(&settings);
         let settings = settings.iter().map(|it| (it.key().to_owned(), it.shown())).collect();
+        let mut record = self.record.lock();
         record.version += 1;
         let applied = Applied {
             version: record.version,
@@ -144,11 +165,16 @@ impl Live {
         if record.changes.len() > CHANGES_MAX {
             record.changes.pop_front();
         }
-        self.current.store(Arc::new(after));
-        let after = self.config();
-        let listeners = self.listeners.lock().clone();
+        let after = Arc::new(after);
+        self.current.store(Arc::clone(&after));
+        drop(record);
+        let listeners = {
+            let mut listeners = self.listeners.lock();
+            listeners.retain(|listener| (listener.is_alive)());
+            listeners.clone()
+        };
         for listener in listeners {
-            listener(&before, &after);
+            (listener.call)(&before, &after);
         }
         for Difference { key, from, to, .. } in &applied.differences {
             tracing::info!(version = applied.version, by, key, from, to, "a setting was changed");
@@ -156,20 +182,22 @@ impl Live {
         Ok(applied)
     }
 
-    /// Scales what tasks in the background may take by the pressure on memory.
-    #[cfg(all(feature = "memory", feature = "scheduler"))]
-    pub(crate) fn set_pressure(&self, scale: f64, scheduler: &scheduler::Scheduler) {
-        let mut background = self.background.lock();
-        background.pressure = scale;
-        scheduler.set_memory_scale(background.pressure * background.budget);
+    fn listen(&self, listener: Listener) {
+        let mut listeners = self.listeners.lock();
+        listeners.retain(|listener| (listener.is_alive)());
+        listeners.push(Arc::new(listener));
     }
+}
 
-    /// Scales it by a budget that was changed, as a part of the one that the scheduler was built with.
-    #[cfg(feature = "scheduler")]
-    pub(crate) fn set_budget(&self, part: f64, scheduler: &scheduler::Scheduler) {
-        let mut background = self.background.lock();
-        background.budget = part;
-        scheduler.set_memory_scale(background.pressure * background.budget);
+/// The turn of a thread to make a change; the next has it when this is dropped.
+struct Turn<'a> {
+    live: &'a Live,
+    _changing: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.live.changed_by.lock() = None;
     }
 }
 
@@ -181,7 +209,13 @@ impl UltraPerf {
     ///
     /// # Errors
     ///
-    /// [`ApplyError::Config`] with every problem; nothing has changed then.
+    /// [`ApplyError::Config`] with every problem, [`ApplyError::WithinChange`] to a listener of changes;
+    /// nothing has changed then.
+    ///
+    /// # Cost
+    ///
+    /// Milliseconds where caches shrink, since parts and listeners follow before this returns: call it from
+    /// a thread that may block.
     ///
     /// # Examples
     ///
@@ -206,7 +240,7 @@ impl UltraPerf {
     ) -> Result<Applied, ApplyError> {
         let settings = settings.into_iter().map(Into::into).collect();
         let live = &self.0.live;
-        Ok(live.change(settings, by, None, &mut live.record.lock())?)
+        Ok(live.change(settings, by, None, &live.turn()?)?)
     }
 
     /// Tells what [`apply`](Self::apply) would alter, without doing it.
@@ -229,20 +263,39 @@ impl UltraPerf {
     /// # Errors
     ///
     /// [`ApplyError`]: when the version is unknown or forgotten, or a later change has set the same keys.
+    ///
+    /// # Cost
+    ///
+    /// As [`apply`](Self::apply).
     pub fn undo(&self, version: u64, by: &str) -> Result<Applied, ApplyError> {
         let live = &self.0.live;
-        let mut record = live.record.lock();
+        let turn = live.turn()?;
+        let record = live.record.lock();
         let at = record.changes.iter().position(|change| change.applied.version == version);
         let at = at.ok_or(ApplyError::UnknownVersion(version))?;
         let inverse = record.changes[at].inverse.clone();
-        for later in record.changes.range(at + 1..) {
+        // A change that was undone, and its undoing, are as if they had not been; backwards, because an
+        // undoing may have been undone itself.
+        let mut undone = HashSet::new();
+        for later in record.changes.range(at + 1..).rev() {
+            let Applied { version, undoes, .. } = later.applied;
+            if undone.contains(&version) {
+                continue;
+            }
+            if let Some(undoes) = undoes {
+                undone.insert(undoes);
+                continue;
+            }
             let again = |it: &&Setting| later.inverse.iter().any(|other| other.path == it.path);
             if let Some(Setting { path, .. }) = inverse.iter().find(again) {
-                let later = later.applied.version;
-                return Err(ApplyError::ChangedSince { key: path.clone(), later });
+                return Err(ApplyError::ChangedSince { key: path.clone(), later: version });
             }
         }
-        Ok(live.change(inverse, by, Some(version), &mut record)?)
+        if undone.contains(&version) {
+            return Err(ApplyError::UndoneAlready(version));
+        }
+        drop(record);
+        Ok(live.change(inverse, by, Some(version), &turn)?)
     }
 
     /// Returns the changes that were made, the oldest first.
@@ -259,10 +312,30 @@ impl UltraPerf {
 
     /// Calls a closure after each change with the configuration before and after it.
     ///
-    /// It runs on the thread that makes the change and under its lock: it must neither block nor change the
-    /// configuration itself.
+    /// It runs on the thread that makes the change, which waits for it: it must not block, and cannot change
+    /// the configuration itself. It is kept as long as this handle;
+    /// [`on_change_while`](Self::on_change_while) is for what comes and goes.
     pub fn on_change(&self, listener: impl Fn(&Config, &Config) + Send + Sync + 'static) {
-        self.0.live.listeners.lock().push(Arc::new(Box::new(listener)));
+        self.0.live.listen(Listener { call: Box::new(listener), is_alive: Box::new(|| true) });
+    }
+
+    /// Calls a closure after each change as [`on_change`](Self::on_change) does, as long as `target` is there.
+    ///
+    /// The handle does not keep `target` alive.
+    pub fn on_change_while<T: Send + Sync + 'static>(
+        &self,
+        target: &Arc<T>,
+        listener: impl Fn(&T, &Config, &Config) + Send + Sync + 'static,
+    ) {
+        let (target, watched) = (Arc::downgrade(target), Arc::downgrade(target));
+        self.0.live.listen(Listener {
+            call: Box::new(move |before, after| {
+                if let Some(target) = target.upgrade() {
+                    listener(&target, before, after);
+                }
+            }),
+            is_alive: Box::new(move || watched.strong_count() > 0),
+        });
     }
 
     /// Lets the parts of this handle follow changes.
@@ -305,7 +378,7 @@ mod tests {
         let live = live();
         let change = |value| {
             let settings = vec![Setting::from(("cache_ttl", value))];
-            live.change(settings, "ada", None, &mut live.record.lock()).expect("a change")
+            live.change(settings, "ada", None, &live.turn().expect("a turn")).expect("a change")
         };
         change(json!(60));
         let applied = change(json!(600));
@@ -320,7 +393,7 @@ mod tests {
         let settings =
             vec![Setting::from(("balancer.sticky_key", json!(format!("hex:{:064}", 7))))];
         let applied =
-            live.change(settings, "ada", None, &mut live.record.lock()).expect("a change");
+            live.change(settings, "ada", None, &live.turn().expect("a turn")).expect("a change");
         assert_eq!(applied.settings["balancer.sticky_key"], json!("hex:***"));
     }
 }

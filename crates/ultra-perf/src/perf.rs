@@ -333,7 +333,7 @@ impl UltraPerfBuilder {
         #[cfg(feature = "resilience")]
         let (breakers, retry_budget) = (
             resilience::Registry::builder("ultra-perf")
-                .defaults(config.breaker_template("default").on_change(log_breaker))
+                .defaults(config.named_breakers().on_change(log_breaker))
                 .breakers_max(BREAKERS_MAX)
                 .build()?,
             config.retry_budget_builder().build()?,
@@ -485,6 +485,7 @@ impl UltraPerf {
 
     /// Returns the circuit breaker of this name, making it with the settings of `balancer.breaker`.
     ///
+    /// Where the configuration says `balancer.breaker.mode = "off"`, it never opens by itself.
     /// What it does is watched under its name. A handle keeps at most 10,000; beyond that those at rest go
     /// first, the longest unused before others.
     #[cfg(feature = "resilience")]
@@ -514,11 +515,12 @@ impl UltraPerf {
     #[cfg(all(feature = "memory", feature = "scheduler"))]
     fn follow_pressure(&self) {
         let Some(guard) = &self.0.memory else { return };
-        let (weak, mut watch) = (self.downgrade(), guard.watch());
+        let (scheduler, mut watch) = (self.0.scheduler.clone(), guard.watch());
+        // The pressure may have been there before.
+        scheduler.set_memory_scale(crate::pressure::scale_at(watch.level()));
         self.keep(tokio::spawn(async move {
             while let Some(level) = watch.changed().await {
-                let Some(perf) = weak.upgrade() else { return };
-                perf.0.live.set_pressure(crate::pressure::scale_at(level), &perf.0.scheduler);
+                scheduler.set_memory_scale(crate::pressure::scale_at(level));
             }
         }));
     }
@@ -537,9 +539,10 @@ impl UltraPerf {
     /// Stops everything in order, and tells how each step went.
     ///
     /// Jobs stop first, then the hooks run while all parts still work, then tasks may finish, caches write
-    /// down what only memory had, and the guard and the monitor end. All of it together takes the deadline
-    /// at most; what is not done by then is cut off and said so. A second call has nothing to do and returns
-    /// an empty report.
+    /// down what only memory had, and the monitor ends. What is not done at the deadline is cut off and said
+    /// so; scheduler and monitor have up to a second more for their reports. The guard over the memory ends
+    /// with the last handle. A second call has nothing to do and returns an empty report. A cache that is
+    /// opened later than this is not closed by anybody but the program.
     ///
     /// # Cancel safety
     ///
@@ -549,7 +552,7 @@ impl UltraPerf {
         if self.0.stopped.swap(true, Ordering::AcqRel) {
             return report;
         }
-        let end = Instant::now() + deadline;
+        let end = Instant::now() + deadline.min(FAR);
         self.0.tasks.lock().drain(..).for_each(|task| task.abort());
         report.steps.push(Step {
             name: "jobs".to_owned(),
@@ -558,9 +561,10 @@ impl UltraPerf {
         });
         let hooks = std::mem::take(&mut *self.0.on_shutdown.lock());
         for (name, hook) in hooks.into_iter().rev() {
+            let perf = self.clone();
             // In a task of its own: a hook that panics must not keep the others from running.
-            let hook = hook(self.clone());
-            report.step(format!("hook {name}"), end, guarded(hook)).await;
+            let hook = guarded(async move { hook(perf).await });
+            report.step(format!("hook {name}"), end, hook).await;
         }
         #[cfg(feature = "scheduler")]
         {
@@ -576,12 +580,14 @@ impl UltraPerf {
             report.step("scheduler".to_owned(), end + Duration::from_secs(1), drain).await;
         }
         #[cfg(feature = "cache")]
-        for cache in self.0.caches.take() {
-            let close = async {
-                cache.close().await;
-                Outcome::Done
-            };
-            report.step(format!("cache {}", cache.name()), end, close).await;
+        for _ in ["those that are open", "those that were opened meanwhile"] {
+            for cache in self.0.caches.take() {
+                let close = async {
+                    cache.close().await;
+                    Outcome::Done
+                };
+                report.step(format!("cache {}", cache.name()), end, close).await;
+            }
         }
         #[cfg(feature = "monitor")]
         {
@@ -595,7 +601,10 @@ impl UltraPerf {
     }
 }
 
-async fn guarded(hook: BoxFuture<()>) -> Outcome {
+/// A time that never comes, and that a clock can still be advanced by.
+pub(crate) const FAR: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+async fn guarded(hook: impl Future<Output = ()> + Send + 'static) -> Outcome {
     struct Abort(tokio::task::AbortHandle);
     impl Drop for Abort {
         fn drop(&mut self) {

@@ -32,7 +32,8 @@ impl Config {
             .blocking_slots(settings.blocking.max)
             .memory_budget_bytes(settings.memory_budget.as_u64())
             .lane_tasks(settings.queue * Priority::ALL.len());
-        if settings.cpu.nice > 0 {
+        // Elsewhere the threads that compute are like others.
+        if settings.cpu.nice > 0 && cfg!(target_os = "linux") {
             builder = builder.cpu_nice(i32::try_from(settings.cpu.nice).unwrap_or(19));
         }
         if settings.cpu.reserved > 0 {
@@ -42,7 +43,7 @@ impl Config {
             for (lane, most) in
                 [(Lane::Io, settings.io.max_in_flight), (Lane::Blocking, settings.blocking.max)]
             {
-                builder = builder.limit_range(lane, (most / 4).max(1), most);
+                builder = builder.limit_range(lane, least_of(most), most);
             }
         }
         let level =
@@ -51,23 +52,33 @@ impl Config {
     }
 }
 
+/// The least that an adaptive limit comes down to.
+fn least_of(most: usize) -> usize {
+    (most / 4).max(1)
+}
+
 /// Gives the lanes of a running scheduler the limits of a configuration that has changed.
 pub(crate) fn follow(perf: &UltraPerf, before: &Config, after: &Config) {
     let scheduler = perf.scheduler();
     let (was, is) = (&before.scheduler, &after.scheduler);
+    // Whether limits move is decided when the scheduler is built.
+    let moves = perf.0.live.config_at_start().scheduler.adaptive;
     for (lane, was, is) in [
         (Lane::Io, was.io.max_in_flight, is.io.max_in_flight),
         (Lane::Cpu, was.cpu.threads, is.cpu.threads),
         (Lane::Blocking, was.blocking.max, is.blocking.max),
     ] {
-        if was != is {
+        if was == is {
+            continue;
+        }
+        if moves && lane != Lane::Cpu {
+            scheduler.set_limit_range(lane, least_of(is), is);
+        } else {
             scheduler.set_limit(lane, Some(is));
         }
     }
     if was.memory_budget != is.memory_budget {
-        let built = perf.0.live.config_at_start().scheduler.memory_budget;
-        let part = is.memory_budget.as_u64() as f64 / built.as_u64() as f64;
-        perf.0.live.set_budget(part, scheduler);
+        scheduler.set_memory_budget_bytes(is.memory_budget.as_u64());
     }
 }
 

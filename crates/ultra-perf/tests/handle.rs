@@ -1,11 +1,14 @@
 //! The handle: parts that start together, follow changes, and stop in order.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 use ultra_perf::config::Effect;
+use ultra_perf::loadbalancer::{Backend, Policy};
+use ultra_perf::resilience::State;
+use ultra_perf::scheduler::Lane;
 use ultra_perf::{ApplyError, BuildError, OptimizationLevel, Outcome, UltraPerf, UltraPerfBuilder};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -76,6 +79,82 @@ async fn what_was_changed_again_is_not_undone_from_below() {
     assert!(matches!(perf.undo(9, "ada"), Err(ApplyError::UnknownVersion(9))));
     perf.undo(2, "ada").expect("the last one");
     assert_eq!(perf.config().cache.ttl, Duration::from_secs(300));
+    assert!(matches!(perf.undo(2, "ada"), Err(ApplyError::UndoneAlready(2))));
+    perf.undo(3, "ada").expect("its undoing");
+    assert_eq!(perf.config().cache.ttl, Duration::from_secs(360));
+    let error = perf.undo(1, "ada").expect_err("version 2 holds again");
+    assert!(matches!(error, ApplyError::ChangedSince { later: 2, .. }), "{error}");
+    perf.undo(2, "ada").expect("in force");
+    perf.undo(1, "ada").expect("nothing above it");
+    assert_eq!(perf.config().cache.ttl, Duration::from_hours(1));
+}
+
+#[tokio::test]
+async fn who_hears_of_changes_may_read_them_and_not_make_one() {
+    let perf = builder().build().await.expect("a handle");
+    let (seen, target) = (Arc::new(AtomicU64::new(0)), Arc::new(()));
+    let (told, weak) = (Arc::clone(&seen), perf.downgrade());
+    perf.on_change_while(&target, move |(), _, _| {
+        let perf = weak.upgrade().expect("it makes the change");
+        told.store(perf.version(), Ordering::Relaxed);
+        assert_eq!(perf.changes().len() as u64, perf.version());
+        let error =
+            perf.apply([("cache.ttl", json!("1m"))], "a listener").expect_err("in a change");
+        assert!(matches!(error, ApplyError::WithinChange), "{error}");
+    });
+    perf.apply([("cache.ttl", json!("5m"))], "ada").expect("a change");
+    perf.apply([("cache.ttl", json!("6m"))], "ada").expect("a change");
+    assert_eq!(seen.load(Ordering::Relaxed), 2);
+    drop(target);
+    perf.apply([("cache.ttl", json!("7m"))], "ada").expect("a change");
+    assert_eq!((seen.load(Ordering::Relaxed), Arc::strong_count(&seen)), (2, 1));
+}
+
+#[tokio::test]
+async fn limits_that_move_and_the_memory_of_tasks_follow_changes() {
+    let perf = builder().set("scheduler.adaptive", "true").set("scheduler.io.max_in_flight", "100");
+    let perf = perf.build().await.expect("a handle");
+    let slots = |perf: &UltraPerf| perf.scheduler().stats().lane(Lane::Io).slots;
+    assert_eq!(slots(&perf), 100);
+    let lower = perf.apply([("scheduler.io.max_in_flight", json!(40))], "ada").expect("a change");
+    assert_eq!(slots(&perf), 40);
+    perf.undo(lower.version, "ada").expect("in force");
+    perf.scheduler().set_limit(Lane::Io, Some(100));
+    assert_eq!(slots(&perf), 100, "it may rise that far again");
+    let budget = |perf: &UltraPerf| perf.scheduler().memory_stats().expect("a gate").budget_bytes;
+    perf.apply([("scheduler.memory_budget", json!("1GiB"))], "ada").expect("a change");
+    assert_eq!(budget(&perf), 1 << 30);
+    let error = perf.apply([("scheduler.io.max_in_flight", json!(65_537))], "ada");
+    assert!(matches!(error, Err(ApplyError::Config(_))));
+}
+
+#[tokio::test]
+async fn a_balancer_that_is_built_is_watched_and_keeps_a_policy_of_its_own() {
+    let perf = builder().set("balancer.policy", "round-robin").build().await.expect("a handle");
+    let backends = || ["a", "b"].map(Backend::new);
+    let usual = perf.balancer("usual").backends(backends()).build().expect("a balancer");
+    let own = perf.balancer("own").backends(backends()).policy(Policy::WeightedRandom);
+    let own = own.build().expect("a balancer");
+    let names: Vec<_> = perf.balancers().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["own", "usual"]);
+    perf.apply([("balancer.policy", json!("maglev"))], "ada").expect("a change");
+    assert!(matches!(usual.policy(), Policy::Maglev { .. }));
+    assert_eq!(own.policy(), Policy::WeightedRandom);
+}
+
+#[tokio::test]
+async fn breakers_that_are_off_never_open_and_a_level_switches_none_of_them_off() {
+    for (mode, state) in [(Some("off"), State::Closed), (None, State::Open)] {
+        let builder =
+            mode.iter().fold(builder(), |it, mode| it.set("balancer.breaker.mode", *mode));
+        let perf = builder.build().await.expect("a handle");
+        for _ in 0..50 {
+            if let Ok(permit) = perf.breaker("db").try_acquire() {
+                permit.complete(ultra_perf::resilience::Outcome::Failure);
+            }
+        }
+        assert_eq!(perf.breaker("db").state(), state, "{mode:?}");
+    }
 }
 
 #[tokio::test]
@@ -189,6 +268,28 @@ async fn a_job_runs_at_its_period_until_the_shutdown() {
 }
 
 #[tokio::test]
+async fn a_shutdown_without_a_deadline_outlives_hooks_that_panic_at_once() {
+    let closed = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&closed);
+    let perf = builder()
+        .on_shutdown("first", move |_| async move {
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+        .on_shutdown("broken", |perf| {
+            assert!(perf.caches().len() > 9, "a hook of the test's");
+            async {}
+        });
+    let perf = perf.build().await.expect("a handle");
+    perf.cache::<u64, u64>("users").open().await.expect("a cache");
+    let report = perf.shutdown(Duration::MAX).await;
+    let outcome = |name| report.steps.iter().find(|step| step.name == name).map(|it| &it.outcome);
+    assert_eq!(outcome("hook broken"), Some(&Outcome::Panicked));
+    assert_eq!(outcome("hook first"), Some(&Outcome::Done));
+    assert_eq!(outcome("cache users"), Some(&Outcome::Done));
+    assert_eq!(closed.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
 async fn a_shutdown_cuts_off_what_does_not_end() {
     let perf = builder().build().await.expect("a handle");
     let forever = perf.scheduler().io("forever", std::future::pending::<()>());
@@ -244,9 +345,8 @@ async fn parts_are_watched_under_the_names_that_the_registry_tells() {
     let number = |name: &str, labels: &[(&str, &str)]| snapshot.number(name, labels);
     let tier = [("cache", "users"), ("type", "memory")];
     assert_eq!(number("cache_hits_total", &tier), Some(1.0));
-    let requests = |cache, result| {
-        number("cache_requests_total", &[("cache", cache), ("result", result)])
-    };
+    let requests =
+        |cache, result| number("cache_requests_total", &[("cache", cache), ("result", result)]);
     assert_eq!((requests("users", "hit"), requests("users", "miss")), (Some(1.0), Some(1.0)));
     assert_eq!(requests("pages", "miss"), None, "somebody else counts them");
     assert_eq!(number("circuit_breaker_state", &[("breaker", "db")]), Some(1.0));

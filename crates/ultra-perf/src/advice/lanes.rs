@@ -149,7 +149,7 @@ fn read(look: &Look<'_>, stats: &scheduler::SchedulerStats, lane: Lane) -> Optio
         Lane::Blocking => settings.blocking.max,
     };
     let most = match lane {
-        Lane::Io => 1_000_000,
+        Lane::Io => 65_536,
         // There are no more threads than at the start.
         Lane::Cpu => of.slots.max(limit),
         Lane::Blocking => 512,

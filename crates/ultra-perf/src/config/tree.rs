@@ -714,7 +714,7 @@ section! {
     /// The lane of futures.
     SchedulerIo = "scheduler.io" {
         /// Futures that may run at a time.
-        max_in_flight: usize = Fixed("1000"), from "1", to "1000000", alias [plain("max_async_tasks")], effect Live;
+        max_in_flight: usize = Fixed("1000"), from "1", to "65536", alias [plain("max_async_tasks")], effect Live;
     }
 }
 
