@@ -231,8 +231,12 @@ fn resident(perf: &UltraPerf) -> u64 {
 impl UltraPerf {
     /// Returns a scope by whose name blocks and futures are measured.
     ///
-    /// Names are the program's own, as those of routes and tasks are: there are at most 1,022 of them, and
-    /// series as `monitor.series` says. The times go into the histogram `scope_duration_seconds`.
+    /// Names are the program's own, as those of routes and tasks are. The times go into the histogram
+    /// `scope_duration_seconds` of this handle, whose series are bounded by `monitor.series`.
+    ///
+    /// Who allocates is counted for the process, and not for a handle: scopes of one name are one, whichever
+    /// handle they are from, and there are at most 1,022 names in all; allocations under further ones count
+    /// as `(other)`.
     ///
     /// # Examples
     ///
