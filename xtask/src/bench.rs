@@ -4,6 +4,7 @@
 //! are behind its feature `peers`, so that nobody compiles them by accident. Each suite writes its rows
 //! to a file that is read back here, so a suite that dies loses only its own. A suite whose manifest says
 //! `full = true` under `[package.metadata.bench]` takes `--full`, and then writes a page of its own too.
+//! `--docs` writes the table of a run between the marks of the benchmarks page.
 
 use std::fs;
 use std::io::{self, IsTerminal as _};
@@ -11,9 +12,13 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use clap::Args;
-use ultra_perf_bench::{Row, table};
+use ultra_perf_bench::{Row, table, write_section};
 
 use crate::{Outcome, repo, scratch};
+
+/// The page about all suites, and its part that a run writes.
+const PAGE: &str = "docs/src/benchmarks.md";
+const SECTION: &str = "suites";
 
 /// What `cargo xtask bench` can be told.
 #[derive(Args)]
@@ -85,25 +90,16 @@ pub(crate) fn run(options: &Options) -> Outcome {
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     if options.docs {
-        let path = repo::root().join("docs/src/benchmarks.md");
-        fs::write(&path, page(&provenance(options), &rows))
-            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        let section = section(&provenance(options), &rows);
+        write_section(&repo::root().join(PAGE), SECTION, &section)
+            .map_err(|error| format!("cannot write {error}"))?;
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
 }
 
-/// The benchmarks page: what the columns mean, and the table of this run.
-fn page(provenance: &str, rows: &[Row]) -> String {
-    format!(
-        "# Benchmarks\n\n\
-         <!-- Written by `cargo xtask bench --docs`. -->\n\n\
-         Ours and the peer take turns within one run. A row is the median of its rounds, the ratio is\n\
-         ours over the peer's, and the spread is its 95 % interval (ours alone where there is no peer). A\n\
-         target holds when the unfavourable end of the spread meets it. Rows that miss it stay here.\n\n\
-         ```text\n{provenance}\n{}\n{}\n```\n",
-        table(rows, false).trim_end(),
-        verdict(rows),
-    )
+/// The part of the benchmarks page that a run writes.
+fn section(provenance: &str, rows: &[Row]) -> String {
+    format!("```text\n{provenance}\n{}\n{}\n```", table(rows, false).trim_end(), verdict(rows))
 }
 
 fn known() -> Result<Vec<Suite>, String> {
@@ -238,6 +234,22 @@ mod tests {
             full,
             ["backends", "hit-ratio", "loadbalancer", "memory", "scheduler", "ultra-perf"]
         );
+    }
+
+    #[test]
+    fn the_page_lists_every_suite_and_has_a_place_for_the_table() {
+        let page = fs::read_to_string(repo::root().join(PAGE)).expect("there is the page");
+        for suite in known().expect("a workspace") {
+            let entry = format!("| `{}` |", suite.name);
+            assert!(page.contains(&entry), "{PAGE} has no line that begins with {entry}");
+        }
+        let copy = scratch("the-page-of-the-suites.md").expect("a folder");
+        fs::write(&copy, &page).expect("it can be written");
+        write_section(&copy, SECTION, &section("a command\n", &[])).expect("both marks");
+        let written = fs::read_to_string(&copy).expect("a page");
+        assert!(written.contains("0 rows: 0 targets hold"), "{written}");
+        let lines = |page: &str| page.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(lines(&written), lines(&page), "the list of suites stays");
     }
 
     #[test]

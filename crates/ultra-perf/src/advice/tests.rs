@@ -30,6 +30,23 @@ fn every_rule_has_a_name_of_its_own_and_says_what_it_does() {
     }
 }
 
+#[cfg(all(feature = "cache", feature = "memory"))]
+#[test]
+fn what_the_alert_rules_recommend_is_there() {
+    let generic = generic_rules(&GenericOptions::default());
+    let ids: BTreeSet<_> =
+        every().map(|rule| rule.id).chain(generic.iter().map(|rule| rule.id())).collect();
+    let alerts = monitor::alert::RuleSet::defaults();
+    let mut recommended = 0;
+    for alert in alerts.rules() {
+        for name in &alert.recommend {
+            assert!(ids.contains(&**name), "{} recommends {name}, which is no rule", alert.id);
+            recommended += 1;
+        }
+    }
+    assert!(recommended > 0);
+}
+
 #[cfg(all(feature = "cache", feature = "scheduler", feature = "memory", feature = "loadbalancer"))]
 #[test]
 fn the_page_about_advice_lists_the_rules() {

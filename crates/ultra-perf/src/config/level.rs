@@ -141,8 +141,8 @@ const ROWS: [Row; 24] = [
         values: ["false", KEPT, KEPT, KEPT],
         reason: "`basic` leaves the process's memory alone. From `advanced` on, caches give entries \
                  up and the allocator gives back what lies idle before the system ends the process. \
-                 `advanced` has it already because its caches are ten times as large as those of \
-                 `basic`.",
+                 `advanced` has it already because its caches may hold ten times as many entries as \
+                 those of `basic`.",
     },
     Row {
         key: "memory.tracking",
