@@ -46,6 +46,10 @@ impl UltraPerf {
     /// its longest time. Runs of one job do not overlap: a run that takes longer than the period leaves out
     /// what it misses. A run that fails, panics or is shed is logged and counted under the job's name, and
     /// the next one comes at its time. The job must not hold a handle itself; it is given one.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     pub fn every<F, Fut>(&self, name: &'static str, period: Duration, job: F)
     where
         F: Fn(UltraPerf) -> Fut + Send + Sync + 'static,
