@@ -173,6 +173,18 @@ mod tests {
     }
 
     #[test]
+    fn the_page_says_how_many_lines_the_shop_takes() {
+        let read = |path| fs::read_to_string(repo::root().join(path)).expect("there is the file");
+        let shop = read("crates/http/examples/shop.rs");
+        let marked = shop.lines().filter(|line| line.ends_with(" // +")).count();
+        let says = format!("accelerated in {marked} lines");
+        assert!(read(PAGE).contains(&says), "{PAGE} does not say \"{says}\"");
+        assert!(marked <= 15, "{marked} lines are more than a service should take");
+        let mut ours = shop.lines().filter(|line| line.contains("ultra_perf"));
+        assert!(ours.all(|line| line.ends_with(" // +")), "a line of ours is not marked");
+    }
+
+    #[test]
     fn the_command_of_a_head_is_taken_as_it_stands() {
         let source = "//! Shows it.\n//!\n//! cargo run --release -p a --example b --features c\n";
         let words = ["-p", "a", "--example", "b", "--features", "c"].map(str::to_owned);
