@@ -151,6 +151,12 @@ pub use ultra_perf_macros::{cache_invalidate, cached, monitored, optimize, optim
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-#[cfg(all(doctest, feature = "disk", feature = "memory", feature = "monitor", feature = "scheduler"))]
+#[cfg(all(
+    doctest,
+    feature = "disk",
+    feature = "memory",
+    feature = "monitor",
+    feature = "scheduler"
+))]
 #[doc = include_str!("../../../docs/src/ultra-perf.md")]
 struct Page;

@@ -60,6 +60,24 @@ sources until it is taken back, and its origin is who made it. Files and variabl
 server for TOML, this line at the head of a file names it: `#:schema ./ultra-perf.schema.json`.
 ";
 
+/// Where who comes with such names is used to something else.
+const OTHER_DEFAULTS: &str = "
+`enable_query_cache` and the names that begin with `DATABASE_` have no key: queries of databases are not cached
+by themselves. As variables they are not looked at, as settings of a change they are refused.
+
+Programs that use these names often have other defaults for them:
+
+| key | default here | often elsewhere | why |
+|---|---|---|---|
+| `targets.memory` | `none` | 512 MiB | A target that nobody has chosen would make caches smaller. |
+| `cache.redis.connections` | `1`, at most 2 | up to 50 | A connection carries any number of commands at a time. |
+| `server.metrics_listen` | `none` | port 8000 | No address is open that nobody asked for; the admin API has the same figures. |
+| `monitor.interval` | `1s` | 60 s | A reading takes a fraction of a millisecond. |
+| `cache.memory.entries` | `none`, so `cache.memory.default_entries` counts | 10,000 | 10,000 are the default at the level `basic`. |
+| `memory.limit` | `none` | 8 GiB | The limits of the control group and the machine count anyway. |
+| `memory.tracking`, `monitor.profiling` | `false` below `extreme` | `true` | The one costs at each allocation, the other shows the names of functions. |
+";
+
 /// Writes the configuration reference as Markdown.
 #[must_use]
 pub fn reference() -> String {
@@ -114,6 +132,7 @@ pub fn reference() -> String {
             let _ = writeln!(page, "| `{}` | `{}`{remark} |", alias.name, key.path);
         }
     }
+    page.push_str(OTHER_DEFAULTS);
     page
 }
 
