@@ -453,6 +453,27 @@ where
         Some(Hit { value, stale: !self.inner.memory.is_fresh(&life) })
     }
 
+    /// Returns what memory has, fresh or within the window in which stale values are served at once.
+    ///
+    /// As [`look_up_in_memory`](Self::look_up_in_memory), but a value that is past
+    /// [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate), and only kept in case its
+    /// loader fails, is not there.
+    ///
+    /// # Cost
+    ///
+    /// As [`get_in_memory`](Self::get_in_memory).
+    #[inline]
+    pub fn look_up_servable<Q>(&self, key: &Q) -> Option<Hit<V>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        let (value, life) = self.inner.memory.read(key)?;
+        if self.inner.memory.is_fresh(&life) {
+            return Some(Hit { value, stale: false });
+        }
+        (self.inner.judge(&life) == State::Stale).then_some(Hit { value, stale: true })
+    }
+
     /// Returns what the first tier has, fresh or, if none has it fresh, stale.
     ///
     /// # Cancel safety

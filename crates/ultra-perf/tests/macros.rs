@@ -677,6 +677,40 @@ async fn a_stale_result_is_returned_while_a_newer_one_is_made() {
     until(async || ask().await.is_none()).await;
 }
 
+#[optimized(
+    cache(ttl = "1ms", stale = Duration::ZERO, stale_if_error = "1h", name = "for_errors"),
+    skip(runs, gate)
+)]
+async fn kept_for_errors(
+    perf: &UltraPerf,
+    runs: Runs,
+    gate: Arc<tokio::sync::Semaphore>,
+) -> Option<u32> {
+    let run = runs.count();
+    let _permit = gate.acquire().await;
+    Some(run)
+}
+
+#[tokio::test]
+async fn what_is_kept_for_errors_is_not_returned_while_a_newer_one_is_made() {
+    let (perf, runs) = (perf().await, Runs::default());
+    let gate = Arc::new(tokio::sync::Semaphore::new(1));
+    let ask = || kept_for_errors(&perf, runs.clone(), Arc::clone(&gate));
+    assert_eq!(ask().await, Some(1));
+    let permit = gate.acquire().await.expect("the gate is open");
+    let newer = loop {
+        let mut asked = Box::pin(ask());
+        tokio::select! {
+            biased;
+            old = &mut asked => assert_eq!((old, runs.so_far()), (Some(1), 1)),
+            () = std::future::ready(()) => break asked,
+        }
+        tokio::task::yield_now().await;
+    };
+    drop(permit);
+    assert_eq!(newer.await, Some(2));
+}
+
 #[optimized(cache(ttl = "1ms", stale_if_error = "1h"), skip(runs))]
 async fn fails_later(perf: &UltraPerf, runs: &Runs) -> Result<u32, Error> {
     match runs.count() {

@@ -291,7 +291,7 @@ where
     if key.problem().is_some() { None } else { cache.get_in_memory(key) }
 }
 
-/// Returns the result of a call from memory, fresh or stale; costs as [`find`].
+/// Returns the result of a call from memory, fresh or stale within its window; costs as [`find`].
 #[inline(always)]
 pub fn look_up<R, K>(
     perf: &UltraPerf,
@@ -304,7 +304,7 @@ where
     K: Kind<R, Kept: Clone + Send + Sync + 'static>,
 {
     let cache = Cached::<K::Kept>::of(perf, call).opened()?;
-    if key.problem().is_some() { None } else { cache.look_up_in_memory(key) }
+    if key.problem().is_some() { None } else { cache.look_up_servable(key) }
 }
 
 /// A call that was not answered from memory.
