@@ -6,8 +6,9 @@
 //! from its origin, so what is stored is compressed once.
 //!
 //! What is left as it is: an answer that is encoded already, part of one, small or of a type that has
-//! been compressed in itself, one that says `no-transform`, and one to HEAD. A packed answer is another
-//! representation: its strong entity tag becomes a weak one.
+//! been compressed in itself, one that says `no-transform`, and one with a digest, which is of the bytes
+//! as they are. A packed answer is another representation: its strong entity tag becomes a weak one. An
+//! answer to HEAD says what the one to GET would.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -17,8 +18,8 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use http::header::{
-    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, VARY,
+    ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, VARY,
 };
 use http::{Extensions, Method, Request, Response, StatusCode, Version, response};
 use http_body::{Body, Frame, SizeHint};
@@ -89,13 +90,14 @@ fn weight(parameter: &[u8]) -> Option<u16> {
 }
 
 /// Reduces `Accept-Encoding` to the coding that the answer will have; returns it.
+///
+/// A client that takes none of ours, though it names some, gets the answer as it is: without the field
+/// its origin might choose any coding (RFC 9110 section 12.5.3).
 pub(crate) fn settle(headers: &mut HeaderMap) -> Option<Coding> {
     let coding = Coding::preferred(headers);
-    match coding {
-        Some(coding) => {
-            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(coding.as_str()));
-        }
-        None => _ = headers.remove(ACCEPT_ENCODING),
+    if headers.contains_key(ACCEPT_ENCODING) {
+        let settled = coding.map_or("identity", Coding::as_str);
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(settled));
     }
     coding
 }
@@ -126,13 +128,24 @@ impl Wanted {
     {
         if head.status == StatusCode::NOT_MODIFIED {
             self.weaken_matched(&mut head.headers);
+            // It takes the place of the field that is stored, here and at others, with a packed answer.
+            if head.headers.contains_key(VARY) {
+                vary(&mut head.headers);
+            }
             return (head, Packed::Plain(body));
         }
-        if self.is_head || !is_worth_it(&head, &body) {
+        let length = self.length(&head.headers, &body);
+        if !is_worth_it(&head, length) {
             return (head, Packed::Plain(body));
         }
         vary(&mut head.headers);
         let Some(coding) = self.coding else { return (head, Packed::Plain(body)) };
+        if self.is_head {
+            if length.is_some() {
+                describe_packed(&mut head.headers, coding);
+            }
+            return (head, Packed::Unsized(body));
+        }
         let mut asked = Request::new(());
         asked.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static(coding.as_str()));
         let mut answer = Some(Response::from_parts(head, body));
@@ -143,11 +156,19 @@ impl Wanted {
         let packed = compressor.call(asked).now_or_never();
         let packed = packed.expect("an answer that is there needs no waiting");
         let (mut head, body) = packed.unwrap_or_else(|never| match never {}).into_parts();
-        if let Some(tag) = head.headers.get(ETAG).filter(|tag| !is_weak(tag)) {
-            let weak = weak(tag);
-            head.headers.insert(ETAG, weak);
-        }
+        weaken(&mut head.headers);
         (head, Packed::Compressed(Box::pin(body)))
+    }
+
+    /// How long the answer to GET is, where that is known. A service may answer HEAD with the body of GET,
+    /// which is removed later; without one only the field tells.
+    fn length<B: Body>(&self, headers: &HeaderMap, body: &B) -> Option<u64> {
+        let announced = || headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        let exact = body.size_hint().exact();
+        match self.is_head {
+            true => announced().or(exact.filter(|length| *length > 0)),
+            false => exact.or_else(announced),
+        }
     }
 
     /// A 304 to a request with the tag of a packed answer is about that one: its tag is the weak one.
@@ -162,6 +183,22 @@ impl Wanted {
     }
 }
 
+/// Makes the head of an answer to HEAD that of a packed one.
+fn describe_packed(headers: &mut HeaderMap, coding: Coding) {
+    headers.remove(CONTENT_LENGTH);
+    headers.remove(ACCEPT_RANGES);
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.as_str()));
+    weaken(headers);
+}
+
+/// Makes a strong entity tag a weak one.
+fn weaken(headers: &mut HeaderMap) {
+    if let Some(tag) = headers.get(ETAG).filter(|tag| !is_weak(tag)) {
+        let weak = weak(tag);
+        headers.insert(ETAG, weak);
+    }
+}
+
 fn is_weak(tag: &HeaderValue) -> bool {
     tag.as_bytes().starts_with(b"W/")
 }
@@ -170,11 +207,17 @@ fn has_member(line: &HeaderValue, member: &[u8]) -> bool {
     line.as_bytes().split(|byte| *byte == b',').any(|it| it.trim_ascii() == member)
 }
 
-/// Whether an answer should go out compressed to those who accept it.
-fn is_worth_it<B: Body>(head: &response::Parts, body: &B) -> bool {
+/// Digests of the bytes of an answer.
+const DIGESTS: [HeaderName; 4] = [
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("content-md5"),
+];
+
+/// Whether an answer of this length should go out compressed to those who accept it.
+fn is_worth_it(head: &response::Parts, length: Option<u64>) -> bool {
     let headers = &head.headers;
-    let announced = || headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-    let length: Option<u64> = body.size_hint().exact().or_else(announced);
     !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT)
         && !head.status.is_informational()
         && length.is_none_or(|length| length >= LEAST_BYTES)
@@ -182,6 +225,7 @@ fn is_worth_it<B: Body>(head: &response::Parts, body: &B) -> bool {
         && !headers.contains_key(CONTENT_RANGE)
         && headers.get(CONTENT_TYPE).is_some_and(|kind| is_compressible(kind.as_bytes()))
         && !headers.get_all(CACHE_CONTROL).iter().any(|line| has_token(line, "no-transform"))
+        && !DIGESTS.iter().any(|name| headers.contains_key(name))
 }
 
 /// Whether a media type is text of a kind. A stream of events is, but has to go out as it comes.
@@ -233,6 +277,8 @@ fn weak(tag: &HeaderValue) -> HeaderValue {
 /// The body of an answer of an origin, as it came or compressed.
 pub(crate) enum Packed<B: Body> {
     Plain(B),
+    /// To HEAD: what there is of a body says nothing about the length of the answer to GET.
+    Unsized(B),
     Compressed(Pin<Box<CompressionBody<B>>>),
 }
 
@@ -240,6 +286,7 @@ impl<B: Body> std::fmt::Debug for Packed<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Plain(_) => "Plain(..)",
+            Self::Unsized(_) => "Unsized(..)",
             Self::Compressed(_) => "Compressed(..)",
         })
     }
@@ -257,7 +304,7 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
-            Self::Plain(body) => {
+            Self::Plain(body) | Self::Unsized(body) => {
                 Pin::new(body).poll_frame(cx).map_err(<B::Error as Into<BoxError>>::into)
             }
             Self::Compressed(body) => body.as_mut().poll_frame(cx).map_err(Into::into),
@@ -266,7 +313,7 @@ where
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Plain(body) => body.is_end_stream(),
+            Self::Plain(body) | Self::Unsized(body) => body.is_end_stream(),
             Self::Compressed(body) => body.is_end_stream(),
         }
     }
@@ -274,6 +321,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Plain(body) => body.size_hint(),
+            Self::Unsized(_) => SizeHint::default(),
             Self::Compressed(body) => body.size_hint(),
         }
     }

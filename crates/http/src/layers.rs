@@ -77,7 +77,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// | [`memory_usage`](Layers::memory_usage) | `memory.header` | `X-Memory-Usage: 67.8%`, where a guard of memory runs |
 /// | [`metrics`](Layers::metrics) | yes | `http_requests_total`, `http_request_duration_seconds`, `http_requests_in_flight` by method, route and status |
 /// | [`response_cache`](Layers::response_cache) | `response_cache.enabled` | [`ResponseCacheLayer`], in memory |
-/// | [`compression`](Layers::compression) | yes | zstd, br, gzip or deflate, by `Accept-Encoding` |
+/// | [`compression`](Layers::compression) | `server.compression` | zstd, br, gzip or deflate, by `Accept-Encoding` |
 /// | [`load_shedding`](Layers::load_shedding) | yes | 503 and `Retry-After` once the service takes no more |
 /// | [`timeout`](Layers::timeout) | 30 s | 504 when the head of an answer takes longer |
 /// | [`catch_panics`](Layers::catch_panics) | yes | 500 instead of a connection that breaks off |
@@ -104,7 +104,7 @@ pub fn layers(perf: &UltraPerf) -> Layers {
         guard: perf.memory().cloned(),
         metrics: Some(RequestLayer::new(known(perf).metrics.clone(), matched_route)),
         cache,
-        compress: true,
+        compress: config.server.compression,
         guards: Arc::new(guards),
     }))
 }
@@ -237,7 +237,7 @@ impl Layers {
     /// Sets whether answers are compressed for clients that accept it.
     ///
     /// Text of all kinds from 1 KiB on is; what is encoded already, part of an answer, marked
-    /// `no-transform` or a stream of events is not.
+    /// `no-transform`, given with a digest or a stream of events is not.
     pub fn compression(self, on: bool) -> Self {
         self.with(|it| it.compress = on)
     }
@@ -245,7 +245,8 @@ impl Layers {
     /// Sets how many requests the service works on at a time; `None` lets all through.
     ///
     /// A request beyond is answered with 503 and `Retry-After` at once, or with a stale answer that
-    /// says `stale-if-error`. The default adapts between 64 and 10,000 by how long answers take.
+    /// says `stale-if-error`. The default adapts between 64 and 10,000 by how long answers take; what
+    /// their statuses say does not count.
     pub fn load_shedding(self, limit: impl Into<Option<AdaptiveLimit>>) -> Self {
         self.with(|it| Arc::make_mut(&mut it.guards).limit = limit.into())
     }

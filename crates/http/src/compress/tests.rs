@@ -31,12 +31,13 @@ fn the_coding_is_the_one_that_the_client_wants_most() {
         let mut headers = fields(&[(ACCEPT_ENCODING, accepted)]);
         let coding = settle(&mut headers);
         assert_eq!(coding.map(Coding::as_str), expected, "{accepted}");
-        let left = headers.get(ACCEPT_ENCODING).map(|it| it.to_str().expect("text"));
-        assert_eq!(left, expected, "{accepted}");
-        let left = left.map(|left| (ACCEPT_ENCODING, left));
-        assert_eq!(wanted(&Method::GET, left.as_slice()).coding, coding, "{accepted}");
+        let left = headers[ACCEPT_ENCODING].to_str().expect("text");
+        assert_eq!(left, expected.unwrap_or("identity"), "{accepted}");
+        let wanted = wanted(&Method::GET, &[(ACCEPT_ENCODING, left)]);
+        assert_eq!(wanted.coding, coding, "{accepted}");
     }
-    assert_eq!(settle(&mut HeaderMap::new()), None);
+    let mut none = HeaderMap::new();
+    assert_eq!((settle(&mut none), none.len()), (None, 0));
 }
 
 /// What a request with these fields wants.
@@ -81,8 +82,13 @@ fn only_what_gains_by_it_is_packed() {
         get(&[JSON, (CONTENT_ENCODING, "br")], 2_000),
         get(&[JSON, (CONTENT_RANGE, "bytes 0-1999/9000")], 2_000),
         get(&[JSON, (CACHE_CONTROL, "max-age=60, No-Transform")], 2_000),
+        get(&[JSON, (HeaderName::from_static("content-digest"), "sha-256=:eA==:")], 2_000),
+        get(&[JSON, (HeaderName::from_static("repr-digest"), "sha-256=:eA==:")], 2_000),
+        get(&[JSON, (HeaderName::from_static("digest"), "sha-256=eA==")], 2_000),
+        get(&[JSON, (HeaderName::from_static("content-md5"), "eA==")], 2_000),
         is_packed(&Method::GET, StatusCode::PARTIAL_CONTENT, &[JSON], 2_000),
-        is_packed(&Method::HEAD, StatusCode::OK, &[JSON], 2_000),
+        is_packed(&Method::HEAD, StatusCode::OK, &[JSON, (CONTENT_LENGTH, "1000")], 0),
+        is_packed(&Method::HEAD, StatusCode::OK, &[(CONTENT_LENGTH, "2000")], 0),
     ] {
         assert!(!not);
     }
@@ -134,4 +140,40 @@ fn a_304_is_about_the_representation_that_was_asked_about() {
     assert_eq!(tag("W/\"v1\""), "W/\"v1\"");
     assert_eq!(tag("\"v1\""), "\"v1\"");
     assert_eq!(tag("W/\"v1\", \"v1\""), "\"v1\"");
+}
+
+#[test]
+fn an_answer_to_head_is_described_as_the_one_to_get() {
+    let given = |length: &'static [(HeaderName, &'static str)]| {
+        let given = [(CONTENT_TYPE, "text/plain"), (ETAG, "\"v1\""), (ACCEPT_RANGES, "bytes")];
+        let given: Vec<_> = given.iter().chain(length).cloned().collect();
+        packed(&Method::HEAD, StatusCode::OK, &given, 0)
+    };
+    let (head, body) = given(&[(CONTENT_LENGTH, "5000")]);
+    let expected = fields(&[
+        (CONTENT_TYPE, "text/plain"),
+        (ETAG, "W/\"v1\""),
+        (CONTENT_ENCODING, "gzip"),
+        (VARY, "accept-encoding"),
+    ]);
+    assert_eq!(head.headers, expected);
+    assert_eq!(body.size_hint().exact(), None, "no server may take it for an empty answer");
+    // Of an unknown length it may or may not be packed.
+    let (head, _) = given(&[]);
+    assert_eq!(
+        (&head.headers[VARY], &head.headers[ETAG]),
+        (&"accept-encoding".parse().unwrap(), &"\"v1\"".parse().unwrap())
+    );
+}
+
+#[test]
+fn a_304_that_names_fields_names_this_one_too() {
+    let vary = |given: &[(HeaderName, &str)]| {
+        let (head, _) = packed(&Method::GET, StatusCode::NOT_MODIFIED, given, 0);
+        let lines = head.headers.get_all(VARY).iter();
+        lines.map(|line| line.to_str().expect("text").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(vary(&[(VARY, "origin")]), ["origin", "accept-encoding"]);
+    assert_eq!(vary(&[(VARY, "*")]), ["*"]);
+    assert_eq!(vary(&[]), [""; 0]);
 }

@@ -80,3 +80,37 @@ async fn compression_can_be_turned_off() {
     assert_eq!(answer.body.len(), TEXT_BYTES);
     assert_eq!(origin.last().header("accept-encoding"), Some(GZIP.1), "as the client sent it");
 }
+
+#[tokio::test]
+async fn a_304_that_does_not_know_of_compression_does_not_undo_it() {
+    let origin = Origin::start(|request| match request.header("if-none-match") {
+        Some(_) => Reply::status(304).header("etag", "\"v1\"").header("vary", "origin"),
+        None => text("no-cache").header("vary", "origin"),
+    })
+    .await;
+    let proxy = Accelerated::to(&origin).await;
+    for expected in ["MISS", "HIT", "HIT"] {
+        let answer = proxy.get_with("/", &[GZIP]).await;
+        assert_eq!((outcome(&answer), is_gzip(&answer)), (expected, true));
+        let varies = answer.header_all("vary");
+        assert!(varies.contains(&"accept-encoding"), "{expected}: {varies:?}");
+    }
+    let plain = proxy.get("/").await;
+    assert_eq!((plain.header("content-encoding"), plain.body.len()), (None, TEXT_BYTES));
+}
+
+#[tokio::test]
+async fn a_client_that_wants_no_coding_gets_none_from_the_origin_either() {
+    let origin = Origin::start(|request| match request.header("accept-encoding") {
+        Some("identity") => text("max-age=60"),
+        _ => Reply::ok("packed").header("content-encoding", "gzip"),
+    })
+    .await;
+    let proxy = Accelerated::to(&origin).await;
+    for accepted in ["identity", "*;q=0", "gzip;q=0", ""] {
+        let answer = proxy.get_with("/", &[("Accept-Encoding", accepted)]).await;
+        assert_eq!(answer.header("content-encoding"), None, "{accepted}");
+        assert_eq!(answer.body.len(), TEXT_BYTES, "{accepted}");
+    }
+    assert_eq!(origin.hits(), 1, "they want the same");
+}

@@ -81,3 +81,37 @@ async fn without_a_cache_answers_are_compressed_as_they_come() {
     assert_eq!(answer.header("content-encoding"), Some("gzip"));
     assert!(answer.complete && answer.body.len() < TEXT_BYTES / 20);
 }
+
+#[tokio::test]
+async fn an_answer_to_head_says_what_the_one_to_get_would() {
+    let perf = perf().await;
+    let (served, _) = text(&perf).await;
+    let gzip = ("accept-encoding", "gzip");
+    let described = |answer: &Answer| {
+        ["content-encoding", "etag", "vary", "content-length"]
+            .map(|name| answer.header(name).map(str::to_owned))
+    };
+    for fields in [&[gzip][..], &[]] {
+        // The first comes from the service, the second from what is stored of the GET.
+        let head = send(&mut served.client().await, "HEAD", "/", fields).await;
+        assert_eq!(outcome(&head), "MISS");
+        let get = served.get_with("/", fields).await;
+        let mut expected = described(&get);
+        if fields.is_empty() {
+            expected[3] = Some(TEXT_BYTES.to_string());
+        }
+        assert_eq!(described(&head), expected, "{fields:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_turns_compression_off() {
+    let perf = UltraPerf::builder()
+        .set("cache.disk.enabled", "false")
+        .set("monitor.history.enabled", "false")
+        .set("server.compression", "false");
+    let perf = perf.build().await.expect("a handle");
+    let (served, _) = text(&perf).await;
+    let answer = served.get_with("/", &[("accept-encoding", "gzip")]).await;
+    assert_eq!((answer.header("content-encoding"), answer.body.len()), (None, TEXT_BYTES));
+}
