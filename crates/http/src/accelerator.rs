@@ -301,6 +301,14 @@ impl<O> Accelerator<O> {
 impl<O: Origin> Accelerator<O> {
     /// Answers a request that the cache could answer.
     ///
+    /// Forgets what a request may have changed to which there is no answer: it may have been done before
+    /// the call failed.
+    pub(crate) async fn forget_if_sent(&self, failure: &Failure, changes: Option<String>) {
+        if let Some(target) = changes.filter(|_| failure.was_sent) {
+            self.purge(&target).await;
+        }
+    }
+
     /// `found` is what memory had; the answer goes out once something usable is found or fetched.
     ///
     /// # Panics
@@ -496,9 +504,12 @@ impl<O: Origin> Accelerator<O> {
         let Fetched { head, body, times, cookie, .. } = match fetched {
             Ok(fetched) => fetched,
             Err(failure) => {
-                land(match failure.is_origins {
-                    true => Landing::Failed(failure.status, failure.retry_after),
-                    false => Landing::NotShared,
+                land(match failure {
+                    Failure { is_everybodys: true, status, retry_after, .. } => {
+                        Landing::Failed(status, retry_after)
+                    }
+                    Failure { is_origins: true, status, .. } => Landing::Error(status),
+                    _ => Landing::NotShared,
                 });
                 return call.fail(&failure);
             }

@@ -67,21 +67,39 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Fetched<B> {
 pub(crate) struct Failure {
     pub(crate) status: StatusCode,
     pub(crate) detail: &'static str,
-    /// Whether any other request would have failed as well, and a stale answer may stand in.
+    /// Whether it is the origin's and not the request's: a stale answer may stand in.
     pub(crate) is_origins: bool,
+    /// Whether those who wait for this call would fail as well.
+    pub(crate) is_everybodys: bool,
     /// When to ask again, where that is known.
     pub(crate) retry_after: Option<Duration>,
-    /// Whether the origin was asked at all.
+    /// Whether it counts as a call that failed.
     pub(crate) was_asked: bool,
+    /// Whether the request may have reached the origin, which may have done what was asked.
+    pub(crate) was_sent: bool,
 }
 
 impl Failure {
     pub(crate) fn of_origin(status: StatusCode, detail: &'static str) -> Self {
-        Self { status, detail, is_origins: true, retry_after: None, was_asked: true }
+        Self {
+            status,
+            detail,
+            is_origins: true,
+            is_everybodys: true,
+            retry_after: None,
+            was_asked: true,
+            was_sent: true,
+        }
     }
 
     pub(crate) fn of_request(status: StatusCode, detail: &'static str) -> Self {
-        Self { is_origins: false, was_asked: false, ..Self::of_origin(status, detail) }
+        Self {
+            is_origins: false,
+            is_everybodys: false,
+            was_asked: false,
+            was_sent: false,
+            ..Self::of_origin(status, detail)
+        }
     }
 
     /// The answer to a client.

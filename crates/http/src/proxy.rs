@@ -110,7 +110,15 @@ impl From<UpstreamError> for Failure {
     fn from(error: UpstreamError) -> Self {
         tracing::warn!(error = &error as &dyn std::error::Error, "the origin did not answer");
         let is_origins = error.is_origin_failure();
-        Self { is_origins, ..Self::of_origin(error.status(), error.detail()) }
+        let was_sent = !matches!(
+            error,
+            UpstreamError::Connect(_)
+                | UpstreamError::ConnectTimeout(_)
+                | UpstreamError::Saturated
+                | UpstreamError::Closed
+        );
+        let failure = Self::of_origin(error.status(), error.detail());
+        Self { is_origins, is_everybodys: is_origins, was_sent, ..failure }
     }
 }
 
@@ -118,7 +126,7 @@ impl From<NoBackend> for Failure {
     fn from(none: NoBackend) -> Self {
         tracing::debug!(?none, "no backend for a request");
         let failure = Self::of_origin(StatusCode::SERVICE_UNAVAILABLE, none.detail);
-        Self { retry_after: Some(none.retry_after), ..failure }
+        Self { retry_after: Some(none.retry_after), was_sent: false, ..failure }
     }
 }
 
@@ -267,7 +275,13 @@ impl Accelerator {
         let changes = unanswered.answered();
         let Fetched { mut head, body, times, cookie } = match fetched {
             Ok(fetched) => fetched,
-            Err(failure) => return Answer::of(&failure, Outcome::Bypass, status),
+            Err(mut failure) => {
+                // What may be sent twice may have been, and the last backend's failure says nothing of
+                // the one before it.
+                failure.was_sent |= failure.is_origins && method.is_idempotent();
+                self.forget_if_sent(&failure, changes).await;
+                return Answer::of(&failure, Outcome::Bypass, status);
+            }
         };
         if let Some(target) = changes {
             self.invalidate(&method, &target, head.status, &head.headers).await;
@@ -296,4 +310,27 @@ struct Passed {
     session: Option<usize>,
     /// The target that it may change.
     changes: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_a_request_that_found_no_connection_was_certainly_not_sent() {
+        let second = Duration::from_secs(1);
+        for (error, was_sent) in [
+            (UpstreamError::Connect(io::ErrorKind::ConnectionRefused.into()), false),
+            (UpstreamError::ConnectTimeout(second), false),
+            (UpstreamError::Saturated, false),
+            (UpstreamError::Closed, false),
+            (UpstreamError::ResponseTimeout(second), true),
+            (UpstreamError::AmbiguousLength, true),
+        ] {
+            let text = error.to_string();
+            assert_eq!(Failure::from(error).was_sent, was_sent, "{text}");
+        }
+    }
 }

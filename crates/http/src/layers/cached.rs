@@ -364,7 +364,10 @@ impl<S: Serves> Accelerator<InProcess<S>> {
         let changes = unanswered.answered();
         let (head, body) = match answered {
             Ok(response) => response.into_parts(),
-            Err(failure) => return Answer::of(&failure, Outcome::Bypass, status),
+            Err(failure) => {
+                self.forget_if_sent(&failure, changes).await;
+                return Answer::of(&failure, Outcome::Bypass, status);
+            }
         };
         if let Some(target) = changes {
             self.invalidate(&method, &target, head.status, &head.headers).await;

@@ -114,7 +114,7 @@ impl Guards {
             }
             Ok(Ok(Ok(response))) => {
                 if let Some(permit) = permit {
-                    permit.complete(Outcome::of_status(response.status().as_u16(), None));
+                    permit.complete(said_by(response.status()));
                 }
                 Ok(response)
             }
@@ -128,14 +128,29 @@ impl Guards {
             self.shed.increment(1);
             let detail = "The service has too much to do.";
             let failure = Failure::of_origin(StatusCode::SERVICE_UNAVAILABLE, detail);
-            Failure { retry_after: Some(COME_BACK_AFTER), was_asked: false, ..failure }
+            let retry_after = Some(COME_BACK_AFTER);
+            Failure { retry_after, was_asked: false, was_sent: false, ..failure }
         })
     }
 }
 
+/// What an answer says about how much the service can take.
+///
+/// A 429 is about the one who asks, and a 503 that the service has made may be about a part of it or
+/// about something that it calls: whoever can have these answers at will must not take the places of
+/// all others. That the service as a whole has too much to do shows in how long it takes.
+fn said_by(status: StatusCode) -> Outcome {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Outcome::Ignored,
+        status => Outcome::of_status(status.as_u16(), None),
+    }
+}
+
+/// The answer to a request that made the service fail, which another request may not do.
 fn internal_error() -> Failure {
     let detail = "The service could not answer the request.";
-    Failure::of_origin(StatusCode::INTERNAL_SERVER_ERROR, detail)
+    let failure = Failure::of_origin(StatusCode::INTERNAL_SERVER_ERROR, detail);
+    Failure { is_everybodys: false, ..failure }
 }
 
 /// What a panic said.

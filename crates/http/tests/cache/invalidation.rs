@@ -199,3 +199,19 @@ async fn a_purge_forgets_one_url() {
     assert_eq!(outcome(&proxy.get("/a?b=c").await), "MISS");
     assert_eq!(proxy.figure("/requests/invalidations").await, 1);
 }
+
+#[tokio::test]
+async fn an_unsafe_request_without_an_answer_forgets_its_target() {
+    let origin = Origin::start(|request| match request.method.as_str() {
+        "GET" => fresh("body"),
+        _ => Reply::close(),
+    })
+    .await;
+    let proxy = Accelerated::to(&origin).await;
+    for method in ["POST", "PUT", "DELETE"] {
+        proxy.get("/it").await;
+        assert_eq!(outcome(&proxy.get("/it").await), "HIT");
+        assert_eq!(proxy.send(method, "/it", &[], "x").await.status, 502);
+        assert_eq!(outcome(&proxy.get("/it").await), "MISS", "{method}");
+    }
+}

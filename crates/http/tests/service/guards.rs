@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::http::header::AGE;
+use axum::http::{Request, StatusCode};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use ultra_perf::monitor::{Clock as _, SystemClock};
 use ultra_perf::resilience::{AdaptiveLimit, Deadline};
 use ultra_perf_http::layers;
 
 use super::*;
-use crate::support::eventually;
+use crate::support::{eventually, soon};
 
 /// How often this has happened to requests.
 fn counted(perf: &UltraPerf, name: &str) -> f64 {
@@ -129,4 +134,108 @@ async fn a_client_that_goes_away_gives_its_place_back() {
     assert_eq!(limit.stats().in_flight, 1);
     drop(client);
     eventually("the place", || limit.stats().in_flight == 0).await;
+}
+
+#[tokio::test]
+async fn what_a_service_refuses_takes_no_place_from_the_others() {
+    let perf = perf().await;
+    let limit = AdaptiveLimit::builder("many").limits(1, 100).initial(50).round(Duration::ZERO, 1);
+    let limit = limit.build().expect("a limit");
+    let app = Router::new()
+        .route("/many", post(|| async { StatusCode::TOO_MANY_REQUESTS }))
+        .route("/closed", post(|| async { StatusCode::SERVICE_UNAVAILABLE }));
+    let served = Served::start(app.layer(layers(&perf).load_shedding(limit.clone()))).await;
+    let mut client = served.client().await;
+    for (target, status) in [("/many", 429), ("/closed", 503)] {
+        for _ in 0..5 {
+            assert_eq!(send(&mut client, "POST", target, &[]).await.status, status);
+        }
+        assert_eq!(limit.stats().limit, 50, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_call_that_fails_asks_again() {
+    for is_panic in [true, false] {
+        let perf = perf().await;
+        let (calls, gate) = (Calls::default(), Arc::new(Semaphore::new(0)));
+        let (counted, at_service) = (calls.clone(), Arc::clone(&gate));
+        let service = service_fn(move |_: Request<Body>| {
+            let (count, gate) = (counted.next(), Arc::clone(&at_service));
+            async move {
+                gate.acquire().await.expect("the gate is never closed").forget();
+                match count {
+                    1 if is_panic => panic!("on purpose"),
+                    1 => Err("on purpose"),
+                    _ => Ok((FRESH, "well").into_response()),
+                }
+            }
+        });
+        let service = layers(&perf).layer(service);
+        let ask = || {
+            let request = Request::get("/").header("host", "test").body(Body::empty());
+            service.clone().oneshot(request.expect("a request"))
+        };
+        let (mut first, mut second) = (Box::pin(ask()), Box::pin(ask()));
+        for asking in [&mut first, &mut second] {
+            for _ in 0..10 {
+                assert!(asking.as_mut().now_or_never().is_none());
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(calls.count(), 1, "the second waits for the first");
+        }
+        gate.add_permits(2);
+        let (first, second) = soon("the answers", async { tokio::join!(first, second) }).await;
+        let status = |answer: Result<Response, _>| answer.expect("an answer").status().as_u16();
+        assert_eq!((status(first), status(second), calls.count()), (500, 200, 2));
+    }
+}
+
+#[tokio::test]
+async fn what_a_call_without_an_answer_may_have_changed_is_forgotten() {
+    let perf = perf().await;
+    let calls = Calls::default();
+    let counted = calls.clone();
+    let read = move || {
+        let count = counted.next().to_string();
+        async move { (FRESH, count) }
+    };
+    let panics = || async {
+        if true {
+            panic!("on purpose");
+        }
+    };
+    let app = Router::new()
+        .route("/late", get(read.clone()).post(std::future::pending::<()>))
+        .route("/panics", get(read).post(panics));
+    let layers = layers(&perf).timeout(Duration::from_millis(30));
+    let served = Served::start(app.layer(layers)).await;
+    for (target, status) in [("/late", 504), ("/panics", 500)] {
+        let before = served.get(target).await.text().to_owned();
+        assert_eq!(served.get(target).await.text(), before);
+        assert_eq!(send(&mut served.client().await, "POST", target, &[]).await.status, status);
+        assert_ne!(served.get(target).await.text(), before, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_was_refused_has_changed_nothing() {
+    let perf = perf().await;
+    let calls = Calls::default();
+    let counted = calls.clone();
+    let hold = move || {
+        counted.next();
+        std::future::pending::<()>()
+    };
+    let app = Router::new()
+        .route("/read", get(|| async { (FRESH, "body") }).post(|| async {}))
+        .route("/hold", post(hold));
+    let limit = AdaptiveLimit::builder("one").limits(1, 1).initial(1).build().expect("a limit");
+    let served = Served::start(app.layer(layers(&perf).load_shedding(limit))).await;
+    assert_eq!(outcome(&served.get("/read").await), "MISS");
+    let mut holding = served.client().await;
+    holding.send("POST /hold HTTP/1.1\r\nHost: test\r\n\r\n").await;
+    eventually("the call", || calls.count() == 1).await;
+    assert_eq!(send(&mut served.client().await, "POST", "/read", &[]).await.status, 503);
+    assert_eq!(outcome(&served.get("/read").await), "HIT");
 }
