@@ -30,7 +30,7 @@ use ultra_perf::cache_tiered::{Reservation, Tag, Tier};
 
 use crate::answer::AnswerBody;
 use crate::background::Background;
-use crate::fill::{Fill, Pumped};
+use crate::fill::{Fill, Pumped, Silence};
 use crate::flights::{Filling, Fit, Flights, Landing, Lead, Part};
 use crate::origin::{Failure, Fetched, Origin};
 use crate::proxy::Proxied;
@@ -48,6 +48,9 @@ const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 /// Times that a request joins a flight before it goes to the origin alone.
 const ROUNDS_MAX: usize = 4;
 
+/// The least silence for which a body that nobody reads is waited for.
+const UNREAD_LEAST: Duration = Duration::from_secs(1);
+
 const ORIGIN_ERROR: &str = "The origin answered with an error.";
 
 /// Answers requests from the cache, or from the origin; clones with one origin or another share
@@ -64,6 +67,8 @@ pub(crate) struct Shared {
     store: Option<ResponseCache>,
     background: Background,
     coalesce_timeout: Duration,
+    /// For bodies that are being stored.
+    silence: Silence,
     flights: Arc<Flights>,
     traffic: Traffic,
     /// Pumps: as many as there are answers on their way into the cache.
@@ -80,12 +85,16 @@ impl Shared {
         store: Option<ResponseCache>,
         background: Background,
         coalesce_timeout: Duration,
+        idle_timeout: Duration,
         traffic: Traffic,
     ) -> Self {
+        // What nobody reads is stored for those who come next, who would not wait any longer.
+        let unread = coalesce_timeout.max(UNREAD_LEAST).min(idle_timeout);
         Self {
             store,
             background,
             coalesce_timeout,
+            silence: Silence { read: idle_timeout, unread },
             flights: Flights::new(),
             traffic,
             tasks: Mutex::default(),
@@ -570,22 +579,24 @@ impl<O: Origin> Accelerator<O> {
         }
         let (this, target, headers) = (self.clone(), asked.target.clone(), asked.headers.clone());
         self.spawn(async move {
-            let pumped = fill.pump(body).await;
             let Some(store) = this.store() else { return };
-            let landing = match pumped {
+            let land = |landing| {
+                if let Some(lead) = &lead {
+                    lead.land(landing);
+                }
+            };
+            let unsuitable = || {
+                store.note_shared(&target, &headers, false, now_ms());
+                land(Landing::NotShared);
+            };
+            match fill.pump(body, this.shared.silence, unsuitable).await {
                 Pumped::Complete(body) => {
                     store.keep(&reservation, &target, &headers, Keep::new(storable, body));
-                    Landing::Stored
-                }
-                Pumped::Unsuitable => {
-                    store.note_shared(&target, &headers, false, now_ms());
-                    Landing::NotShared
+                    land(Landing::Stored);
                 }
                 // It may come whole the next time: one of those who wait leads.
-                Pumped::Broken => return,
-            };
-            if let Some(lead) = lead {
-                lead.land(landing);
+                Pumped::Broken => {}
+                Pumped::Unsuitable => unsuitable(),
             }
         });
     }

@@ -9,6 +9,9 @@
 //! Only a body whose length is known to fit is given to a second reader, so a fill with several
 //! readers never reaches its bound.
 //!
+//! A body that stalls is given up, sooner if nobody reads it: what it holds would stay taken, and
+//! requests for the same would wait for it.
+//!
 //! All fills together take their bytes from one [`Room`]. A body of known length takes its part
 //! before it begins, one of unknown length as it grows; what finds no room is passed on unstored.
 
@@ -16,12 +19,14 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Bytes that the pump may be ahead of the reader of a body that is too long to be kept.
 const WINDOW_BYTES: usize = 256 << 10;
@@ -65,6 +70,14 @@ impl Drop for Taken {
     fn drop(&mut self) {
         *self.room.left_bytes.lock() += self.bytes;
     }
+}
+
+/// How long nothing may come of a body before it is given up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Silence {
+    pub(crate) read: Duration,
+    /// While nobody reads it.
+    pub(crate) unread: Duration,
 }
 
 /// The origin broke off within a body.
@@ -120,8 +133,17 @@ pub(crate) enum Pumped {
     Complete(Bytes),
     /// It is too long or carries trailers.
     Unsuitable,
-    /// It broke off.
+    /// It broke off, or stalled.
     Broken,
+}
+
+/// What became of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pushed {
+    Kept,
+    /// With this one the body has become too long to keep.
+    NowPassing,
+    Passing,
 }
 
 impl Fill {
@@ -170,7 +192,15 @@ impl Fill {
     }
 
     /// Moves a body in, to its end.
-    pub(crate) async fn pump<B>(&self, body: B) -> Pumped
+    ///
+    /// `unsuitable` is called as soon as it is known that the body is not kept, which may be long before
+    /// its end.
+    pub(crate) async fn pump<B>(
+        &self,
+        body: B,
+        silence: Silence,
+        mut unsuitable: impl FnMut(),
+    ) -> Pumped
     where
         B: Body<Data = Bytes>,
     {
@@ -179,11 +209,18 @@ impl Fill {
         let guard = BreakOff(self);
         let mut trailers = None;
         loop {
-            let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await;
+            let Some(frame) = self.next(body.as_mut(), silence).await else {
+                tracing::warn!("a body that was being stored stalled");
+                return Pumped::Broken;
+            };
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
-                        if !self.push(data).await {
+                        let pushed = self.push(data);
+                        if pushed == Pushed::NowPassing {
+                            unsuitable();
+                        }
+                        if pushed != Pushed::Kept && !self.caught_up().await {
                             return Pumped::Unsuitable;
                         }
                     }
@@ -197,25 +234,65 @@ impl Fill {
         self.complete(trailers)
     }
 
-    /// Adds a chunk; false when there is nobody left for whom to go on.
-    async fn push(&self, data: Bytes) -> bool {
-        {
-            let mut state = self.state.lock();
-            let unannounced = if self.length.is_some() { 0 } else { data.len() };
-            state.kept_bytes += data.len();
-            state.chunks.push_back(data);
-            if !state.passing {
-                let has_room = state.taken.as_mut().is_some_and(|taken| taken.grow(unannounced));
-                state.passing = !has_room || state.kept_bytes > self.max_bytes;
-            }
-            if state.passing {
-                state.taken = None;
-            }
-            state.wake_readers();
-            if !state.passing {
-                return true;
+    /// The next frame of a body; `None` once nothing has come for too long.
+    async fn next<B: Body>(
+        &self,
+        mut body: Pin<&mut B>,
+        silence: Silence,
+    ) -> Option<Option<Result<Frame<B::Data>, B::Error>>> {
+        let since = Instant::now();
+        loop {
+            let limit = {
+                let state = self.state.lock();
+                match (state.readers.is_empty(), state.passing) {
+                    (false, _) => silence.read,
+                    (true, false) => silence.unread,
+                    // Neither a reader nor the cache gets what is still to come.
+                    (true, true) => Duration::ZERO,
+                }
+            };
+            tokio::select! {
+                biased;
+                frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)) => {
+                    return Some(frame);
+                }
+                // A reader may have gone.
+                () = self.moved.notified() => {}
+                () = tokio::time::sleep(limit.saturating_sub(since.elapsed())) => {
+                    // Or one may have come.
+                    if limit < silence.read && !self.state.lock().readers.is_empty() {
+                        continue;
+                    }
+                    return None;
+                }
             }
         }
+    }
+
+    /// Adds a chunk.
+    fn push(&self, data: Bytes) -> Pushed {
+        let mut state = self.state.lock();
+        let unannounced = if self.length.is_some() { 0 } else { data.len() };
+        let was_passing = state.passing;
+        state.kept_bytes += data.len();
+        state.chunks.push_back(data);
+        if !was_passing {
+            let has_room = state.taken.as_mut().is_some_and(|taken| taken.grow(unannounced));
+            state.passing = !has_room || state.kept_bytes > self.max_bytes;
+        }
+        if state.passing {
+            state.taken = None;
+        }
+        state.wake_readers();
+        match (was_passing, state.passing) {
+            (_, false) => Pushed::Kept,
+            (false, true) => Pushed::NowPassing,
+            (true, true) => Pushed::Passing,
+        }
+    }
+
+    /// Waits for the reader of a body that is not kept; false when there is nobody left for whom to go on.
+    async fn caught_up(&self) -> bool {
         loop {
             let moved = self.moved.notified();
             {
@@ -376,6 +453,13 @@ mod tests {
         Fill::begin(&Room::new(1 << 20), max_bytes, length).expect("it fits")
     }
 
+    const SILENCE: Silence =
+        Silence { read: Duration::from_secs(60), unread: Duration::from_secs(10) };
+
+    async fn pump<B: Body<Data = Bytes>>(fill: &Fill, body: B) -> Pumped {
+        fill.pump(body, SILENCE, || {}).await
+    }
+
     async fn read(reader: FillReader) -> Result<Vec<u8>, BrokenOff> {
         Ok(reader.collect().await?.to_bytes().to_vec())
     }
@@ -385,7 +469,7 @@ mod tests {
         let fill = fill(100, Some(6));
         let early = tokio::spawn(read(fill.reader()));
         tokio::task::yield_now().await;
-        let pumped = fill.pump(body(vec![b"abc".to_vec(), b"def".to_vec()])).await;
+        let pumped = pump(&fill, body(vec![b"abc".to_vec(), b"def".to_vec()])).await;
         assert_eq!(pumped, Pumped::Complete(Bytes::from_static(b"abcdef")));
         assert_eq!(early.await.unwrap().unwrap(), b"abcdef");
         assert_eq!(read(fill.reader()).await.unwrap(), b"abcdef");
@@ -399,7 +483,7 @@ mod tests {
         let source = body((0..100).map(|n| vec![n; CHUNK]).collect());
         let pump = tokio::spawn({
             let fill = Arc::clone(&fill);
-            async move { fill.pump(source).await }
+            async move { pump(&fill, source).await }
         });
         let mut total = 0;
         while let Some(frame) = reader.frame().await {
@@ -421,7 +505,7 @@ mod tests {
             stream::repeat(())
                 .map(|()| Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"more")))),
         );
-        assert_eq!(fill.pump(endless).await, Pumped::Unsuitable);
+        assert_eq!(pump(&fill, endless).await, Pumped::Unsuitable);
     }
 
     #[tokio::test]
@@ -429,7 +513,7 @@ mod tests {
         let frames = [Ok(Frame::data(Bytes::from_static(b"half"))), Err("gone")];
         let fill = fill(100, Some(8));
         let reader = fill.reader();
-        assert_eq!(fill.pump(StreamBody::new(stream::iter(frames))).await, Pumped::Broken);
+        assert_eq!(pump(&fill, StreamBody::new(stream::iter(frames))).await, Pumped::Broken);
         assert_eq!(read(reader).await, Err(BrokenOff));
     }
 
@@ -440,7 +524,7 @@ mod tests {
         let never = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
         let pump = tokio::spawn({
             let fill = Arc::clone(&fill);
-            async move { fill.pump(never).await }
+            async move { pump(&fill, never).await }
         });
         tokio::task::yield_now().await;
         pump.abort();
@@ -451,7 +535,7 @@ mod tests {
     async fn a_body_that_is_kept_holds_no_read_buffer() {
         let buffer = Bytes::from(vec![b'x'; 8_192]);
         let frames: Chunks = vec![Ok(Frame::data(buffer.slice(100..110)))];
-        let pumped = fill(100, Some(10)).pump(StreamBody::new(stream::iter(frames))).await;
+        let pumped = pump(&fill(100, Some(10)), StreamBody::new(stream::iter(frames))).await;
         let Pumped::Complete(whole) = pumped else { panic!("{pumped:?}") };
         assert!(!buffer.as_ptr_range().contains(&whole.as_ptr()));
     }
@@ -464,7 +548,7 @@ mod tests {
             vec![Ok(Frame::data(Bytes::from_static(b"x"))), Ok(Frame::trailers(trailers.clone()))];
         let fill = fill(100, None);
         let reader = fill.reader();
-        assert_eq!(fill.pump(StreamBody::new(stream::iter(frames))).await, Pumped::Unsuitable);
+        assert_eq!(pump(&fill, StreamBody::new(stream::iter(frames))).await, Pumped::Unsuitable);
         assert_eq!(reader.collect().await.unwrap().trailers(), Some(&trailers));
     }
 
@@ -478,11 +562,11 @@ mod tests {
         let growing = Fill::begin(&room, 100, None).expect("it may turn out to be short");
         let reader = growing.reader();
         let chunks = body(vec![b"four".to_vec(), b"more".to_vec()]);
-        assert_eq!(growing.pump(chunks).await, Pumped::Unsuitable);
+        assert_eq!(pump(&growing, chunks).await, Pumped::Unsuitable);
         assert_eq!(read(reader).await.unwrap(), b"fourmore");
 
         assert_eq!(
-            known.pump(body(vec![b"sixsix".to_vec()])).await,
+            pump(&known, body(vec![b"sixsix".to_vec()])).await,
             Pumped::Complete("sixsix".into())
         );
         assert_eq!(*room.left_bytes.lock(), 10);
@@ -492,11 +576,76 @@ mod tests {
     async fn a_reader_in_the_middle_goes_on_in_the_whole_body() {
         let fill = fill(100, None);
         let mut reader = fill.reader();
-        fill.push(Bytes::from_static(b"abc")).await;
+        fill.push(Bytes::from_static(b"abc"));
         assert_eq!(reader.frame().await.unwrap().unwrap().into_data().unwrap(), "abc");
-        fill.push(Bytes::from_static(b"def")).await;
+        fill.push(Bytes::from_static(b"def"));
         fill.complete(None);
         assert!(fill.state.lock().chunks.is_empty());
         assert_eq!(read(reader).await.unwrap(), b"def");
+    }
+
+    #[tokio::test]
+    async fn that_a_body_is_not_kept_is_told_once_and_before_its_end() {
+        let fill = fill(5, None);
+        let reader = fill.reader();
+        let frames = [b"four", b"more", b"last"].map(|data| Frame::data(Bytes::from_static(data)));
+        let (told, at) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+        let source = stream::iter(frames).map(|frame| {
+            at.set(at.get() + 1);
+            Ok::<_, Infallible>(frame)
+        });
+        let tell = || told.set(told.get() * 10 + at.get());
+        assert_eq!(fill.pump(StreamBody::new(source), SILENCE, tell).await, Pumped::Unsuitable);
+        assert_eq!(told.get(), 2, "at the second chunk, and not again");
+        assert_eq!(read(reader).await.unwrap(), b"fourmorelast");
+    }
+
+    /// How long a body that never comes is waited for, in whole seconds.
+    async fn waited(fill: &Fill) -> Duration {
+        let begun = Instant::now();
+        let never = StreamBody::new(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        assert_eq!(pump(fill, never).await, Pumped::Broken);
+        Duration::from_secs(begun.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_is_given_up_and_sooner_if_nobody_reads() {
+        let alone = fill(100, None);
+        assert_eq!(waited(&alone).await, SILENCE.unread);
+
+        let followed = fill(100, None);
+        let reader = followed.reader();
+        assert_eq!(waited(&followed).await, SILENCE.read);
+        assert_eq!(read(reader).await, Err(BrokenOff));
+
+        let left = fill(100, None);
+        let reader = left.reader();
+        let leave = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            drop(reader);
+        };
+        assert_eq!(tokio::join!(waited(&left), leave).0, SILENCE.unread);
+
+        let joined = fill(100, Some(5));
+        let join = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            joined.reader()
+        };
+        assert_eq!(tokio::join!(waited(&joined), join).0, SILENCE.read);
+
+        let passing = fill(0, None);
+        passing.push(Bytes::from_static(b"x"));
+        assert_eq!(waited(&passing).await, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_slowly_is_kept() {
+        let fill = fill(100, None);
+        let slow = stream::iter([b"ab", b"cd", b"ef"]).then(async |data| {
+            tokio::time::sleep(SILENCE.unread - Duration::from_secs(1)).await;
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(data)))
+        });
+        let pumped = pump(&fill, StreamBody::new(slow)).await;
+        assert_eq!(pumped, Pumped::Complete(Bytes::from_static(b"abcdef")));
     }
 }

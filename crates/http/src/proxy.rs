@@ -179,12 +179,13 @@ impl Accelerator {
     /// Makes an accelerator whose requests this registry counts.
     pub(crate) fn new(parts: Parts, registry: &Registry) -> Self {
         crate::watch::describe(registry, crate::traffic::FAMILIES);
-        let Parts { backends, store, background, coalesce_timeout, .. } = parts;
-        let shared = Shared::new(store, background, coalesce_timeout, Traffic::new(registry));
+        let Parts { backends, store, background, coalesce_timeout, idle_timeout, .. } = parts;
+        let traffic = Traffic::new(registry);
+        let shared = Shared::new(store, background, coalesce_timeout, idle_timeout, traffic);
         let origin = Proxied {
             backends,
             max_request_body_bytes: parts.max_request_body_bytes,
-            idle_timeout: parts.idle_timeout,
+            idle_timeout,
             compress: parts.compress,
             shown_memory: parts.shown_memory,
         };

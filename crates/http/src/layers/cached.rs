@@ -122,7 +122,8 @@ impl ResponseCacheLayer {
         // Its times are for `stats` alone: the registry has those of all requests, by route.
         let traffic = Traffic::new(&Registry::default());
         let timeout = config.response_cache.coalesce_timeout;
-        let shared = Arc::new(Shared::new(Some(store), background, timeout, traffic));
+        let idle = config.server.idle_timeout;
+        let shared = Arc::new(Shared::new(Some(store), background, timeout, idle, traffic));
         let registry = perf.registry();
         crate::watch::describe(registry, crate::traffic::FAMILIES);
         let (weak, name) = (Arc::downgrade(&shared), name.to_owned());
