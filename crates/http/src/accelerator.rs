@@ -301,6 +301,14 @@ impl<O> Accelerator<O> {
         }
     }
 
+    /// Forgets what a request may have changed to which there is no answer: it may have been done before
+    /// the call failed.
+    pub(crate) async fn forget_if_sent(&self, failure: &Failure, changes: Option<String>) {
+        if let Some(target) = changes.filter(|_| failure.was_sent) {
+            self.purge(&target).await;
+        }
+    }
+
     /// Stands for a request that changes a target, until there is an answer to it.
     pub(crate) fn unanswered(&self, changes: Option<String>) -> Unanswered<'_, O> {
         Unanswered { accelerator: self, target: changes }
@@ -310,14 +318,6 @@ impl<O> Accelerator<O> {
 impl<O: Origin> Accelerator<O> {
     /// Answers a request that the cache could answer.
     ///
-    /// Forgets what a request may have changed to which there is no answer: it may have been done before
-    /// the call failed.
-    pub(crate) async fn forget_if_sent(&self, failure: &Failure, changes: Option<String>) {
-        if let Some(target) = changes.filter(|_| failure.was_sent) {
-            self.purge(&target).await;
-        }
-    }
-
     /// `found` is what memory had; the answer goes out once something usable is found or fetched.
     ///
     /// # Panics
@@ -359,6 +359,11 @@ impl<O: Origin> Accelerator<O> {
                         return serve(asked.head(), stored, age, Outcome::Stale, None);
                     }
                     Decision::GatewayTimeout => return not_cached(),
+                    Decision::NotForRequest => {
+                        let (reason, stale) = (Forward::Request, None);
+                        let call = Call { asked: &asked, stale, reason, collapsed, unshared };
+                        return self.ask_unstored(call).await;
+                    }
                     Decision::Revalidate { reason: why, may_serve_on_error, .. } => {
                         reason = match why {
                             RevalidateReason::Stale => Forward::Stale,
@@ -594,9 +599,9 @@ impl<O: Origin> Accelerator<O> {
                     store.keep(&reservation, &target, &headers, Keep::new(storable, body));
                     land(Landing::Stored);
                 }
+                Pumped::Unsuitable => unsuitable(),
                 // It may come whole the next time: one of those who wait leads.
                 Pumped::Broken => {}
-                Pumped::Unsuitable => unsuitable(),
             }
         });
     }

@@ -206,7 +206,7 @@ fn settle_host(head: &mut request::Parts) -> Result<(), Refusal> {
 }
 
 /// Tells whether `host` is `name[:port]`, `v4[:port]` or `[v6][:port]`, without user information.
-fn is_authority(host: &[u8]) -> bool {
+pub(crate) fn is_authority(host: &[u8]) -> bool {
     let (name_is_valid, port) = if let Some(rest) = host.strip_prefix(b"[") {
         let Some(end) = rest.iter().position(|&byte| byte == b']') else {
             return false;

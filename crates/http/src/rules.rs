@@ -46,10 +46,11 @@ pub use directives::CacheControl;
 pub use fields::{is_hop_by_hop, remove_hop_by_hop};
 pub use freshness::{Age, Decision, Freshness, RevalidateReason, evaluate, is_origin_error};
 pub use head::{StoredHead, Times};
-pub use request::{Bypass, Lookup, RequestClass, classify};
+pub use request::{Bypass, Lookup, RequestClass, classify, is_personal};
 pub use status::{CacheStatus, Forward, Outcome};
 pub use store::{NotStored, Storable, store};
 pub use target::{invalidated, is_unsafe, target_key, write_target_key};
+pub use targeted::ASSUMED;
 pub use validation::{
     Condition, Freshened, condition, freshen, not_modified_headers, set_validators,
     strip_conditions,

@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use axum::body::Body;
 use axum::extract::OriginalUri;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, COOKIE, EXPIRES, HOST, HeaderName, HeaderValue, SET_COOKIE,
+    CACHE_CONTROL, EXPIRES, HOST, HeaderName, HeaderValue, PRAGMA, SET_COOKIE, UPGRADE,
 };
 use http::uri::Authority;
-use http::{Extensions, Request, Response, StatusCode, Uri, request};
+use http::{Extensions, Method, Request, Response, StatusCode, Uri, request, response};
 use http_body::Body as _;
 use tower::{Layer, Service};
 use ultra_perf::UltraPerf;
@@ -32,9 +33,10 @@ use crate::accelerator::{Accelerator, Answer, Asked, Shared, Step, answer_with, 
 use crate::background::Background;
 use crate::compress::{self, Packed, Wanted};
 use crate::configured;
+use crate::forward;
 use crate::origin::{BoxError, Failure, Fetched, Origin};
 use crate::response_cache::ResponseCache;
-use crate::rules::{self, CacheStatus, Forward, Outcome, RequestHead, Times};
+use crate::rules::{self, CacheStatus, Forward, Outcome, Policy, RequestHead, Times};
 use crate::stored::{StoredCodec, weigh};
 use crate::traffic::Traffic;
 
@@ -74,7 +76,32 @@ const LIFETIME: HeaderName = HeaderName::from_static("ultra-perf-cache-control")
 pub struct ResponseCacheLayer {
     shared: Arc<Shared>,
     guards: Arc<Guards>,
-    assumed: Option<HeaderValue>,
+    assumed: Option<Assumed>,
+}
+
+/// A lifetime for answers that say nothing of caching.
+#[derive(Debug, Clone)]
+struct Assumed {
+    lifetime: HeaderValue,
+    /// Which fields say something of it.
+    policy: Arc<ArcSwap<Policy>>,
+}
+
+impl Assumed {
+    /// Gives an answer the lifetime, unless something says that it is not for everybody or for how long.
+    fn apply(&self, head: &mut response::Parts) {
+        let say = [CACHE_CONTROL, EXPIRES, PRAGMA, SET_COOKIE, LIFETIME];
+        let policy = self.policy.load();
+        let mut names = say.iter().chain(&policy.targeted_fields);
+        if head.status == StatusCode::OK && !names.any(|name| head.headers.contains_key(name)) {
+            head.headers.insert(LIFETIME, self.lifetime.clone());
+        }
+    }
+}
+
+/// Whether this field was added by [`Assumed`], here or by one who stored the answer before.
+fn is_assumed(lifetime: &HeaderValue) -> bool {
+    lifetime.as_bytes().ends_with(rules::ASSUMED.as_bytes())
 }
 
 impl ResponseCacheLayer {
@@ -137,13 +164,16 @@ impl ResponseCacheLayer {
 
     /// Gives a lifetime to answers that say nothing of caching.
     ///
-    /// It is for answers of 200 that have neither `Cache-Control` nor `Expires` nor `Set-Cookie`, to
-    /// requests without `Cookie` and `Authorization`: for these nothing says that they are one user's.
-    /// Other caches are told nothing of it.
+    /// It is for answers of 200 that have neither `Cache-Control` (or a field that stands in for it, such
+    /// as `CDN-Cache-Control`) nor `Expires` nor `Pragma` nor `Set-Cookie`, to requests without `Cookie`
+    /// and `Authorization`: for these nothing says that they are one user's. Requests with one of the two
+    /// are not answered from them either. Other caches are told nothing of it.
     #[must_use]
     pub fn assume(mut self, lifetime: Duration) -> Self {
-        let value = format!("max-age={}", lifetime.as_secs());
-        self.assumed = HeaderValue::from_maybe_shared(Bytes::from(value)).ok();
+        let value = format!("max-age={}, {}", lifetime.as_secs(), rules::ASSUMED);
+        let lifetime = HeaderValue::from_maybe_shared(Bytes::from(value)).ok();
+        let policy = self.accelerator(()).store().map(|store| Arc::clone(&store.policy));
+        self.assumed = lifetime.zip(policy).map(|(lifetime, policy)| Assumed { lifetime, policy });
         self
     }
 
@@ -218,7 +248,7 @@ impl ResponseCacheLayer {
         self.shared.traffic().answered(answer.outcome, status, started.elapsed());
         // What was said to this cache alone.
         let headers = answer.response.headers_mut();
-        if self.assumed.is_some() && headers.get(LIFETIME) == self.assumed.as_ref() {
+        if headers.get(LIFETIME).is_some_and(is_assumed) {
             headers.remove(LIFETIME);
         }
         answer.describe();
@@ -285,7 +315,7 @@ struct InProcess<S> {
     service: S,
     guards: Arc<Guards>,
     compress: bool,
-    assumed: Option<HeaderValue>,
+    assumed: Option<Assumed>,
 }
 
 impl<S: Serves> Origin for InProcess<S> {
@@ -300,34 +330,40 @@ impl<S: Serves> Origin for InProcess<S> {
     ) -> Result<Fetched<Packed<Body>>, Failure> {
         parts.extensions = extensions.clone();
         let wanted = self.compress.then(|| Wanted::of(&parts.method, &parts.headers));
-        let personal = [COOKIE, AUTHORIZATION].iter().any(|name| parts.headers.contains_key(name));
+        let personal = rules::is_personal(&parts.headers);
         let request_ms = now_ms();
         let request = Request::from_parts(parts, Body::empty());
         let response = self.guards.call(self.service.clone(), request).await?;
         let times = Times { request_ms, response_ms: now_ms() };
         let (mut head, body) = response.into_parts();
         rules::remove_hop_by_hop(&mut head.headers);
-        if let Some(assumed) = self.assumed.as_ref().filter(|_| !personal)
-            && head.status == StatusCode::OK
-            && ![CACHE_CONTROL, EXPIRES, SET_COOKIE].iter().any(|it| head.headers.contains_key(it))
-        {
-            head.headers.insert(LIFETIME, assumed.clone());
+        if let Some(assumed) = self.assumed.as_ref().filter(|_| !personal) {
+            assumed.apply(&mut head);
         }
         Ok(Fetched { head, body, times, cookie: None }.packed(wanted.as_ref()))
     }
 }
 
 impl<S: Serves> Accelerator<InProcess<S>> {
-    async fn respond(&self, request: Request<Body>) -> Answer<Packed<Body>> {
+    async fn respond(&self, mut request: Request<Body>) -> Answer<Packed<Body>> {
+        let is_over = request.body().is_end_stream();
+        // What may be looked up reaches the service without the fields of the client's connection:
+        // they select no variant, so the service must not answer by them either.
+        if matches!(*request.method(), Method::GET | Method::HEAD)
+            && is_over
+            && !request.headers().contains_key(UPGRADE)
+        {
+            rules::remove_hop_by_hop(request.headers_mut());
+        }
         // A nested router of axum sees what its prefix has left of the path, which is no key.
         let uri = request.extensions().get::<OriginalUri>().map_or(request.uri(), |it| &it.0);
-        let Some(authority) = authority(uri, &request) else {
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        // `*` is no path, and its key would be that of `/*`.
+        let Some(authority) = authority(uri, &request).filter(|_| path != "*") else {
             let status =
                 CacheStatus { detail: Some("host"), ..CacheStatus::forward(Forward::Bypass) };
             return self.pass(request, None, status).await;
         };
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let is_over = request.body().is_end_stream();
         match self.begin(RequestHead::from(&request), is_over, authority, path) {
             Step::Answer(answer) => answer,
             Step::Pass { changes, status } => self.pass(request, changes, status).await,
@@ -381,21 +417,23 @@ impl<S: Serves> Accelerator<InProcess<S>> {
     }
 }
 
-/// The host that a request names; `None` if it can be read in more than one way, which may let one
-/// site's answer be stored as another's.
+/// The host that a request names; `None` if it can be read in more than one way, or is none, which may
+/// let one answer be stored as that of another site or path.
 fn authority<'a, B>(uri: &'a Uri, request: &'a Request<B>) -> Option<&'a str> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let (host, more) = (hosts.next(), hosts.next());
     let named = uri.authority().or_else(|| request.uri().authority()).map(Authority::as_str);
-    match (named, host, more) {
+    let host_of = match (named, host, more) {
         (_, _, Some(_)) => None,
         (Some(named), Some(host), None) => {
             host.as_bytes().eq_ignore_ascii_case(named.as_bytes()).then_some(named)
         }
         (Some(named), None, None) => Some(named),
         (None, Some(host), None) => host.to_str().ok(),
-        (None, None, None) => Some(""),
-    }
+        // As over HTTP/1.0. No host that is named has this key.
+        (None, None, None) => return Some(""),
+    };
+    host_of.filter(|host| forward::is_authority(host.as_bytes()))
 }
 
 #[cfg(test)]
@@ -411,6 +449,15 @@ mod tests {
             ("http://shop/a", &["SHOP"], Some("shop")),
             ("http://shop/a", &["else"], None),
             ("/a", &["shop", "else"], None),
+            ("/a", &["shop:8080"], Some("shop:8080")),
+            ("/a", &["[::1]:80"], Some("[::1]:80")),
+            ("/a", &["shop/b"], None),
+            ("/a", &["shop?b"], None),
+            ("/a", &["shop#b"], None),
+            ("/a", &["user@shop"], None),
+            ("http://user@shop/a", &[], None),
+            ("http://user@shop/a", &["user@shop"], None),
+            ("/a", &[""], None),
         ] {
             let mut request = Request::get(uri);
             for host in hosts {

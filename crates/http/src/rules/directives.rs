@@ -57,6 +57,9 @@ pub struct CacheControl {
     pub private_fields: Vec<HeaderName>,
     /// Whether a targeted field was read, so that `Expires` does not count.
     pub targeted: bool,
+    /// `assumed`, of a targeted field: a cache gave the lifetime to an answer that says nothing of
+    /// caching, so it is for nobody who has credentials or cookies.
+    pub assumed: bool,
 }
 
 /// The argument of one directive.

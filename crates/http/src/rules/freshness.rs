@@ -25,7 +25,7 @@ use http::{HeaderMap, StatusCode};
 use super::directives::{DELTA_MAX_S, delta_seconds};
 use super::fields::{parse_date, tokens};
 use super::store::is_heuristically_cacheable;
-use super::{CacheControl, Policy, RequestHead, StoredHead};
+use super::{CacheControl, Policy, RequestHead, StoredHead, is_personal};
 
 /// Holds everything about a stored answer that decides whether it may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct Freshness {
     validate_always: bool,
     /// Whether a client or an operator may stretch the lifetime.
     stale_allowed: bool,
+    /// The lifetime was assumed: nobody has said that the answer is for everybody.
+    assumed: bool,
 }
 
 /// Tells a stored answer's age and what is left of its lifetime.
@@ -69,6 +71,9 @@ pub enum Decision {
         /// Whether it may be served if the origin fails (see [`is_origin_error`]) or is away.
         may_serve_on_error: bool,
     },
+    /// Ask the origin as if nothing were stored: the lifetime was assumed, and this request says who
+    /// asks.
+    NotForRequest,
     /// Answer 504: the request wants a stored answer only, and this one may not be used.
     GatewayTimeout,
 }
@@ -94,7 +99,12 @@ pub fn evaluate(request: RequestHead<'_>, freshness: &Freshness, now_ms: u64) ->
     let fresh = lifetime_ms > age_ms && !freshness.validate_always;
     let age = freshness.age(now_ms);
 
-    let Some(wish) = CacheControl::of_request(request.headers) else {
+    let wish = CacheControl::of_request(request.headers);
+    if freshness.assumed && is_personal(request.headers) {
+        let only_if_cached = wish.is_some_and(|wish| wish.only_if_cached);
+        return if only_if_cached { Decision::GatewayTimeout } else { Decision::NotForRequest };
+    }
+    let Some(wish) = wish else {
         return if fresh {
             Decision::Fresh(age)
         } else if within(stale_ms, freshness.stale_while_revalidate_s) {
@@ -181,6 +191,7 @@ impl Freshness {
                 .unwrap_or_else(|| default_s(policy.stale_if_error)),
             validate_always: control.no_cache,
             stale_allowed,
+            assumed: control.assumed,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Which requests concern the cache at all.
 
-use http::Method;
+use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderMap, Method};
 
 use super::{CacheControl, RequestHead};
 
@@ -90,6 +91,11 @@ pub fn classify(RequestHead { method, headers }: RequestHead<'_>) -> RequestClas
         may_store: !no_store && !ranged && method == Method::GET,
         only_if_cached,
     })
+}
+
+/// Tells whether a request says who asks, so that its answer may be for that one alone.
+pub fn is_personal(headers: &HeaderMap) -> bool {
+    headers.contains_key(COOKIE) || headers.contains_key(AUTHORIZATION)
 }
 
 #[cfg(test)]

@@ -24,6 +24,9 @@ const KNOWN: [&[u8]; 11] = [
     b"stale-if-error",
 ];
 
+/// The directive of a cache that gave a lifetime to an answer which says nothing of caching.
+pub const ASSUMED: &str = "assumed";
+
 /// Reads a targeted field; `None` when it is empty or not a valid dictionary.
 pub(super) fn parse<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Option<CacheControl> {
     let mut joined = Vec::new();
@@ -34,14 +37,17 @@ pub(super) fn parse<'a>(lines: impl IntoIterator<Item = &'a HeaderValue>) -> Opt
         joined.extend_from_slice(line.as_bytes());
     }
     let mut members: [Option<Value<'_>>; KNOWN.len()] = [None; KNOWN.len()];
+    let mut assumed = false;
     let mut parser = Parser { rest: &joined };
     parser.dictionary(|key, value| {
-        if let Some(index) = KNOWN.iter().position(|known| *known == key) {
+        if key == ASSUMED.as_bytes() {
+            assumed = value != Value::Boolean(false);
+        } else if let Some(index) = KNOWN.iter().position(|known| *known == key) {
             members[index] = Some(value);
         }
     })?;
 
-    let mut all = CacheControl { targeted: true, ..CacheControl::default() };
+    let mut all = CacheControl { targeted: true, assumed, ..CacheControl::default() };
     for (name, value) in KNOWN.iter().zip(members) {
         let takes_fields = matches!(*name, b"no-cache" | b"private");
         match value {

@@ -1,10 +1,13 @@
 //! The response cache in front of routes.
 
+use axum::body::Body;
 use axum::http::header::{AGE, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream;
 use tokio::sync::Semaphore;
 use ultra_perf_http::{ResponseCacheLayer, layers};
 
@@ -225,5 +228,173 @@ async fn an_assumed_lifetime_is_for_answers_that_say_nothing_to_nobody_in_partic
         let texts =
             [served.get_with("/b", &[personal]).await, served.get_with("/b", &[personal]).await];
         assert_ne!(texts[0].text(), texts[1].text(), "{personal:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_with_a_path_stores_nothing_under_that_path() {
+    let perf = perf().await;
+    let (served, _, _) = counting("max-age=60", &perf).await;
+    for (n, host) in ["test/a", "test/a?b=", "test/a#", "user@test/a"].into_iter().enumerate() {
+        let mut client = served.client().await;
+        client.send(format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        let answer = client.answer().await.expect("an answer");
+        assert_eq!((outcome(&answer), answer.text()), ("BYPASS", &*(n + 1).to_string()), "{host}");
+    }
+    let answer = served.get("/a/x").await;
+    assert_eq!((outcome(&answer), answer.text()), ("MISS", "5"));
+}
+
+#[tokio::test]
+async fn a_field_of_the_connection_selects_nothing_and_is_not_seen() {
+    let perf = perf().await;
+    let handler = |headers: HeaderMap| async move {
+        let language = headers.get("x-language").map_or("none", |it| it.to_str().expect("text"));
+        ([("cache-control", "max-age=60"), ("vary", "x-language")], language.to_owned())
+    };
+    let cache = ResponseCacheLayer::new(&perf, "languages").expect("a cache");
+    let served = Served::start(Router::new().route("/", get(handler)).layer(cache)).await;
+    let hidden = [("connection", "X-Language"), ("x-language", "de")];
+    assert_eq!(served.get_with("/", &hidden).await.text(), "none");
+    let plain = served.get("/").await;
+    assert_eq!((outcome(&plain), plain.text()), ("HIT", "none"));
+    assert_eq!(served.get_with("/", &[("x-language", "de")]).await.text(), "de");
+    assert_eq!(served.get("/").await.text(), "none");
+}
+
+#[tokio::test]
+async fn what_asks_for_another_protocol_reaches_the_service_as_it_came() {
+    let perf = perf().await;
+    let handler = |headers: HeaderMap| async move {
+        let text = |name| headers.get(name).map_or("none", |it| it.to_str().expect("text"));
+        format!("{} {}", text("connection"), text("upgrade"))
+    };
+    let cache = ResponseCacheLayer::new(&perf, "upgrades").expect("a cache");
+    let served = Served::start(Router::new().route("/", get(handler)).layer(cache)).await;
+    let fields = [("connection", "upgrade"), ("upgrade", "websocket")];
+    let answer = served.get_with("/", &fields).await;
+    assert_eq!((outcome(&answer), answer.text()), ("BYPASS", "upgrade websocket"));
+}
+
+#[tokio::test]
+async fn no_lifetime_is_assumed_where_any_field_speaks_of_caching() {
+    let perf = perf().await;
+    for (name, value) in [
+        ("cdn-cache-control", "no-store"),
+        ("ultra-perf-cache-control", "no-store"),
+        ("pragma", "no-cache"),
+        ("cache-control", "no-store"),
+        ("expires", "0"),
+        ("set-cookie", "a=b"),
+    ] {
+        let calls = Calls::default();
+        let counted = calls.clone();
+        let handler = move || {
+            let count = counted.next().to_string();
+            async move { ([(name, value)], count) }
+        };
+        let cache = ResponseCacheLayer::new(&perf, "numbers").expect("a cache");
+        let cache = cache.assume(std::time::Duration::from_secs(60));
+        let served = Served::start(Router::new().route("/", get(handler)).layer(cache)).await;
+        let texts = [served.get("/").await, served.get("/").await];
+        assert_ne!(texts[0].text(), texts[1].text(), "{name}");
+        assert_eq!(texts[0].header(name), Some(value));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_with_an_assumed_lifetime_is_for_nobody_who_says_who_asks() {
+    let perf = perf().await;
+    let calls = Calls::default();
+    let counted = calls.clone();
+    let handler = move |axum::extract::Path(path): axum::extract::Path<String>| {
+        let count = counted.next().to_string();
+        async move {
+            match path.as_str() {
+                "public" => (FRESH, count).into_response(),
+                _ => count.into_response(),
+            }
+        }
+    };
+    let cache = ResponseCacheLayer::new(&perf, "numbers").expect("a cache");
+    let cache = cache.assume(std::time::Duration::from_secs(60));
+    let served = Served::start(Router::new().route("/{*path}", get(handler)).layer(cache)).await;
+    for (target, shared) in [("/silent", false), ("/public", true)] {
+        let first = served.get(target).await.text().to_owned();
+        for personal in [("cookie", "session=7"), ("authorization", "Basic eDp5")] {
+            let answer = served.get_with(target, &[personal]).await;
+            let expected = if shared { "HIT" } else { "MISS" };
+            assert_eq!(outcome(&answer), expected, "{target} {personal:?}");
+            assert_eq!(answer.text() == first, shared, "{target} {personal:?}");
+        }
+        let again = served.get(target).await;
+        assert_eq!((outcome(&again), again.text()), ("HIT", &*first), "{target}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_given_up_and_its_url_is_free_again() {
+    let perf = UltraPerf::builder()
+        .set("cache.disk.enabled", "false")
+        .set("monitor.history.enabled", "false")
+        .set("response_cache.coalesce_timeout", "10m")
+        .set("server.idle_timeout", "50ms")
+        .build()
+        .await
+        .expect("a handle");
+    let calls = Calls::default();
+    let counted = calls.clone();
+    let handler = move || {
+        let count = counted.next();
+        async move {
+            if count > 1 {
+                return (FRESH, "whole").into_response();
+            }
+            let half = stream::once(async { Ok::<_, std::io::Error>("half") });
+            (FRESH, Body::from_stream(half.chain(stream::pending()))).into_response()
+        }
+    };
+    let cache = ResponseCacheLayer::new(&perf, "stalling").expect("a cache");
+    let served = Served::start(Router::new().route("/", get(handler)).layer(cache)).await;
+    let half = soon("the end", served.get("/")).await;
+    assert_eq!((half.text(), half.complete), ("half", false));
+    assert_eq!(soon("the answer", served.get("/")).await.text(), "whole");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_body_that_turns_out_to_be_too_long_to_keep() {
+    let perf = UltraPerf::builder()
+        .set("cache.disk.enabled", "false")
+        .set("monitor.history.enabled", "false")
+        .set("response_cache.coalesce_timeout", "10m")
+        .set("response_cache.max_body", "4KiB")
+        .build()
+        .await
+        .expect("a handle");
+    let (calls, gate) = (Calls::default(), Arc::new(Semaphore::new(0)));
+    let (counted, at_service) = (calls.clone(), Arc::clone(&gate));
+    let handler = move || {
+        counted.next();
+        let gate = Arc::clone(&at_service);
+        async move {
+            let first = stream::once(async { Ok::<_, std::io::Error>("x".repeat(5_000)) });
+            let rest = stream::once(async move {
+                gate.acquire().await.expect("the gate is never closed").forget();
+                Ok("the end".to_owned())
+            });
+            (FRESH, Body::from_stream(first.chain(rest)))
+        }
+    };
+    let cache = ResponseCacheLayer::new(&perf, "long").expect("a cache");
+    let served = Served::start(Router::new().route("/", get(handler)).layer(cache)).await;
+    let mut clients = [served.client().await, served.client().await];
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").await;
+        eventually("a call", || calls.count() == n + 1).await;
+    }
+    gate.add_permits(2);
+    for client in &mut clients {
+        let answer = client.answer().await.expect("an answer");
+        assert_eq!((answer.body.len(), answer.complete), (5_007, true));
     }
 }

@@ -123,6 +123,7 @@ enum Is {
     /// To be validated; `true` if it may be served on error.
     Validate(bool),
     Refresh(bool),
+    NotForRequest,
     Timeout,
 }
 
@@ -141,6 +142,7 @@ fn decide(policy: &Policy, response: &str, request: &str, at_s: u64) -> Is {
         Decision::Revalidate { reason: RevalidateReason::Request, may_serve_on_error, .. } => {
             Is::Refresh(may_serve_on_error)
         }
+        Decision::NotForRequest => Is::NotForRequest,
         Decision::GatewayTimeout => Is::Timeout,
     }
 }
@@ -342,6 +344,24 @@ fn the_precomputed_form_stays_small() {
     assert!(size_of::<Freshness>() <= 32);
 }
 
+#[test]
+fn an_assumed_lifetime_is_for_requests_that_do_not_say_who_asks() {
+    for (response, request, expected) in [
+        ("max-age=60, assumed", "", Is::Fresh),
+        ("max-age=60, assumed", "cookie: a=b", Is::NotForRequest),
+        ("max-age=60, assumed", "authorization: x", Is::NotForRequest),
+        ("max-age=60, assumed", "cookie: a=b|cache-control: only-if-cached", Is::Timeout),
+        ("max-age=60, assumed", "cookie: a=b|cache-control: max-stale", Is::NotForRequest),
+        ("max-age=60, assumed=?0", "cookie: a=b", Is::Fresh),
+        ("max-age=60", "cookie: a=b", Is::Fresh),
+    ] {
+        let response = format!("ultra-perf-cache-control: {response}");
+        assert_eq!(decide(&Policy::default(), &response, request, 1), expected, "{request}");
+    }
+    let plain = "cache-control: max-age=60, assumed";
+    assert_eq!(decide(&Policy::default(), plain, "cookie: a=b", 1), Is::Fresh);
+}
+
 proptest! {
     #[test]
     fn an_answer_never_becomes_fresher_by_waiting(
@@ -355,7 +375,7 @@ proptest! {
             Is::Fresh => 0,
             Is::Background => 1,
             Is::Stale => 2,
-            Is::Refresh(_) | Is::Validate(_) | Is::Timeout => 3,
+            Is::Refresh(_) | Is::Validate(_) | Is::NotForRequest | Is::Timeout => 3,
         };
         prop_assert!(rank(first) <= rank(first + later), "{} | {}", response, request);
     }
