@@ -220,10 +220,15 @@ async fn a_directory_belongs_to_one_cache_until_it_is_closed() {
     let directory = tempfile::tempdir().unwrap();
     let cache = open(directory.path()).await;
     let second = builder(directory.path()).open().await.unwrap_err();
-    assert!(
-        matches!(second, BuildError::Disk { source: OpenError::Locked { .. }, .. }),
-        "{second:?}"
-    );
+    let BuildError::Disk { source: second @ OpenError::Locked { .. }, .. } = second else {
+        panic!("{second:?}")
+    };
+    let expected = format!("{} is in use by another cache", directory.path().display());
+    assert_eq!(second.to_string(), expected);
+    let named = DiskConfig::new(directory.path()).setting("cache.disk.path");
+    let third = Cache::<String, String>::builder("pages").disk(named).open().await.unwrap_err();
+    let third = std::error::Error::source(&third).expect("the directory is locked").to_string();
+    assert_eq!(third, format!("{expected}; cache.disk.path can name another directory"));
     cache.close().await;
     open(directory.path()).await.close().await;
 }

@@ -109,6 +109,7 @@ impl Config {
                 config::Admission::SecondSight => disk::Admission::SecondSight,
             })
             .write_budget_bytes_per_second(disk.write_budget.map(config::ByteSize::as_u64))
+            .setting("cache.disk.path")
     }
 
     /// Describes a cache of memory alone, with the bounds and times of the configuration.

@@ -61,6 +61,24 @@ async fn a_cache_whose_values_are_weighed_is_bounded_by_bytes_alone() {
 }
 
 #[tokio::test]
+async fn who_finds_the_directory_of_a_cache_in_use_is_told_which_key_names_another() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("cache").display().to_string();
+    let handle = || {
+        let builder = builder().set("cache.disk.enabled", "true");
+        builder.set("cache.disk.path", path.clone()).build()
+    };
+    let (one, two) = (handle().await.expect("one"), handle().await.expect("two"));
+    let users = one.cache::<u64, u64>("users").open().await.expect("a cache");
+    let error = two.cache::<u64, u64>("users").open().await.expect_err("the first one has it");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.ends_with("in use by another cache; cache.disk.path can name another directory"));
+    drop(users);
+    one.shutdown(DEADLINE).await;
+    two.shutdown(DEADLINE).await;
+}
+
+#[tokio::test]
 async fn a_change_with_problems_changes_nothing() {
     let perf = builder().build().await.expect("a handle");
     let bad = [("cache.ttl", json!("5m")), ("cache.policy", json!("best"))];

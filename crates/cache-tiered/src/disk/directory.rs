@@ -124,7 +124,9 @@ fn lock(path: &Path) -> Result<File, OpenError> {
         .map_err(|e| OpenError::io("open", &lock_path, e))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: path.to_owned() }),
+        Err(TryLockError::WouldBlock) => {
+            Err(OpenError::Locked { path: path.to_owned(), setting: None })
+        }
         Err(TryLockError::Error(e)) => Err(OpenError::io("lock", &lock_path, e)),
     }
 }

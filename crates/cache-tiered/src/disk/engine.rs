@@ -252,15 +252,21 @@ impl DiskError {
     }
 }
 
+fn another_by(setting: Option<&str>) -> String {
+    setting.map_or_else(String::new, |setting| format!("; {setting} can name another directory"))
+}
+
 /// Why a directory could not be opened as a disk tier.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// Another process, or another cache of this one, has the directory open.
-    #[error("{} is in use by another cache", path.display())]
+    #[error("{} is in use by another cache{}", path.display(), another_by(*setting))]
     Locked {
         /// The directory.
         path: PathBuf,
+        /// What its users set to choose another one: [`DiskConfig::setting`](super::DiskConfig::setting).
+        setting: Option<&'static str>,
     },
     /// A newer version of this software wrote the directory.
     #[error("{} has format version {found}, this version reads up to {supported}", path.display())]

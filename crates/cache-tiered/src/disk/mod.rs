@@ -77,6 +77,8 @@ pub struct DiskConfig {
     pub admission: Admission,
     /// The most bytes that are written in a second, on average; values beyond are not written.
     pub write_budget_bytes_per_second: Option<u64>,
+    /// What the program's users set to choose the directory, for the error that it is in use.
+    pub setting: Option<&'static str>,
 }
 
 impl DiskConfig {
@@ -92,7 +94,15 @@ impl DiskConfig {
             read_queue: 4_096,
             admission: Admission::default(),
             write_budget_bytes_per_second: None,
+            setting: None,
         }
+    }
+
+    /// Names what the program's users set to choose the directory, for the error that it is in use.
+    #[must_use]
+    pub fn setting(mut self, setting: &'static str) -> Self {
+        self.setting = Some(setting);
+        self
     }
 
     /// Sets the most bytes that the directory may take.
@@ -168,6 +178,13 @@ impl DiskConfig {
     }
 
     fn open_engine(&self) -> Result<Arc<dyn DiskTier>, OpenError> {
+        self.engine_at_path().map_err(|error| match error {
+            OpenError::Locked { path, .. } => OpenError::Locked { path, setting: self.setting },
+            error => error,
+        })
+    }
+
+    fn engine_at_path(&self) -> Result<Arc<dyn DiskTier>, OpenError> {
         match self.engine {
             DiskEngine::SegmentLog => {
                 let mut options = SegmentLogOptions::new(&self.path, self.capacity_bytes);
