@@ -582,11 +582,8 @@ where
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if self.name.is_empty()
-            || self.name.len() > 64
-            || self.name.contains(|c: char| !is_plain(c))
-        {
-            let expected = "must be 1 to 64 letters, digits, '.', '_' or '-'";
+        if self.name.len() > 64 || !self.name.split('.').all(is_plain) {
+            let expected = "must be 1 to 64 letters, digits, '_' or '-', and '.' between them";
             problems.push(Problem::new("name", &self.name, expected));
         }
         let bytes = self.bytes.as_ref().map(|(capacity, _)| *capacity);
@@ -757,9 +754,10 @@ where
     }
 }
 
-/// What a name may hold: it becomes part of thread names, metric labels and Redis keys.
-fn is_plain(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+/// What the parts of a name between points may hold. It becomes part of thread names, metric labels, Redis
+/// keys and, as one component, of paths: without a part that is empty it is neither `.` nor `..`.
+fn is_plain(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
 #[cfg(feature = "__lower")]

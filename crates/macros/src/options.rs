@@ -483,11 +483,12 @@ fn retries(number: &LitInt, problems: &mut Problems) -> Option<u32> {
 
 fn check_name(attribute: Attribute, name: &LitStr, problems: &mut Problems) {
     let text = name.value();
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
+    let of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    let plain = |part: &str| !part.is_empty() && part.bytes().all(of_name);
+    if text.len() > 64 || !text.split('.').all(plain) {
         let what = if attribute == Attribute::Monitored { "a function" } else { "a cache" };
         let message = format!(
-            "{text:?} is no name of {what}: expected 1 to 64 letters, digits, '.', '_' or '-'"
+            "{text:?} is no name of {what}: expected 1 to 64 letters, digits, '_' or '-', and '.' between them"
         );
         problems.at(name.span(), message);
     }
