@@ -30,7 +30,7 @@ use crate::hasher::DefaultHashBuilder;
 #[cfg(feature = "__lower")]
 use crate::lower::Sealer;
 use crate::lower::{LowerTier, Sink, Tier};
-use crate::manage::ManagedCache;
+use crate::manage::{Chosen, ManagedCache};
 use crate::memory::{
     Demote, Engine, EntryRef, EvictionCause, Listener, MemoryOptions, MemoryTier, Weigher,
 };
@@ -96,6 +96,7 @@ pub struct CacheBuilder<K, V, S = DefaultHashBuilder> {
     order: Vec<Tier>,
     write_policy: WritePolicy,
     on_open: Hooks,
+    chosen: Chosen,
     #[cfg(feature = "__lower")]
     lower: LowerSettings<K, V>,
 }
@@ -212,6 +213,7 @@ where
             order: vec![Tier::Redis, Tier::Disk],
             write_policy: WritePolicy::default(),
             on_open: Hooks::default(),
+            chosen: Chosen::default(),
             #[cfg(feature = "__lower")]
             lower: LowerSettings::default(),
         }
@@ -234,6 +236,7 @@ where
     ///
     /// [`Engine::ClockPro`] has a policy of its own and does not look at this one.
     pub fn policy(mut self, policy: Policy) -> Self {
+        self.chosen.policy = true;
         self.policy = policy;
         self
     }
@@ -298,6 +301,7 @@ where
             order: self.order,
             write_policy: self.write_policy,
             on_open: self.on_open,
+            chosen: self.chosen,
             #[cfg(feature = "__lower")]
             lower: self.lower,
         }
@@ -307,6 +311,7 @@ where
     ///
     /// Beside a bound in bytes both hold: an entry then weighs at least its share of the bytes.
     pub fn entries(mut self, entries: u64) -> Self {
+        self.chosen.entries = true;
         self.entries = Some(entries);
         self
     }
@@ -330,12 +335,14 @@ where
         capacity_bytes: u64,
         weigher: impl Fn(&K, &V) -> u64 + Send + Sync + 'static,
     ) -> Self {
+        self.chosen.bytes = true;
         self.bytes = Some((capacity_bytes, Arc::new(weigher)));
         self
     }
 
     /// Sets the time to live of entries that name none; without it they live until pushed out.
     pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.chosen.ttl = true;
         self.ttl = Some(ttl);
         self
     }
@@ -379,6 +386,7 @@ where
     /// It goes before [`ttl_by`](Self::ttl_by). Without [`absent_if`](Self::absent_if) nothing means that
     /// there is nothing, and this changes nothing.
     pub fn absent_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.chosen.absent_ttl = true;
         self.negative_ttl = ttl.into();
         self
     }
@@ -423,6 +431,7 @@ where
     /// The other look-ups of the cache find only what is fresh. Tiers that are shared keep their entries
     /// longer by this, so all machines should have the same.
     pub fn stale_while_revalidate(mut self, window: Duration) -> Self {
+        self.chosen.stale_while_revalidate = true;
         self.freshness.while_revalidate = millis(window);
         self
     }
@@ -432,6 +441,7 @@ where
     /// That goes for [`Cache::get_or_load`], too. As with
     /// [`stale_while_revalidate`](Self::stale_while_revalidate), entries are kept longer by this.
     pub fn stale_if_error(mut self, window: Duration) -> Self {
+        self.chosen.stale_if_error = true;
         self.freshness.if_error = millis(window);
         self
     }
@@ -450,6 +460,7 @@ where
     /// Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", PVLDB
     /// 2015.
     pub fn early_refresh(mut self, beta: f64) -> Self {
+        self.chosen.early_refresh = true;
         self.freshness.early = beta;
         self
     }
@@ -467,6 +478,7 @@ where
     /// Two short locks for a miss. A hit costs a second hash and a look into a small table while values that
     /// were loaded ahead wait for their first hit, and nothing otherwise.
     pub fn prefetch(mut self, prefetch: Prefetch) -> Self {
+        self.chosen.prefetch = true;
         self.prefetch = Some(prefetch);
         self
     }
@@ -493,6 +505,7 @@ where
         F: Fn(&K) -> I + Send + Sync + 'static,
         I: IntoIterator<Item = K>,
     {
+        self.chosen.related = true;
         self.related = Some(prefetch::related(related));
         self
     }
@@ -553,6 +566,29 @@ where
     /// ```
     pub fn on_open(mut self, hook: impl FnOnce(Arc<dyn ManagedCache>) + Send + 'static) -> Self {
         self.on_open.get_mut().push(Box::new(hook));
+        self
+    }
+
+    /// Takes what has been set so far as what is usual: [`ManagedCache::chosen`] tells what is set from
+    /// now on.
+    ///
+    /// For who hands out a description with defaults that may change later, and must know what of the cache
+    /// follows them.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use cache_tiered::Cache;
+    ///
+    /// let usual = Cache::<u64, String>::builder("users").ttl(Duration::from_secs(60)).entries(100);
+    /// let users = usual.described().entries(100).build()?;
+    /// let chosen = users.managed().chosen();
+    /// assert_eq!((chosen.ttl, chosen.entries), (false, true));
+    /// # Ok::<_, cache_tiered::BuildError>(())
+    /// ```
+    pub fn described(mut self) -> Self {
+        self.chosen = Chosen::default();
         self
     }
 
@@ -696,6 +732,7 @@ where
             prefetcher: prefetcher.map_or_else(OnceLock::new, OnceLock::from),
             write_policy: self.write_policy,
             weighs_bytes,
+            chosen: self.chosen,
             #[cfg(feature = "__lower")]
             sealer: below.sealer,
             #[cfg(all(feature = "encryption", feature = "__lower"))]

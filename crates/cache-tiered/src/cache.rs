@@ -32,6 +32,7 @@ use crate::hasher::DefaultHashBuilder;
 use crate::invalidation::Events;
 use crate::latency::LatencyHistogram;
 use crate::lower::{Found, Item, LowerTier, Room, Sink, Tier, Write};
+use crate::manage::Chosen;
 use crate::memory::{
     Entry, EntryRef, Locked, MemoryTier, Outgoing, Role, Ticket, UnsupportedByEngine,
 };
@@ -340,6 +341,8 @@ pub(crate) struct Inner<K, V, S> {
     pub(crate) prefetcher: OnceLock<Arc<Prefetcher<K>>>,
     pub(crate) write_policy: WritePolicy,
     pub(crate) weighs_bytes: bool,
+    /// What whoever opened it set itself.
+    pub(crate) chosen: Chosen,
     /// What the tiers below seal their values with, where there are any.
     #[cfg(feature = "__lower")]
     pub(crate) sealer: Option<Arc<crate::lower::Sealer<K, V>>>,

@@ -110,7 +110,7 @@ pub use invalidation::Namespace;
 pub use latency::ReadLatency;
 pub use loading::LoadingCache;
 pub use lower::Tier;
-pub use manage::ManagedCache;
+pub use manage::{Chosen, ManagedCache};
 pub use memory::{Engine, EvictionCause, UnsupportedByEngine};
 #[cfg(feature = "__redis")]
 pub use offload::OffloadedWork;

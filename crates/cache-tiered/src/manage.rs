@@ -75,6 +75,10 @@ pub trait ManagedCache: sealed::Sealed + fmt::Debug + Send + Sync + 'static {
     /// [`TuneError`] with every problem of the change; then nothing is changed.
     fn tune(&self, tuning: &Tuning) -> Result<(), TuneError>;
 
+    /// Returns what was set after [`CacheBuilder::described`](crate::CacheBuilder::described), or at all
+    /// where nobody called that.
+    fn chosen(&self) -> Chosen;
+
     /// As [`Cache::reclaimable_bytes`].
     fn reclaimable_bytes(&self) -> u64;
 
@@ -105,6 +109,32 @@ pub trait ManagedCache: sealed::Sealed + fmt::Debug + Send + Sync + 'static {
     /// It does not keep the cache alive, and does nothing once the cache is gone.
     #[cfg(feature = "metrics")]
     fn publisher(&self) -> Box<dyn Fn() + Send + Sync>;
+}
+
+/// What whoever opened a cache set itself, of what can be changed while the cache is in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Chosen {
+    /// [`CacheBuilder::entries`](crate::CacheBuilder::entries).
+    pub entries: bool,
+    /// [`CacheBuilder::bytes`](crate::CacheBuilder::bytes).
+    pub bytes: bool,
+    /// [`CacheBuilder::policy`](crate::CacheBuilder::policy).
+    pub policy: bool,
+    /// [`CacheBuilder::ttl`](crate::CacheBuilder::ttl).
+    pub ttl: bool,
+    /// [`CacheBuilder::absent_ttl`](crate::CacheBuilder::absent_ttl) or `negative_ttl`.
+    pub absent_ttl: bool,
+    /// [`CacheBuilder::stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate).
+    pub stale_while_revalidate: bool,
+    /// [`CacheBuilder::stale_if_error`](crate::CacheBuilder::stale_if_error).
+    pub stale_if_error: bool,
+    /// [`CacheBuilder::early_refresh`](crate::CacheBuilder::early_refresh).
+    pub early_refresh: bool,
+    /// [`CacheBuilder::prefetch`](crate::CacheBuilder::prefetch).
+    pub prefetch: bool,
+    /// [`CacheBuilder::related`](crate::CacheBuilder::related).
+    pub related: bool,
 }
 
 mod sealed {
@@ -407,6 +437,10 @@ where
 
     fn tune(&self, tuning: &Tuning) -> Result<(), TuneError> {
         self.tune(tuning)
+    }
+
+    fn chosen(&self) -> Chosen {
+        self.chosen
     }
 
     fn reclaimable_bytes(&self) -> u64 {

@@ -19,7 +19,9 @@ use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::UltraPerf;
+use crate::caching::Followed;
 use crate::config::Config;
+use crate::live::Live;
 
 /// The caches that were opened, by name.
 #[derive(Default)]
@@ -31,7 +33,7 @@ pub(crate) struct Caches {
 }
 
 struct Opened {
-    cache: Arc<dyn ManagedCache>,
+    followed: Arc<Followed>,
     #[cfg(feature = "memory")]
     _reclaimed: Option<memory::Registration>,
     #[cfg(feature = "monitor")]
@@ -48,20 +50,17 @@ impl Caches {
     /// Takes all caches out, to be closed.
     pub(crate) fn take(&self) -> Vec<Arc<dyn ManagedCache>> {
         let taken = std::mem::take(&mut *self.open.lock());
-        taken.into_values().map(|opened| opened.cache).collect()
+        taken.into_values().map(|opened| Arc::clone(opened.followed.cache())).collect()
     }
 
-    fn list(&self) -> Vec<Arc<dyn ManagedCache>> {
-        self.open.lock().values().map(|opened| Arc::clone(&opened.cache)).collect()
+    fn list(&self) -> Vec<Arc<Followed>> {
+        self.open.lock().values().map(|opened| Arc::clone(&opened.followed)).collect()
     }
 
     /// Lets the open caches follow a change, each as far as the configuration now says something else of it.
-    pub(crate) fn follow(&self, before: &Config, after: &Config) {
+    pub(crate) fn follow(&self, live: &Live) {
         // Without the lock: making a cache smaller may take milliseconds.
-        for cache in self.list() {
-            let (was, is) = (before.cache_plan(cache.name()), after.cache_plan(cache.name()));
-            is.give(&was, &*cache);
-        }
+        self.list().iter().for_each(|followed| followed.follow(|| live.config()));
     }
 }
 
@@ -69,10 +68,13 @@ impl UltraPerf {
     /// Describes a cache with the tiers, bounds and times of the configuration, `[caches.NAME]` included.
     ///
     /// Its memory tier is bounded by the number of its entries, because only the program knows what a value
-    /// weighs; [`CacheBuilder::bytes`] bounds it by bytes. What the program sets on the builder wins. When it
-    /// is opened, the cache connects itself: its figures are watched, it gives way under memory pressure,
-    /// it follows changes of the configuration, and the shutdown closes it. The handle keeps it until then;
-    /// another cache of the same name takes its place.
+    /// weighs; [`CacheBuilder::bytes`] bounds it by bytes. When it is opened, the cache connects itself: its
+    /// figures are watched, it gives way under memory pressure, it follows changes of the configuration, and the
+    /// shutdown closes it. The handle keeps it until then; another cache of the same name takes its place.
+    ///
+    /// What the program sets on the builder wins, and stays when the level or a key for all caches changes. Only
+    /// a change that names `caches.NAME` itself goes before it; taken back, it leaves what the program set. A
+    /// bound in bytes that is the configuration's own (`config().cache.memory.capacity`) follows that.
     ///
     /// # Examples
     ///
@@ -90,7 +92,8 @@ impl UltraPerf {
         K: Hash + Eq + Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
         V: Clone + Send + Sync + Serialize + DeserializeOwned + 'static,
     {
-        self.connected(self.config().cache_builder(name))
+        let config = self.config();
+        self.connected(&config, config.cache_builder(name))
     }
 
     /// Describes a cache as [`cache`](Self::cache) does, with a codec of the program's own.
@@ -104,7 +107,8 @@ impl UltraPerf {
         K: Hash + Eq + Clone + Send + Sync + 'static,
         V: Clone + Send + Sync + 'static,
     {
-        self.connected(self.config().cache_builder_with_codec(name, codec))
+        let config = self.config();
+        self.connected(&config, config.cache_builder_with_codec(name, codec))
     }
 
     /// Describes a cache as [`cache`](Self::cache) does, of memory alone and of types that need no codec.
@@ -113,7 +117,8 @@ impl UltraPerf {
         K: Hash + Eq + Clone + Send + Sync + 'static,
         V: Clone + Send + Sync + 'static,
     {
-        self.connected(self.config().memory_cache_builder(name))
+        let config = self.config();
+        self.connected(&config, config.memory_cache_builder(name))
     }
 
     /// Describes a cache as [`cache`](Self::cache) does, with only these of the tiers below memory.
@@ -128,7 +133,8 @@ impl UltraPerf {
         if !redis {
             config.cache.redis.url = None;
         }
-        self.connected(config.cache_builder(name))
+        let config = Arc::new(config);
+        self.connected(&config, config.cache_builder(name))
     }
 
     /// Says that a cache of this name, opened from now on, is asked for something of which the caller counts
@@ -142,26 +148,31 @@ impl UltraPerf {
     /// Returns the caches that are open.
     #[must_use]
     pub fn caches(&self) -> Vec<Arc<dyn ManagedCache>> {
-        self.0.caches.list()
+        self.0.caches.list().iter().map(|followed| Arc::clone(followed.cache())).collect()
     }
 
-    fn connected<K, V>(&self, builder: CacheBuilder<K, V>) -> CacheBuilder<K, V>
+    fn connected<K, V>(
+        &self,
+        config: &Arc<Config>,
+        builder: CacheBuilder<K, V>,
+    ) -> CacheBuilder<K, V>
     where
         K: Hash + Eq + Clone + Send + Sync + 'static,
         V: Clone + Send + Sync + 'static,
     {
         #[cfg(all(feature = "scheduler", feature = "redis"))]
         let builder = builder.executor(crate::offload_to(self.scheduler()));
-        let weak = self.downgrade();
-        builder.on_open(move |cache| {
+        let (weak, config) = (self.downgrade(), Arc::clone(config));
+        builder.described().on_open(move |cache| {
             // Without the handle there is nothing to connect to.
             if let Some(perf) = weak.upgrade() {
-                perf.connect(cache);
+                perf.connect(cache, &config);
             }
         })
     }
 
-    fn connect(&self, cache: Arc<dyn ManagedCache>) {
+    /// Connects a cache that was described by a configuration, which may not be the newest any more.
+    fn connect(&self, cache: Arc<dyn ManagedCache>, described: &Config) {
         let name = cache.name().to_owned();
         #[cfg(feature = "memory")]
         let reclaimed = self.memory().and_then(|guard| {
@@ -183,8 +194,9 @@ impl UltraPerf {
                 }
             }))
         };
+        let followed = Arc::new(Followed::new(cache, &described.cache_plan(&name)));
         let opened = Opened {
-            cache,
+            followed: Arc::clone(&followed),
             #[cfg(feature = "memory")]
             _reclaimed: reclaimed,
             #[cfg(feature = "monitor")]
@@ -198,6 +210,8 @@ impl UltraPerf {
                 published.remove();
             }
         }
+        // Now that changes reach it: one may have been made since it was described.
+        followed.follow(|| self.config());
     }
 }
 

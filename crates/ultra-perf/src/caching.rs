@@ -1,11 +1,15 @@
 //! Caches with the tiers, bounds and times of the configuration.
 
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(any(feature = "disk", feature = "redis"))]
 use cache_tiered::{Bincode, Codec};
-use cache_tiered::{CacheBuilder, Engine, ManagedCache, Policy, Prefetch, Tier, WritePolicy};
+use cache_tiered::{
+    CacheBuilder, Chosen, Engine, ManagedCache, Policy, Prefetch, Tier, WritePolicy,
+};
+use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::config::{self, Config};
@@ -171,10 +175,27 @@ pub(crate) struct CachePlan {
     entries: Option<u64>,
     default_entries: u64,
     capacity_bytes: u64,
+    /// The bound in bytes of caches that have none of their own.
+    usual_capacity_bytes: u64,
     stale_while_revalidate: Option<Duration>,
     stale_if_error: Option<Duration>,
     early_refresh: f64,
     negative_ttl: Option<Duration>,
+    prefetch: bool,
+    changed: Changed,
+}
+
+/// What a change of the configuration says of this very cache, over the program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Changed {
+    policy: bool,
+    ttl: bool,
+    entries: bool,
+    capacity: bool,
+    stale_while_revalidate: bool,
+    stale_if_error: bool,
+    early_refresh: bool,
+    negative_ttl: bool,
     prefetch: bool,
 }
 
@@ -182,64 +203,211 @@ impl Config {
     /// What holds for the cache of this name: its own settings, or those for all.
     pub(crate) fn cache_plan(&self, name: &str) -> CachePlan {
         let (all, own) = (&self.cache, self.caches.get(name).cloned().unwrap_or_default());
+        let changed = |key: &str, is_set: bool| {
+            is_set
+                && matches!(
+                    self.origin(&format!("caches.{name}.{key}")),
+                    Some(config::Origin::Change { .. })
+                )
+        };
         CachePlan {
             policy: own.policy.unwrap_or(all.policy),
             ttl: own.ttl.unwrap_or(all.ttl),
             entries: own.entries.or(all.memory.entries).map(|entries| entries as u64),
             default_entries: all.memory.default_entries as u64,
             capacity_bytes: own.capacity.unwrap_or(all.memory.capacity).as_u64(),
+            usual_capacity_bytes: all.memory.capacity.as_u64(),
             stale_while_revalidate: own.stale_while_revalidate.or(all.stale_while_revalidate),
             stale_if_error: own.stale_if_error.or(all.stale_if_error),
             early_refresh: own.early_refresh.unwrap_or(all.early_refresh),
             negative_ttl: own.negative_ttl,
             prefetch: own.prefetch.unwrap_or(all.prefetch),
+            changed: Changed {
+                policy: changed("policy", own.policy.is_some()),
+                ttl: changed("ttl", own.ttl.is_some()),
+                entries: changed("entries", own.entries.is_some()),
+                capacity: changed("capacity", own.capacity.is_some()),
+                stale_while_revalidate: changed(
+                    "stale_while_revalidate",
+                    own.stale_while_revalidate.is_some(),
+                ),
+                stale_if_error: changed("stale_if_error", own.stale_if_error.is_some()),
+                early_refresh: changed("early_refresh", own.early_refresh.is_some()),
+                negative_ttl: changed("negative_ttl", own.negative_ttl.is_some()),
+                prefetch: changed("prefetch", own.prefetch.is_some()),
+            },
         }
     }
 }
 
-impl CachePlan {
-    /// Gives a cache that was opened under another plan what is different in this one.
+/// What holds of an open cache, of that which can change.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Held {
+    policy: Option<Policy>,
+    /// Bytes or entries, by which the cache is bounded.
+    size: u64,
+    ttl: Option<Duration>,
+    stale_while_revalidate: Duration,
+    stale_if_error: Duration,
+    early_refresh: f64,
+    negative_ttl: Option<Duration>,
+    prefetch: Option<Prefetch>,
+}
+
+impl Held {
+    fn by(cache: &dyn ManagedCache) -> Self {
+        let tuning = cache.tuning();
+        Self {
+            policy: cache.policy(),
+            size: cache.capacity(),
+            ttl: tuning.ttl,
+            stale_while_revalidate: tuning.stale_while_revalidate,
+            stale_if_error: tuning.stale_if_error,
+            early_refresh: tuning.early_refresh,
+            negative_ttl: tuning.negative_ttl,
+            prefetch: tuning.prefetch,
+        }
+    }
+
+    /// Gives a cache what is different in this one from what it was given before.
     ///
-    /// What is the same in both is left alone, for the program may have set something else.
-    pub(crate) fn give(&self, before: &Self, cache: &dyn ManagedCache) {
-        if self.policy != before.policy
-            && let Err(error) = cache.set_policy(policy(self.policy))
+    /// What is the same in both is left alone, for the program may have changed it meanwhile.
+    fn give(&self, before: &Self, cache: &dyn ManagedCache) {
+        if let Some(policy) = self.policy.filter(|_| self.policy != before.policy)
+            && let Err(error) = cache.set_policy(policy)
         {
             tracing::warn!(cache = cache.name(), %error, "the policy stays");
         }
-        let size = |plan: &Self| match cache.is_bounded_by_bytes() {
-            true => plan.capacity_bytes,
-            false => plan.entries.unwrap_or(plan.default_entries),
-        };
-        if size(self) != size(before) {
-            cache.resize(size(self));
+        if self.size != before.size {
+            cache.resize(self.size);
         }
         let mut tuning = cache.tuning();
         if self.ttl != before.ttl {
-            tuning.ttl = Some(self.ttl);
+            tuning.ttl = self.ttl;
         }
         if self.stale_while_revalidate != before.stale_while_revalidate {
-            tuning.stale_while_revalidate = self.stale_while_revalidate.unwrap_or_default();
+            tuning.stale_while_revalidate = self.stale_while_revalidate;
         }
         if self.stale_if_error != before.stale_if_error {
-            tuning.stale_if_error = self.stale_if_error.unwrap_or_default();
+            tuning.stale_if_error = self.stale_if_error;
         }
         if self.early_refresh != before.early_refresh {
             tuning.early_refresh = self.early_refresh;
         }
         if self.prefetch != before.prefetch {
-            tuning.prefetch = self.prefetch.then(Prefetch::default);
+            tuning.prefetch = self.prefetch;
         }
         let tune = |tuning| {
             if let Err(error) = cache.tune(&tuning) {
                 tracing::warn!(cache = cache.name(), %error, "its times stay");
             }
         };
-        tune(tuning);
+        if tuning != cache.tuning() {
+            tune(tuning);
+        }
         // Apart: a cache that cannot tell what means that there is nothing refuses it.
         if self.negative_ttl != before.negative_ttl {
             tuning.negative_ttl = self.negative_ttl;
             tune(tuning);
+        }
+    }
+}
+
+/// An open cache that follows the configuration in all that the program has not set itself.
+///
+/// What the program set on the builder stays, whatever the level and `[cache]` come to say. A change that names
+/// `caches.NAME` is about this very cache and goes before it; once it is taken back, what the cache was opened
+/// with holds again. So what holds follows from the program and the configuration alone, and not from the order
+/// in which caches are opened and changes are made.
+pub(crate) struct Followed {
+    cache: Arc<dyn ManagedCache>,
+    opened: Held,
+    chosen: Chosen,
+    /// Whether its size is the program's.
+    size_is_chosen: bool,
+    /// What it was given last. The lock orders those who give it something.
+    held: Mutex<Held>,
+}
+
+impl Followed {
+    /// Takes a cache that was opened as the plan says, beside what the program set.
+    pub(crate) fn new(cache: Arc<dyn ManagedCache>, plan: &CachePlan) -> Self {
+        let (opened, chosen) = (Held::by(&*cache), cache.chosen());
+        let size_is_chosen = match cache.is_bounded_by_bytes() {
+            // Only the program knows a weigher: with the configuration's bound it hands that on.
+            true => ![plan.usual_capacity_bytes, plan.capacity_bytes].contains(&opened.size),
+            false => chosen.entries,
+        };
+        let mut followed = Self { cache, opened, chosen, size_is_chosen, held: Mutex::new(opened) };
+        let mut held = followed.wanted(&CachePlan { changed: Changed::default(), ..plan.clone() });
+        // A bound of its own in the configuration is not the one that the program handed on.
+        held.size = opened.size;
+        *followed.held.get_mut() = held;
+        followed
+    }
+
+    pub(crate) fn cache(&self) -> &Arc<dyn ManagedCache> {
+        &self.cache
+    }
+
+    /// Gives the cache what the configuration in force now says otherwise of it.
+    ///
+    /// `current` is read under the lock, so that of two calls at once the later one gives what is newest.
+    pub(crate) fn follow(&self, current: impl FnOnce() -> Arc<Config>) {
+        let mut held = self.held.lock();
+        let wanted = self.wanted(&current().cache_plan(self.cache.name()));
+        wanted.give(&held, &*self.cache);
+        *held = wanted;
+    }
+
+    /// What should hold: the program's where it chose and no change names this cache, or else the plan's.
+    fn wanted(&self, plan: &CachePlan) -> Held {
+        fn either<T>(chosen: bool, changed: bool, opened: T, plan: T) -> T {
+            if chosen && !changed { opened } else { plan }
+        }
+        let Self { opened, chosen, .. } = self;
+        let changed = &plan.changed;
+        let (size, size_is_changed) = match self.cache.is_bounded_by_bytes() {
+            true => (plan.capacity_bytes, changed.capacity),
+            false => (plan.entries.unwrap_or(plan.default_entries), changed.entries),
+        };
+        let prefetch = match plan.prefetch {
+            true => Some(Prefetch::default()),
+            // Keys that the program named as related are loaded ahead all the same.
+            false if chosen.related && !changed.prefetch => {
+                Some(Prefetch::default().successions(0))
+            }
+            false => None,
+        };
+        Held {
+            policy: either(chosen.policy, changed.policy, opened.policy, Some(policy(plan.policy))),
+            size: either(self.size_is_chosen, size_is_changed, opened.size, size),
+            ttl: either(chosen.ttl, changed.ttl, opened.ttl, Some(plan.ttl)),
+            stale_while_revalidate: either(
+                chosen.stale_while_revalidate,
+                changed.stale_while_revalidate,
+                opened.stale_while_revalidate,
+                plan.stale_while_revalidate.unwrap_or_default(),
+            ),
+            stale_if_error: either(
+                chosen.stale_if_error,
+                changed.stale_if_error,
+                opened.stale_if_error,
+                plan.stale_if_error.unwrap_or_default(),
+            ),
+            early_refresh: either(
+                chosen.early_refresh,
+                changed.early_refresh,
+                opened.early_refresh,
+                plan.early_refresh,
+            ),
+            negative_ttl: either(
+                chosen.absent_ttl,
+                changed.negative_ttl,
+                opened.negative_ttl,
+                plan.negative_ttl,
+            ),
+            prefetch: either(chosen.prefetch, changed.prefetch, opened.prefetch, prefetch),
         }
     }
 }

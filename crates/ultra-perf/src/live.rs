@@ -346,7 +346,9 @@ impl UltraPerf {
             self.on_change(move |before, after| {
                 let Some(perf) = weak.upgrade() else { return };
                 #[cfg(feature = "cache")]
-                perf.0.caches.follow(before, after);
+                perf.0.caches.follow(&perf.0.live);
+                #[cfg(not(any(feature = "scheduler", feature = "loadbalancer")))]
+                let _ = (before, after);
                 #[cfg(feature = "scheduler")]
                 crate::schedule::follow(&perf, before, after);
                 #[cfg(feature = "loadbalancer")]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
+use ultra_perf::cache_tiered::{self, Cache, Prefetch};
 use ultra_perf::config::Effect;
 use ultra_perf::loadbalancer::{Backend, Policy};
 use ultra_perf::resilience::State;
@@ -58,6 +59,143 @@ async fn a_cache_whose_values_are_weighed_is_bounded_by_bytes_alone() {
     assert_eq!((pages.stats().memory.entries, pages.capacity()), (1_000, 1 << 20));
     perf.apply([("caches.pages.capacity", json!("64KiB"))], "ada").expect("a change");
     assert_eq!(pages.capacity(), 64 << 10);
+}
+
+/// What of a cache the configuration and the program both have a say in.
+fn holds(
+    cache: &Cache<u64, u64>,
+) -> (u64, Option<cache_tiered::Policy>, Option<Duration>, [Duration; 2], f64) {
+    let tuning = cache.tuning();
+    let windows = [tuning.stale_while_revalidate, tuning.stale_if_error];
+    (cache.capacity(), cache.policy(), tuning.ttl, windows, tuning.early_refresh)
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn what_the_program_set_on_a_cache_stays_whatever_is_said_of_all() {
+    let perf = builder().build().await.expect("a handle");
+    let usual = perf.config().cache.clone();
+    // As configured at the start, which does not make it less the program's.
+    let same = perf.cache::<u64, u64>("same").entries(usual.memory.default_entries as u64);
+    let same =
+        same.policy(cache_tiered::Policy::S3Fifo).ttl(usual.ttl).stale_if_error(Duration::ZERO);
+    let same = same.stale_while_revalidate(Duration::ZERO).early_refresh(0.0);
+    let same = same.prefetch(Prefetch::default().successions(7)).build().expect("a cache");
+    let own =
+        perf.cache::<u64, u64>("own").entries(7).policy(cache_tiered::Policy::Lru).ttl(10 * MINUTE);
+    let own = own.stale_while_revalidate(MINUTE).stale_if_error(2 * MINUTE).early_refresh(3.0);
+    let own = own.build().expect("a cache");
+    let weighed = perf.cache::<u64, u64>("weighed").bytes(1 << 20, |_, _| 8);
+    let weighed = weighed.build().expect("a cache");
+    let handed_on = perf.cache::<u64, u64>("handed-on");
+    let handed_on = handed_on.bytes(usual.memory.capacity.as_u64(), |_, _| 8);
+    let handed_on = handed_on.build().expect("a cache");
+    let free = perf.cache::<u64, u64>("free").build().expect("a cache");
+    let before = [&same, &own].map(holds);
+    assert_eq!(before[1].0, 7);
+    perf.apply([("level", json!("ultra"))], "ada").expect("a change");
+    let more = [
+        ("cache.ttl", json!("5m")),
+        ("cache.memory.entries", json!(500)),
+        ("cache.memory.capacity", json!("64MiB")),
+        ("cache.policy", json!("lfu")),
+        ("cache.stale_if_error", json!("9m")),
+    ];
+    perf.apply(more, "ada").expect("a change");
+    assert_eq!([&same, &own].map(holds), before);
+    assert_eq!(same.tuning().prefetch, Some(Prefetch::default().successions(7)));
+    assert_eq!((weighed.capacity(), handed_on.capacity()), (1 << 20, 64 << 20));
+    let windows = [MINUTE / 2, 9 * MINUTE];
+    assert_eq!(
+        holds(&free),
+        (500, Some(cache_tiered::Policy::Lfu), Some(5 * MINUTE), windows, 1.0)
+    );
+    assert!(free.tuning().prefetch.is_some() && own.tuning().prefetch.is_some());
+}
+
+#[tokio::test]
+async fn a_change_that_names_the_cache_goes_before_the_program_until_it_is_taken_back() {
+    let perf = builder().build().await.expect("a handle");
+    let users = perf
+        .cache::<u64, u64>("users")
+        .entries(1_000)
+        .policy(cache_tiered::Policy::Lru)
+        .ttl(10 * MINUTE);
+    let users = users.stale_while_revalidate(MINUTE).early_refresh(3.0).build().expect("a cache");
+    let pages = perf.cache::<u64, u64>("pages").bytes(1 << 20, |_, _| 8).build().expect("a cache");
+    let opened = holds(&users);
+    for (key, value, held) in [
+        ("entries", json!(5_000), (5_000, opened.1, opened.2, opened.3, 3.0)),
+        ("policy", json!("arc"), (1_000, Some(cache_tiered::Policy::Arc), opened.2, opened.3, 3.0)),
+        ("ttl", json!("1m"), (1_000, opened.1, Some(MINUTE), opened.3, 3.0)),
+        (
+            "stale_while_revalidate",
+            json!("3m"),
+            (1_000, opened.1, opened.2, [3 * MINUTE, Duration::ZERO], 3.0),
+        ),
+        ("early_refresh", json!(0), (1_000, opened.1, opened.2, opened.3, 0.0)),
+    ] {
+        let key = format!("caches.users.{key}");
+        let applied = perf.apply([(key.clone(), value.clone())], "ada").expect("a change");
+        assert_eq!(holds(&users), held, "{key} = {value}");
+        perf.apply([("cache.ttl", json!("7m"))], "ada").expect("a change of all caches");
+        assert_eq!(holds(&users), held, "{key} = {value}");
+        perf.undo(applied.version, "ada").expect("the key has not changed since");
+        assert_eq!(holds(&users), opened, "{key} was {value}");
+    }
+    let first = perf.apply([("caches.pages.capacity", json!("2MiB"))], "ada").expect("a change");
+    let second = perf.apply([("caches.pages.capacity", json!("3MiB"))], "ada").expect("a change");
+    assert_eq!(pages.capacity(), 3 << 20);
+    perf.undo(second.version, "ada").expect("the last one");
+    assert_eq!(pages.capacity(), 2 << 20, "the change before");
+    perf.undo(first.version, "ada").expect("now the last one");
+    assert_eq!(pages.capacity(), 1 << 20, "the program's");
+}
+
+#[tokio::test]
+async fn a_file_gives_way_to_the_program_and_a_change_does_not_whenever_the_cache_is_opened() {
+    let perf = builder().set("caches.users.ttl", "2m").build().await.expect("a handle");
+    let users = || perf.cache::<u64, u64>("users");
+    let ttl = |cache: Cache<u64, u64>| cache.tuning().ttl;
+    assert_eq!(ttl(users().build().expect("a cache")), Some(2 * MINUTE));
+    assert_eq!(ttl(users().ttl(9 * MINUTE).build().expect("a cache")), Some(9 * MINUTE));
+    let described = users().ttl(9 * MINUTE);
+    let free = perf.cache::<u64, u64>("free");
+    // The same value as that of the file, but now somebody means this very cache.
+    let both = [("caches.users.ttl", json!("2m")), ("cache.ttl", json!("3m"))];
+    let applied = perf.apply(both, "ada").expect("a change");
+    let opened = described.build().expect("a cache");
+    assert_eq!(opened.tuning().ttl, Some(2 * MINUTE), "it was made meanwhile");
+    assert_eq!(ttl(free.build().expect("a cache")), Some(3 * MINUTE));
+    perf.undo(applied.version, "ada").expect("the last one");
+    assert_eq!(opened.tuning().ttl, Some(9 * MINUTE));
+}
+
+#[tokio::test]
+async fn a_bound_of_its_own_holds_for_a_cache_that_is_handed_the_bound_of_all() {
+    let perf = builder().set("caches.pages.capacity", "1MiB").build().await.expect("a handle");
+    let capacity = perf.config().cache.memory.capacity.as_u64();
+    let pages = perf.cache::<u64, u64>("pages").bytes(capacity, |_, _| 8);
+    let pages = pages.build().expect("a cache");
+    assert_eq!(pages.capacity(), 1 << 20);
+    perf.apply([("cache.memory.capacity", json!("64MiB"))], "ada").expect("a change");
+    assert_eq!(pages.capacity(), 1 << 20);
+}
+
+#[tokio::test]
+async fn keys_that_the_program_calls_related_are_loaded_ahead_whatever_is_said_of_all() {
+    let perf = builder().build().await.expect("a handle");
+    let lists = perf.cache::<u64, u64>("lists").related(|page| [page + 1]);
+    let lists = lists.build().expect("a cache");
+    let opened = lists.tuning().prefetch;
+    assert!(opened.is_some());
+    let applied = perf.apply([("cache.prefetch", json!(true))], "ada").expect("a change");
+    assert_eq!(lists.tuning().prefetch, Some(Prefetch::default()));
+    perf.undo(applied.version, "ada").expect("the last one");
+    assert_eq!(lists.tuning().prefetch, opened);
+    perf.apply([("caches.lists.prefetch", json!(false))], "ada").expect("a change");
+    assert_eq!(lists.tuning().prefetch, None, "this cache is meant");
 }
 
 #[tokio::test]

@@ -637,8 +637,11 @@ section! {
 
 section! {
     /// One cache by its name: what it has otherwise than `[cache]` says. `none` is as there. A name is 1
-    /// to 64 letters, digits or characters of `-_`; in the environment it counts in small letters, as in
-    /// `ULTRA_PERF__CACHES__USERS__TTL`.
+    /// to 64 letters, digits or characters of `-_`, with `.` between them: in a file such a name stands in
+    /// quotes, as in `[caches."shop.users.load"]`, and in a change it does not, as in
+    /// `caches.shop.users.load.ttl`. In the environment a name counts in small letters and `__` is its
+    /// point, as in `ULTRA_PERF__CACHES__SHOP__USERS__LOAD__TTL`. What the program sets on the cache goes
+    /// before these keys in a file, and a change of one while it runs before the program.
     CacheSettings = "caches.*" {
         /// Time to live of an entry that names none.
         ttl: Option<Duration> = Fixed("none"), from "1ms", effect Live;
