@@ -117,12 +117,24 @@ impl WeakUltraPerf {
 }
 
 /// Why the parts were not started.
-#[derive(Debug, thiserror::Error)]
+///
+/// Its debug form is the message with all causes, for that is what a `main` which returns it prints.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// The configuration has problems, all of which are listed.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is a configuration that was loaded before, and sources of another one.
+    #[error(
+        "`config` gives a configuration that is loaded already, and {} would be left out: add it to the \
+         `ConfigLoader` that makes the configuration, or leave `config` out",
+        sources.iter().map(|source| format!("`{source}`")).collect::<Vec<_>>().join(", ")
+    )]
+    LoadedAlready {
+        /// The methods of the builder that named a source.
+        sources: Vec<&'static str>,
+    },
     /// The scheduler's threads cannot be started.
     #[cfg(feature = "scheduler")]
     #[error("the scheduler cannot be started")]
@@ -154,12 +166,31 @@ pub enum BuildError {
     },
 }
 
+impl fmt::Debug for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)?;
+        let mut said = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // An error that passes on what another one says has it as its cause as well.
+            if text != said {
+                write!(f, "\n  caused by: {}", text.replace('\n', "\n  "))?;
+            }
+            (said, cause) = (text, error.source());
+        }
+        Ok(())
+    }
+}
+
 /// Collects configuration and hooks of an [`UltraPerf`].
 #[must_use = "a builder does nothing until `build`"]
 #[derive(Default)]
 pub struct UltraPerfBuilder {
     config: Option<Config>,
     loader: ConfigLoader,
+    /// The methods by which the loader was given a source.
+    sources: Vec<&'static str>,
     settings: Vec<(String, String)>,
     #[cfg(feature = "memory")]
     guard: Option<GuardSettings>,

@@ -199,6 +199,25 @@ async fn keys_that_the_program_calls_related_are_loaded_ahead_whatever_is_said_o
 }
 
 #[tokio::test]
+async fn what_a_main_prints_of_an_error_is_the_message_with_its_causes() {
+    let error = builder().set("cache.tll", "1h").build().await.expect_err("no such key");
+    assert_eq!(
+        format!("{error:?}"),
+        "invalid configuration, 1 problem:\n  cache.tll: unknown key, did you mean cache.ttl?\n      \
+         from the program"
+    );
+    let builder = builder().on_start("database", |_| async {
+        let refused = std::io::Error::other("connection refused");
+        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, refused).into())
+    });
+    let error = builder.build().await.expect_err("the hook failed");
+    let text = format!("{error:?}");
+    let lines: Vec<_> = text.lines().collect();
+    let expected = ["the start-up hook \"database\" failed", "  caused by: connection refused"];
+    assert_eq!(lines, expected);
+}
+
+#[tokio::test]
 async fn who_finds_the_directory_of_a_cache_in_use_is_told_which_key_names_another() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("cache").display().to_string();

@@ -9,8 +9,8 @@ use super::{Explanation, Origin};
 
 /// Reports every problem of a configuration at once.
 ///
-/// Its text has a line with their number and two lines for each. It holds no secrets.
-#[derive(Debug)]
+/// Its text has a line with their number and two lines for each. It holds no secrets. Its debug form is the same,
+/// for that is what a `main` which returns it prints.
 pub struct ConfigError {
     pub(super) problems: Vec<Problem>,
     pub(super) explanation: Explanation,
@@ -47,6 +47,12 @@ impl fmt::Display for ConfigError {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
