@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 #[cfg(feature = "memory")]
 use crate::config::Origin;
-use crate::config::{Config, ConfigError, ConfigLoader, OptimizationLevel, Setting};
+use crate::config::{Config, ConfigError, ConfigLoader, OptimizationLevel};
 use crate::live::Live;
 use crate::slots::Slots;
 
@@ -218,35 +218,45 @@ impl fmt::Debug for UltraPerfBuilder {
 
 impl UltraPerfBuilder {
     /// Chooses the defaults; whatever is set by file, environment or code wins over them.
+    ///
+    /// That is the key `level` in code, so a `level` in a file or in `ULTRA_PERF__LEVEL` loses to it: leave this
+    /// out where whoever runs the program is to choose.
     pub fn level(self, level: OptimizationLevel) -> Self {
         self.set("level", level.to_string())
     }
 
     /// Adds a TOML file that must exist.
     pub fn config_file(mut self, path: impl Into<std::path::PathBuf>) -> Self {
+        self.sources.push("config_file");
         self.loader = self.loader.file(path);
         self
     }
 
     /// Adds `ultra-perf.toml` of the working directory if there is one.
     pub fn default_file(mut self) -> Self {
+        self.sources.push("default_file");
         self.loader = self.loader.default_file();
         self
     }
 
     /// Adds the environment of this process: `ULTRA_PERF__CACHE__TTL=1h`, `REDIS_URL` and other aliases.
     pub fn process_env(mut self) -> Self {
+        self.sources.push("process_env");
         self.loader = self.loader.process_env();
         self
     }
 
     /// Takes a configuration that has been loaded, in place of file and environment.
+    ///
+    /// [`set`](Self::set) and [`level`](Self::level) win over what it says. A file or the environment beside it
+    /// is a [`BuildError::LoadedAlready`]: those belong to the loader that made it.
     pub fn config(mut self, config: Config) -> Self {
         self.config = Some(config);
         self
     }
 
-    /// Sets a key, in the spelling of the environment; wins over file and environment.
+    /// Sets a key such as `cache.ttl` to a value spelt as in the environment, such as `10m`; it wins over file and
+    /// environment.
     pub fn set(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((key.into(), value.into()));
         self
@@ -328,15 +338,11 @@ impl UltraPerfBuilder {
     /// May be dropped; what has been started stops.
     pub async fn build(self) -> Result<UltraPerf, BuildError> {
         let config = match self.config {
-            Some(config) if self.settings.is_empty() => config,
-            Some(config) => {
-                let settings: Vec<_> = self
-                    .settings
-                    .into_iter()
-                    .map(|(key, value)| Setting::from((key, serde_json::Value::String(value))))
-                    .collect();
-                config.with(&settings, ORIGIN)?
+            Some(_) if !self.sources.is_empty() => {
+                return Err(BuildError::LoadedAlready { sources: self.sources });
             }
+            Some(config) if self.settings.is_empty() => config,
+            Some(config) => config.with_code(&self.settings, ORIGIN)?,
             None => {
                 let settings = self.settings.into_iter();
                 settings.fold(self.loader, |to, (key, value)| to.set(key, value, ORIGIN)).load()?

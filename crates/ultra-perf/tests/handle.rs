@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use ultra_perf::cache_tiered::{self, Cache, Prefetch};
-use ultra_perf::config::Effect;
+use ultra_perf::config::{ConfigLoader, Effect};
 use ultra_perf::loadbalancer::{Backend, Policy};
 use ultra_perf::resilience::State;
 use ultra_perf::scheduler::Lane;
@@ -196,6 +196,27 @@ async fn keys_that_the_program_calls_related_are_loaded_ahead_whatever_is_said_o
     assert_eq!(lists.tuning().prefetch, opened);
     perf.apply([("caches.lists.prefetch", json!(false))], "ada").expect("a change");
     assert_eq!(lists.tuning().prefetch, None, "this cache is meant");
+}
+
+#[tokio::test]
+async fn code_wins_over_a_configuration_that_is_loaded_and_a_file_beside_it_is_refused() {
+    let loaded = || {
+        let loader = ConfigLoader::new().toml("f", "cache.ttl = '5m'\ncache.policy = 'lru'");
+        loader.set("level", "extreme", "--level").load().expect("a configuration")
+    };
+    let perf = builder().config(loaded()).set("cache.ttl", "6m").build().await.expect("a handle");
+    let config = perf.config();
+    assert_eq!((config.cache.ttl, perf.level()), (6 * MINUTE, OptimizationLevel::Basic));
+    assert_eq!(config.origin("cache.ttl").map(ToString::to_string).as_deref(), Some("the program"));
+    assert_eq!(config.origin("cache.policy").map(ToString::to_string).as_deref(), Some("f:2"));
+    let applied = perf.apply([("cache.ttl", json!("7m"))], "ada").expect("a change");
+    perf.undo(applied.version, "ada").expect("the last one");
+    assert_eq!(perf.config().cache.ttl, 6 * MINUTE);
+    let built = builder().config_file("f.toml").config(loaded()).process_env().build().await;
+    let error = built.expect_err("they would be left out");
+    assert!(matches!(&error, BuildError::LoadedAlready { sources } if sources.len() == 2));
+    let text = error.to_string();
+    assert!(text.contains("`config_file`, `process_env` would be left out"), "{text}");
 }
 
 #[tokio::test]

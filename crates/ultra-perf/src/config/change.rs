@@ -143,6 +143,25 @@ impl Config {
         loader::resolve(sources, refused, Some(self))
     }
 
+    /// Makes the configuration that would have been loaded with these keys and values in code, too.
+    #[cfg(any(feature = "__parts", test))]
+    pub(crate) fn with_code(
+        &self,
+        settings: &[(String, String)],
+        name: &str,
+    ) -> Result<Self, ConfigError> {
+        let mut sources = Sources::clone(&self.sources);
+        let mut gathered = Gathered::default();
+        for (path, value) in settings {
+            gathered.set(path, value, name);
+        }
+        let Gathered { values, problems, invalid, .. } = gathered;
+        for (path, given) in values {
+            sources.values.entry(path).or_default().extend(given);
+        }
+        loader::resolve(sources, Refused { problems, invalid }, Some(self))
+    }
+
     /// Makes this the configuration that the parts are started with.
     #[cfg(any(feature = "__parts", test))]
     pub(crate) fn started(mut self) -> Self {

@@ -207,7 +207,7 @@ impl ConfigLoader {
 /// What a configuration is made of, of which some is secret.
 #[derive(Clone)]
 pub(super) struct Sources {
-    values: Given,
+    pub(super) values: Given,
     /// Changes that were made since it was loaded.
     pub(super) changes: BTreeMap<String, Changed>,
     notes: Vec<Note>,
