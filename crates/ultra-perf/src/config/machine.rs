@@ -1,6 +1,6 @@
 //! What the defaults need to know about the machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 use sysinfo::{MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
@@ -16,6 +16,8 @@ pub struct Machine {
     pub cache_dir: Option<PathBuf>,
     /// The user's directory for what programs keep between runs, if there is a home directory.
     pub state_dir: Option<PathBuf>,
+    /// What the program is called, by the name of its file.
+    pub program: Option<String>,
 }
 
 impl Machine {
@@ -33,8 +35,36 @@ impl Machine {
             cache_dir: dirs.as_ref().map(BaseStrategy::cache_dir),
             // Systems without such a directory keep it with the data.
             state_dir: dirs.map(|dirs| dirs.state_dir().unwrap_or_else(|| dirs.data_dir())),
+            program: std::env::current_exe().ok().as_deref().and_then(program),
         }
     }
+
+    /// The directory under `base` that is this program's: no other program's default is the same.
+    pub(super) fn own_dir(&self, base: Option<&PathBuf>) -> Option<PathBuf> {
+        let base = base.filter(|dir| dir.is_absolute())?;
+        Some(match self.program.as_deref() {
+            None | Some(OURS) => base.join(OURS),
+            Some(program) => base.join(program).join(OURS),
+        })
+    }
+}
+
+/// The program of this project, and in the directories of others what is this library's.
+const OURS: &str = "ultra-perf";
+
+/// The name of a program whose file this is, without what changes from build to build.
+fn program(file: &Path) -> Option<String> {
+    let name = file.file_name()?.to_str()?;
+    // A file that was replaced while it runs is called so by Linux.
+    let name = name.strip_suffix(" (deleted)").unwrap_or(name);
+    let name = name.strip_suffix(std::env::consts::EXE_SUFFIX).unwrap_or(name);
+    // What cargo builds to run once, such as tests, has a hash in its name.
+    let is_hash = |hash: &str| hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    let name = match name.rsplit_once('-') {
+        Some((name, hash)) if is_hash(hash) && !name.is_empty() => name,
+        _ => name,
+    };
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// Assumed where the system does not tell: enough for the full default of the memory tier.
@@ -65,6 +95,22 @@ mod tests {
         assert!(machine.cores >= 1);
         if let Some(dir) = machine.cache_dir {
             assert!(dir.is_absolute());
+        }
+        let program = machine.program.expect("the tests are a program");
+        assert!(!program.contains('/') && !program.is_empty(), "{program}");
+    }
+
+    #[test]
+    fn a_program_is_called_as_its_file_whatever_the_build() {
+        for (file, name) in [
+            ("/usr/bin/shop", Some("shop")),
+            ("/usr/bin/shop-2.1", Some("shop-2.1")),
+            ("/usr/bin/shop (deleted)", Some("shop")),
+            ("/target/debug/deps/handle-0123456789abcdef", Some("handle")),
+            ("/bin/-0123456789abcdef", Some("-0123456789abcdef")),
+            ("/", None),
+        ] {
+            assert_eq!(program(Path::new(file)).as_deref(), name, "{file}");
         }
     }
 }

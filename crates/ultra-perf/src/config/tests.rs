@@ -18,6 +18,7 @@ fn machine() -> Machine {
         cores: 4,
         cache_dir: Some(PathBuf::from("/home/me/.cache")),
         state_dir: Some(PathBuf::from("/home/me/.local/state")),
+        program: Some("ultra-perf".to_owned()),
     }
 }
 
@@ -326,6 +327,28 @@ fn this_machine_loads_without_any_source() {
     let config = ConfigLoader::new().load().unwrap();
     assert!(config.server.workers >= 1);
     assert!(config.cache.memory.capacity <= ByteSize::mib(256));
+}
+
+#[test]
+fn no_two_programs_have_one_directory_by_default() {
+    for (program, cache, monitor) in [
+        (
+            Some("ultra-perf"),
+            "/home/me/.cache/ultra-perf",
+            "/home/me/.local/state/ultra-perf/monitor",
+        ),
+        (
+            Some("shop"),
+            "/home/me/.cache/shop/ultra-perf",
+            "/home/me/.local/state/shop/ultra-perf/monitor",
+        ),
+        (None, "/home/me/.cache/ultra-perf", "/home/me/.local/state/ultra-perf/monitor"),
+    ] {
+        let machine = Machine { program: program.map(str::to_owned), ..machine() };
+        let config = loader().machine(machine).load().unwrap();
+        assert_eq!(config.cache.disk.location(), Some(cache.as_ref()));
+        assert_eq!(config.monitor.history.location(), Some(monitor.as_ref()));
+    }
 }
 
 #[test]

@@ -592,11 +592,14 @@ section! {
             |cx| cx.parts.disk.to_string(),
         );
         /// Directory of the tier; no two processes can share one.
-        path: Option<PathBuf> = Computed("`ultra-perf` in the user's cache directory", |cx| {
-            let dir = cx.machine.cache_dir.as_ref().filter(|dir| dir.is_absolute());
-            let dir = dir.map(|dir| dir.join("ultra-perf"));
-            dir.as_deref().and_then(Path::to_str).unwrap_or("none").to_owned()
-        });
+        path: Option<PathBuf> = Computed(
+            "`PROGRAM/ultra-perf` in the user's cache directory, which is `ultra-perf` for the program \
+             of that name",
+            |cx| {
+                let dir = cx.machine.own_dir(cx.machine.cache_dir.as_ref());
+                dir.as_deref().and_then(Path::to_str).unwrap_or("none").to_owned()
+            },
+        );
         /// Most bytes on disk.
         capacity: ByteSize = Fixed("1GiB"), from "1MiB", to "1024TiB";
         /// Engine that stores the entries. `sled` needs a build with that feature, and suits values
@@ -786,11 +789,15 @@ section! {
             |cx| cx.parts.monitor.to_string(),
         );
         /// Directory of the history; no two processes can share one.
-        path: Option<PathBuf> = Computed("`ultra-perf/monitor` in the user's state directory", |cx| {
-            let dir = cx.machine.state_dir.as_ref().filter(|dir| dir.is_absolute());
-            let dir = dir.map(|dir| dir.join("ultra-perf").join("monitor"));
-            dir.as_deref().and_then(Path::to_str).unwrap_or("none").to_owned()
-        });
+        path: Option<PathBuf> = Computed(
+            "`PROGRAM/ultra-perf/monitor` in the user's state directory, which is `ultra-perf/monitor` \
+             for the program `ultra-perf`",
+            |cx| {
+                let dir = cx.machine.own_dir(cx.machine.state_dir.as_ref());
+                let dir = dir.map(|dir| dir.join("monitor"));
+                dir.as_deref().and_then(Path::to_str).unwrap_or("none").to_owned()
+            },
+        );
         /// Most bytes on disk: half for seconds, a quarter each for minutes and hours.
         capacity: ByteSize = Fixed("1GiB"), from "16MiB", to "1024TiB";
         /// Time for which every reading is kept.
