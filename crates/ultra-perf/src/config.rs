@@ -67,6 +67,8 @@ pub use setting::{
     WritePolicy,
 };
 pub use source::Origin;
+#[cfg(all(test, any(feature = "monitor", feature = "macros")))]
+pub(crate) use tree::is_cache_name;
 pub use tree::{
     Advice, Balancer, Breaker, Cache, CacheSettings, Disk, Encryption, Log, Memory, Monitor,
     MonitorHistory, ProcessMemory, Redis, ResponseCache, Scheduler, SchedulerBlocking,

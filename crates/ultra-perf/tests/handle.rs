@@ -199,6 +199,25 @@ async fn keys_that_the_program_calls_related_are_loaded_ahead_whatever_is_said_o
 }
 
 #[tokio::test]
+async fn a_cache_that_is_called_as_its_function_has_settings_of_its_own() {
+    const FILE: &str = "[caches.\"shop.users.load\"]\nentries = 70\n";
+    let loaded = ConfigLoader::new().toml("shop.toml", FILE).load().expect("a configuration");
+    let perf = builder().config(loaded).build().await.expect("a handle");
+    let load = perf.cache::<u64, u64>("shop.users.load").build().expect("a cache");
+    let users = perf.cache::<u64, u64>("shop.users").build().expect("a cache");
+    assert_eq!((load.capacity(), users.capacity()), (70, 10_000));
+    let change =
+        [("caches.shop.users.load.entries", json!(500)), ("caches.shop.users.ttl", json!("5m"))];
+    let applied = perf.apply(change, "ada").expect("a change");
+    let keys: Vec<_> = applied.differences.iter().map(|it| (&*it.key, it.effect)).collect();
+    let expected = ["caches.shop.users.ttl", "caches.shop.users.load.entries"];
+    assert_eq!(keys, expected.map(|key| (key, Effect::Live)));
+    assert_eq!((load.capacity(), users.tuning().ttl), (500, Some(5 * MINUTE)));
+    perf.undo(applied.version, "ada").expect("the last one");
+    assert_eq!((load.capacity(), users.tuning().ttl), (70, Some(60 * MINUTE)));
+}
+
+#[tokio::test]
 async fn code_wins_over_a_configuration_that_is_loaded_and_a_file_beside_it_is_refused() {
     let loaded = || {
         let loader = ConfigLoader::new().toml("f", "cache.ttl = '5m'\ncache.policy = 'lru'");

@@ -253,19 +253,13 @@ impl CacheReading {
         (capacity as f64 * weight) as u64
     }
 
-    /// Whether a setting can name it.
-    fn is_nameable(&self) -> bool {
-        let part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        (1..=64).contains(&self.name.len()) && self.name.bytes().all(part)
-    }
-
     fn set(
         &self,
         key: &str,
         from: impl Into<serde_json::Value>,
         to: impl Into<serde_json::Value>,
-    ) -> Option<Action> {
-        self.is_nameable().then(|| Action::set(format!("caches.{}.{key}", self.name), from, to))
+    ) -> Action {
+        Action::set(format!("caches.{}.{key}", self.name), from, to)
     }
 
     fn finding(&self, priority: Priority, title: String, recommendation: String) -> Finding {
@@ -483,7 +477,7 @@ fn undersized(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
         why,
         current_value: Some(seen),
         target_value: Some(hits),
-        action: of.set(if of.by_bytes { "capacity" } else { "entries" }, of.capacity, to),
+        action: Some(of.set(if of.by_bytes { "capacity" } else { "entries" }, of.capacity, to)),
         expected: Some(expected),
         target: Some(hit_ratio(&of.name)),
         memory_bytes: more + more / 4,
@@ -515,7 +509,7 @@ fn oversized(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
             .to_owned(),
         current_value: Some(of.capacity as f64),
         target_value: Some(to as f64),
-        action: of.set(if of.by_bytes { "capacity" } else { "entries" }, of.capacity, to),
+        action: Some(of.set(if of.by_bytes { "capacity" } else { "entries" }, of.capacity, to)),
         expected: Some(aims.cache_expected(of, (seen - loss).max(0.0))),
         target: Some(gauge_of(
             "cache_capacity",
@@ -568,7 +562,7 @@ fn ttl_too_short(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
     let known = of.unchanged.is_some();
     let (action, what) = match known {
         true => (
-            of.set("ttl", text(ttl), text(to)),
+            Some(of.set("ttl", text(ttl), text(to))),
             format!(
                 "Raise `caches.{}.ttl` from {} to {}",
                 of.name,
@@ -627,7 +621,7 @@ fn stampede(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
             .to_owned(),
         current_value: Some(part),
         target_value: Some(0.01),
-        action: of.set("early_refresh", 0.0, 1.0),
+        action: Some(of.set("early_refresh", 0.0, 1.0)),
         expected: Some(aims.expected(&waiting(&of.name), part, 0.01, None)),
         target: Some(waiting(&of.name)),
         risk: 1,
@@ -659,7 +653,7 @@ fn policy(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
             .to_owned(),
         current_value: Some(seen),
         target_value: Some(aimed),
-        action: of.set("policy", policy, "adaptive"),
+        action: Some(of.set("policy", policy, "adaptive")),
         target: Some(hit_ratio(&of.name)),
         risk: 1,
         confidence: 0.7,
@@ -747,7 +741,7 @@ fn prefetch_waste(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
         why: "What is loaded ahead and not asked for takes room and time of the origin.".to_owned(),
         current_value: Some(used),
         target_value: Some(USED),
-        action: of.prefetch.then(|| of.set("prefetch", true, false)).flatten(),
+        action: of.prefetch.then(|| of.set("prefetch", true, false)),
         expected: Some(aims.expected(&spec, used, USED, None)),
         target: Some(MetricSpec { worse: Worse::Higher, ..grown("cache_loads_total", &of.name) }),
         also: vec![hit_ratio(&of.name)],
@@ -804,7 +798,7 @@ fn negative(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
         why,
         current_value: Some(part),
         target_value: Some(0.0),
-        action: of.set("negative_ttl", text(ttl), text(to)),
+        action: Some(of.set("negative_ttl", text(ttl), text(to))),
         expected: Some(aims.expected(&spec, part, part / 4.0, None)),
         target: Some(spec),
         risk: 2,

@@ -99,8 +99,8 @@ With `advice.auto_apply`, the default of the level `extreme`, a recommendation a
 three times in a row, its risk is 2 or less and its confidence 0.7 or more. What was undone, did nothing or
 was refused does not apply itself again for a day. [Steering](steering.md) shows it.
 
-An action sets a key that takes effect at once. Where it would need a restart, or the cache has a name that no
-key can have, the recommendation says so and is advice for people.
+An action sets a key that takes effect at once. Where it would need a restart, or the configuration refuses it,
+the recommendation says so and is advice for people.
 
 ## The rules
 ";

@@ -217,6 +217,9 @@ fn cache_name(identity: Identity, instance: &str) -> String {
         // What tells functions apart stands at the end.
         let excess = (name.len() + suffix.len()).saturating_sub(NAME);
         name.drain(..excess);
+        // No part of a name is empty.
+        let parts: Vec<_> = name.split('.').filter(|part| !part.is_empty()).collect();
+        name = parts.join(".");
     }
     name + &suffix
 }
@@ -371,6 +374,11 @@ mod tests {
         assert!(named(long, "").contains("long_name.load_user-"), "{}", named(long, ""));
         let other = "shop::b_module_with_a_long_name::another_one_with_a_long_name::load_user";
         assert_ne!(named(long, ""), named(other, ""));
+        let at_a_point = format!("shop::{}", "a".repeat(46));
+        for path in [at_a_point.leak(), "shop::\u{fc}::load", long] {
+            let name = named(path, "");
+            assert!(crate::config::is_cache_name(&name), "a setting can name {name:?}");
+        }
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl Sources {
             let alias = alias(path);
             let key = tree::find(path).or(alias.map(|(key, _)| key));
             match (value, key, alias) {
-                (_, None, _) => gathered.refuse_name(path, origin.clone()),
+                (_, None, _) => gathered.refuse_name_or_alias(path, origin.clone()),
                 (Value::Null, Some(key), Some(_)) => drop(self.changes.remove(key.path)),
                 (Value::Null, ..) => drop(self.changes.remove(path)),
                 (value, Some(key), Some((_, alias))) => match text_of(value) {
@@ -436,7 +436,7 @@ mod tests {
         assert_eq!(told[0], "level: advanced -> ultra (live)");
         for line in [
             "cache.policy: s3-fifo -> adaptive (live)",
-            "cache.prefetch: false -> true (restart)",
+            "cache.prefetch: false -> true (live)",
             "response_cache.stale_if_error: 0s -> 5m (live)",
         ] {
             assert!(told.contains(&line.to_owned()), "{line} not in {told:#?}");

@@ -46,7 +46,9 @@ Every key has a default, so no file is needed. A value is taken from the last of
 5. the command line, or code in an embedding program.
 
 `ultra-perf check` prints the effective value of every key with its origin, and every problem at once. A
-name that is not listed here is a problem too, in the file as in the environment.
+name that is not listed here is a problem too: in the file any, and in the environment one that begins with
+`ULTRA_PERF__` or would be a key's name with other underscores, such as `ULTRA_PERF_CACHE_TTL`. Other variables
+are somebody else's.
 
 - **Durations** need a unit: `250ms`, `30s`, `1h30m`; the units are `d`, `h`, `m`, `s`, `ms`, `us`, `ns`.
 - **Sizes** are `64MiB`, `1.5GiB` (powers of 1024), `1GB` (powers of 1000), or a number of bytes.

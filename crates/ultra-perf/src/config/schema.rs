@@ -39,7 +39,7 @@ pub fn schema() -> Value {
         "type": "object",
         "description": "Single caches by their names.",
         "maxProperties": CACHES_MAX,
-        "propertyNames": { "pattern": "^[A-Za-z0-9_-]{1,64}$" },
+        "propertyNames": { "pattern": "^[A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+)*$", "maxLength": 64 },
         "additionalProperties": cache,
     });
     members(&mut root).insert(CACHES.to_owned(), caches);
@@ -125,6 +125,9 @@ mod tests {
             "pattern" => value.as_str().is_none_or(|text| {
                 regex::Regex::new(rule.as_str().expect("a text")).expect("a pattern").is_match(text)
             }),
+            "maxLength" => value
+                .as_str()
+                .is_none_or(|text| text.chars().count() as u64 <= rule.as_u64().expect("a number")),
             "minimum" => value.as_f64().is_none_or(|it| it >= rule.as_f64().expect("a number")),
             "maximum" => value.as_f64().is_none_or(|it| it <= rule.as_f64().expect("a number")),
             "minItems" => {
@@ -221,6 +224,12 @@ mod tests {
             ("[caches.users]\nttl = '1m'\nprefetch = 'none'", true),
             ("[caches.users]\ntll = '1m'", false),
             ("[caches.'a b']\nttl = '1m'", false),
+            ("[caches.'shop.users.load']\nttl = '1m'", true),
+            ("[caches.'shop..load']\nttl = '1m'", false),
+            ("[caches.'shop.']\nttl = '1m'", false),
+            ("[caches.shop.users]\nttl = '1m'", false),
+            (format!("[caches.{}]\nttl = '1m'", "a".repeat(64)).as_str(), true),
+            (format!("[caches.{}]\nttl = '1m'", "a".repeat(65)).as_str(), false),
             ("[[backend]]\nurl = 'http://a'\nweight = 2", true),
             ("[[backend]]\nweight = 2", false),
             ("[[backend]]\nurl = 'http://a'\nwait = 2", false),

@@ -20,7 +20,9 @@ use super::{
     explain::Note,
     problem::Problem,
     setting::{KeyType as _, OptimizationLevel, Raw},
-    tree::{self, Alias, BACKENDS, CACHES, CACHES_MAX, CacheSettings, ENV_PREFIX, Key, Reading},
+    tree::{
+        self, Alias, BACKENDS, CACHES, CACHES_MAX, CacheSettings, ENV_PREFIX, Key, Reading, Section,
+    },
     url::redact_malformed,
 };
 
@@ -117,6 +119,15 @@ impl Gathered {
 
     /// Reports a name that is no key.
     pub(super) fn refuse_name(&mut self, path: &str, origin: Origin) {
+        self.refuse(path, origin, nearest);
+    }
+
+    /// Reports a name that is no key, where another name of one would do.
+    pub(super) fn refuse_name_or_alias(&mut self, path: &str, origin: Origin) {
+        self.refuse(path, origin, |path| nearest_alias(path).or_else(|| nearest(path)));
+    }
+
+    fn refuse(&mut self, path: &str, origin: Origin, nearest: fn(&str) -> Option<String>) {
         let name = path.strip_prefix(CACHES).and_then(|it| it.strip_prefix('.')?.rsplit_once('.'));
         let problem = match name {
             Some((name, _)) if !tree::is_cache_name(name) => bad_cache_name(name, origin),
@@ -239,9 +250,20 @@ impl Gathered {
             for (field, value) in fields {
                 let origin = file.origin(field.span().start);
                 let path = format!("{path}.{}", field.get_ref());
-                match tree::of_cache(&path) {
-                    Some(_) => self.give(&path, raw(value), origin),
-                    None => self.refuse_name(&path, origin),
+                match (tree::of_cache(&path), value.get_ref()) {
+                    (Some(_), _) => self.give(&path, raw(value), origin),
+                    (None, DeValue::Table(_)) => {
+                        self.problems.push(Problem::Invalid {
+                            path,
+                            value: "a table".to_owned(),
+                            expected: format!(
+                                "a name with points stands in quotes, as in [{CACHES}.\"{}\"]",
+                                quoted_name(name, field.get_ref(), value)
+                            ),
+                            origin,
+                        });
+                    }
+                    (None, _) => self.refuse_name(&path, origin),
                 }
             }
         }
@@ -371,7 +393,8 @@ impl Gathered {
                     self.give(&path, Raw::Text(value.clone()), origin());
                 } else {
                     let path = rest.to_ascii_lowercase().replace("__", ".");
-                    let nearest = nearest_key(&path).map(|path| tree::env_name(&path));
+                    let nearest = self.may_suggest().then(|| nearest_key(&path)).flatten();
+                    let nearest = nearest.map(|path| tree::env_name(&path));
                     let name = name.clone();
                     self.problems.push(Problem::Unknown { name, nearest, origin: origin() });
                 }
@@ -521,11 +544,28 @@ pub(super) fn too_many_caches(values: &Given) -> Problem {
     }
 }
 
+/// The name of a cache that was written as tables within each other.
+fn quoted_name(cache: &str, field: &str, mut value: &Spanned<DeValue<'_>>) -> String {
+    let mut name = format!("{cache}.{field}");
+    while let DeValue::Table(table) = value.get_ref()
+        && let Some((part, inner)) = table.iter().find(|(_, it)| it.get_ref().is_table())
+        && name.len() < 64
+    {
+        name = format!("{name}.{}", part.get_ref());
+        value = inner;
+    }
+    match tree::is_cache_name(&name) {
+        true => name,
+        false => format!("{cache}.NAME"),
+    }
+}
+
 fn bad_cache_name(name: &str, origin: Origin) -> Problem {
     Problem::Invalid {
         path: CACHES.to_owned(),
         value: Raw::String(name.to_owned()).shown(str::to_owned),
-        expected: "must be tables named with 1 to 64 letters, digits or characters of \"-_\""
+        expected: "must be tables named with 1 to 64 letters, digits or characters of \"-_\", and \
+                   \".\" between them"
             .to_owned(),
         origin,
     }
@@ -588,7 +628,7 @@ fn path_of_env(name: &str) -> Option<String> {
     }
     let (cache, field) = name.strip_prefix(&caches_in_env())?.rsplit_once("__")?;
     let key = CacheSettings::KEYS.iter().find(|key| key.name().to_ascii_uppercase() == field)?;
-    let cache = cache.to_ascii_lowercase();
+    let cache = cache.to_ascii_lowercase().replace("__", ".");
     tree::is_cache_name(&cache).then(|| key.path_in(&cache))
 }
 
@@ -622,36 +662,104 @@ fn key_within(path: &str) -> Option<String> {
     CacheSettings::KEYS.first().map(|key| key.path_in(cache))
 }
 
+/// What sections are called elsewhere, beside the last part of their own name.
+const CALLED: [(&str, &str); 6] = [
+    ("loadbalancer", "balancer"),
+    ("load_balancer", "balancer"),
+    ("resilience", "balancer.breaker"),
+    ("circuit_breaker", "balancer.breaker"),
+    ("circuit_breakers", "balancer.breaker"),
+    ("responses", "response_cache"),
+];
+
+/// The section that the first part of a path means although it stands within another one, and the rest.
+fn moved(path: &str) -> Option<(&'static Section, &str)> {
+    let (first, rest) = path.split_once('.').unwrap_or((path, ""));
+    if is_section(first) {
+        return None;
+    }
+    let called = CALLED.iter().find(|(name, _)| *name == first).map(|(_, section)| *section);
+    let means = |section: &&Section| match called {
+        Some(called) => section.name == called,
+        None => section.name.rsplit_once('.').is_some_and(|(_, last)| last == first),
+    };
+    let section = tree::SECTIONS.iter().filter(|section| is_section(section.name)).find(means)?;
+    Some((section, rest))
+}
+
+/// The key that was looked for in a section that stands within another one.
+fn moved_key(section: &Section, rest: &str) -> Option<String> {
+    let path = format!("{}.{rest}", section.name);
+    match tree::find(&path) {
+        Some(_) => Some(path),
+        None => closest(&path, section.keys.iter().map(|key| key.path)).map(str::to_owned),
+    }
+}
+
+/// The key of a cache that `path` most likely means.
+fn within_cache(path: &str) -> Option<String> {
+    let (cache, field) = path.strip_prefix(CACHES)?.strip_prefix('.')?.rsplit_once('.')?;
+    nearest_of_cache(cache, field)
+}
+
+/// The key that has the right name in another section, or `path` as another name.
+fn elsewhere(path: &str) -> Option<String> {
+    if path.strip_prefix(CACHES).is_some_and(|rest| rest.starts_with('.')) {
+        return None;
+    }
+    let name = path.rsplit('.').next()?;
+    let mut keys = tree::fixed_keys();
+    let is_alias = |key: &&Key| key.aliases.iter().any(|it| it.name.eq_ignore_ascii_case(path));
+    let key = keys.find(|key| key.name() == name).or_else(|| tree::fixed_keys().find(is_alias));
+    key.map(|key| key.path.to_owned())
+}
+
 /// The known key or section that `path` most likely means.
 fn nearest(path: &str) -> Option<String> {
     if let Some(section) = tree::SECTIONS.iter().find(|it| it.name == path && is_section(path)) {
         return section.keys.first().map(|key| key.path.to_owned());
     }
-    if let Some(key) = key_within(path) {
-        return Some(key);
+    // Without a point in it, what follows is the name of a cache rather than a name and a field.
+    let table = key_within(path);
+    if table.is_some() && path.matches('.').count() < 2 {
+        return table;
     }
+    let moved = || {
+        let (section, rest) = moved(path)?;
+        let key = if rest.is_empty() { None } else { moved_key(section, rest) };
+        Some(key.unwrap_or_else(|| section.name.to_owned()))
+    };
     let sections = tree::SECTIONS.iter().map(|section| section.name);
     let sections = sections.filter(|name| !name.is_empty() && !name.contains(tree::ANY));
     let fixed = sections.chain([CACHES]).chain(tree::fixed_keys().map(|key| key.path));
-    let of_cache = || {
-        let (cache, field) = path.strip_prefix(CACHES)?.strip_prefix('.')?.rsplit_once('.')?;
-        nearest_of_cache(cache, field)
-    };
-    let elsewhere = || {
-        // The right name in the wrong section.
-        let name = path.rsplit('.').next()?;
-        tree::fixed_keys().find(|key| key.name() == name).map(|key| key.path.to_owned())
-    };
-    of_cache().or_else(|| closest(path, fixed).map(str::to_owned)).or_else(elsewhere)
+    within_cache(path)
+        .or_else(moved)
+        .or_else(|| closest(path, fixed).map(str::to_owned))
+        .or_else(|| elsewhere(path))
+        .or(table)
 }
 
+/// The key that `path` most likely means, where a section would not do.
 fn nearest_key(path: &str) -> Option<String> {
-    let of_cache = || {
-        let (cache, field) = path.strip_prefix(CACHES)?.strip_prefix('.')?.rsplit_once('.')?;
-        nearest_of_cache(cache, field)
+    let moved = || match moved(path)? {
+        (section, "") => section.keys.first().map(|key| key.path.to_owned()),
+        (section, rest) => moved_key(section, rest),
     };
     let fixed = || closest(path, tree::fixed_keys().map(|key| key.path)).map(str::to_owned);
-    of_cache().or_else(fixed)
+    within_cache(path).or_else(moved).or_else(fixed).or_else(|| elsewhere(path))
+}
+
+/// The other name of a key that `name` most likely means.
+fn nearest_alias(name: &str) -> Option<String> {
+    if name.contains('.') {
+        return None;
+    }
+    let aliases = tree::fixed_keys().flat_map(|key| key.aliases).map(|alias| alias.name);
+    // In the letters of the one who asks: a name in small ones may be written in capitals.
+    let small: Vec<_> = aliases.map(str::to_ascii_lowercase).collect();
+    let found = closest(&name.to_ascii_lowercase(), small.iter().map(String::as_str))?;
+    let is_loud = !name.contains(|c: char| c.is_ascii_lowercase());
+    Some(if is_loud { found.to_ascii_uppercase() } else { found.to_owned() })
 }
 
 /// The field of the cache `name` that `field` most likely means.
@@ -732,10 +840,50 @@ mod tests {
             ("caches", Some("caches.NAME.ttl")),
             ("caches.users", Some("caches.users.ttl")),
             ("caches.users.polcy", Some("caches.users.policy")),
+            ("caches.shop.load.polcy", Some("caches.shop.load.policy")),
+            ("caches.shop.load", Some("caches.shop.load.ttl")),
+            ("redis", Some("cache.redis")),
+            ("redis.url", Some("cache.redis.url")),
+            ("redis.ulr", Some("cache.redis.url")),
+            ("redis.something", Some("cache.redis")),
+            ("disk", Some("cache.disk")),
+            ("io", Some("scheduler.io")),
+            ("history.path", Some("monitor.history.path")),
+            ("loadbalancer", Some("balancer")),
+            ("loadbalancer.policy", Some("balancer.policy")),
+            ("loadbalancer.breaker.mode", Some("balancer.breaker.mode")),
+            ("resilience", Some("balancer.breaker")),
+            ("breaker.mode", Some("balancer.breaker.mode")),
+            ("max_workers", Some("scheduler.blocking.max")),
+            ("memory.entries", Some("cache.memory.entries")),
             ("caches.*", Some("caches")),
             ("", None),
         ] {
             assert_eq!(nearest(path).as_deref(), meant, "{path}");
+        }
+    }
+
+    #[test]
+    fn in_the_environment_a_key_is_meant_and_in_a_change_perhaps_another_name() {
+        for (path, meant) in [
+            ("redis.url", Some("cache.redis.url")),
+            ("redis", Some("cache.redis.url")),
+            ("redis.something", None),
+            ("listen", Some("server.listen")),
+            ("cache", None),
+            ("caches.*.ttl", None),
+        ] {
+            assert_eq!(nearest_key(path).as_deref(), meant, "{path}");
+        }
+        for (name, meant) in [
+            ("cache_tll", Some("cache_ttl")),
+            ("CACHE_TLL", Some("CACHE_TTL")),
+            ("memory_limit_bg", Some("memory_limit_gb")),
+            ("enable_prometeus", Some("enable_prometheus")),
+            ("cache.tll", None),
+            ("something", None),
+        ] {
+            assert_eq!(nearest_alias(name).as_deref(), meant, "{name}");
         }
     }
 }

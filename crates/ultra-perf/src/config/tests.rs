@@ -166,22 +166,26 @@ fn what_a_level_chooses_gives_way_and_what_was_asked_for_does_not() {
 
 #[test]
 fn a_cache_has_settings_of_its_own() {
-    let text = "[caches.users]\nttl = '10m'\nprefetch = true\n\n[caches.Pages-2]\npolicy = 'lfu'\n";
+    let text = "[caches.users]\nttl = '10m'\nprefetch = true\n\n[caches.Pages-2]\npolicy = 'lfu'\n\n\
+                [caches.'shop.users.load']\nttl = '1m'\n";
     let config = loader()
         .toml("f", text)
         .env(env(&[
             ("ULTRA_PERF__CACHES__USERS__TTL", "5m"),
-            ("ULTRA_PERF__CACHES__MY__CACHE__STALE_IF_ERROR", "1m"),
+            ("ULTRA_PERF__CACHES__SHOP__USERS__LOAD__STALE_IF_ERROR", "1m"),
         ]))
         .set("caches.users.capacity", "64MiB", "the program")
         .load()
         .unwrap();
-    assert_eq!(config.caches.keys().collect::<Vec<_>>(), ["Pages-2", "my__cache", "users"]);
+    let names: Vec<_> = config.caches.keys().collect();
+    assert_eq!(names, ["Pages-2", "shop.users.load", "users"]);
     let users = &config.caches["users"];
     assert_eq!((users.ttl, users.prefetch), (Some(Duration::from_secs(300)), Some(true)));
     assert_eq!((users.capacity, users.entries), (Some(ByteSize::mib(64)), None));
     assert_eq!(config.caches["Pages-2"].policy, Some(Policy::Lfu));
-    assert_eq!(config.caches["my__cache"].stale_if_error, Some(Duration::from_secs(60)));
+    let minute = Some(Duration::from_secs(60));
+    let load = &config.caches["shop.users.load"];
+    assert_eq!((load.stale_if_error, load.ttl), (minute, minute));
     let explanation = config.explain();
     let shown: Vec<_> = explanation
         .settings()
@@ -191,7 +195,8 @@ fn a_cache_has_settings_of_its_own() {
         .collect();
     let expected = [
         "caches.Pages-2.policy lfu f:6",
-        "caches.my__cache.stale_if_error 1m ULTRA_PERF__CACHES__MY__CACHE__STALE_IF_ERROR",
+        "caches.shop.users.load.ttl 1m f:9",
+        "caches.shop.users.load.stale_if_error 1m ULTRA_PERF__CACHES__SHOP__USERS__LOAD__STALE_IF_ERROR",
         "caches.users.ttl 5m ULTRA_PERF__CACHES__USERS__TTL",
         "caches.users.capacity 64MiB the program",
         "caches.users.prefetch true f:3",
@@ -200,6 +205,10 @@ fn a_cache_has_settings_of_its_own() {
     assert_eq!(config.origin("caches.users.prefetch").unwrap().to_string(), "f:3");
     assert_eq!(config.origin("caches.users.entries"), Some(&Origin::Default));
     assert_eq!(config.origin("caches.users.tll"), None);
+    let load = "caches.shop.users.load.ttl";
+    assert_eq!(config.origin(load).unwrap().to_string(), "f:9");
+    let set = loader().set(load, "3m", "code").load().unwrap();
+    assert_eq!(set.caches["shop.users.load"].ttl, Some(Duration::from_secs(180)));
 }
 
 #[test]
@@ -224,6 +233,20 @@ fn what_is_wrong_with_the_settings_of_a_cache_is_told() {
         ),
         ("[caches.'*']\nttl = '1h'", "caches = \"*\": must be tables named"),
         ("[caches.'']\nttl = '1h'", "caches = \"\": must be tables named"),
+        ("[caches.'..']\nttl = '1h'", "caches = \"..\": must be tables named"),
+        (
+            "[caches.shop.users.load]\nttl = '1h'",
+            "caches.shop.users = a table: a name with points stands in quotes, as in \
+             [caches.\"shop.users.load\"]",
+        ),
+        (
+            "[caches.shop.'a b']\nttl = '1h'",
+            "caches.shop.a b = a table: a name with points stands in quotes, as in [caches.\"shop.NAME\"]",
+        ),
+        (
+            "[caches.'shop.load']\ntll = '1h'",
+            "caches.shop.load.tll: unknown key, did you mean caches.shop.load.ttl?",
+        ),
     ] {
         let told = problem(from_toml(text));
         assert!(told.starts_with(expected), "{text}\ntold: {told}");

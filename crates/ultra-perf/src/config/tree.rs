@@ -520,7 +520,7 @@ section! {
         early_refresh: f64 = Fixed("0"), from "0", to "100", effect Live;
         /// Learns which keys follow each other, and loads what comes next; for caches with a
         /// loader of their own.
-        prefetch: bool = Fixed("false");
+        prefetch: bool = Fixed("false"), effect Live;
         /// Longest time that an expired entry takes up room.
         expiry_sweep: Duration = Fixed("5m"), from "1ms",
             alias [
@@ -922,9 +922,10 @@ pub(super) fn of_cache(path: &str) -> Option<(&str, &'static Key)> {
     is_cache_name(name).then_some((name, key))
 }
 
-pub(super) fn is_cache_name(name: &str) -> bool {
+/// Whether a cache can have this name, and a key so name it.
+pub(crate) fn is_cache_name(name: &str) -> bool {
     let of_name = |b: u8| b.is_ascii_alphanumeric() || b"-_".contains(&b);
-    (1..=64).contains(&name.len()) && name.bytes().all(of_name)
+    name.len() <= 64 && name.split('.').all(|part| !part.is_empty() && part.bytes().all(of_name))
 }
 
 impl Key {

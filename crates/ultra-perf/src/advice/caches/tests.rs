@@ -148,9 +148,42 @@ fn a_cache_that_counts_entries_is_bounded_by_them() {
     };
     let title = "Cache `users` is too small: 70 % of look-ups hit at 1000 entries";
     sets(undersized, &of, title, "caches.users.entries", 1_000, 2_000);
-    // What a setting cannot name is left to people.
-    let odd = CacheReading { name: "users of old".to_owned(), ..of };
-    assert_eq!(says(undersized, &odd).expect("advice").1, None);
+    let of_function = CacheReading { name: "shop.users.load".to_owned(), ..of };
+    let title = "Cache `shop.users.load` is too small: 70 % of look-ups hit at 1000 entries";
+    sets(undersized, &of_function, title, "caches.shop.users.load.entries", 1_000, 2_000);
+}
+
+#[test]
+fn every_name_that_a_cache_can_have_is_one_that_a_key_can_hold() {
+    let long = ["a".repeat(64), "a".repeat(65)];
+    let names =
+        ["users", "a.b_c.D-2", "7", "", ".", "..", ".a", "a.", "a..b", "a b", "a/b", "\u{fc}"];
+    for name in names.into_iter().chain(long.iter().map(String::as_str)) {
+        let builds = cache_tiered::Cache::<u64, u64>::builder(name).build().is_ok();
+        assert_eq!(crate::config::is_cache_name(name), builds, "{name:?}");
+    }
+}
+
+#[tokio::test]
+async fn advice_about_the_cache_of_a_function_is_applied_to_it_and_undone() {
+    let settings = [("level", "basic"), ("monitor.enabled", "false")];
+    let builder = crate::UltraPerf::builder();
+    let builder = settings.into_iter().fold(builder, |to, (key, value)| to.set(key, value));
+    let perf = builder.build().await.expect("a handle");
+    let cache = perf.cache::<u64, u64>("shop.users.load").entries(1_000).build().expect("a cache");
+    let of = CacheReading {
+        name: "shop.users.load".to_owned(),
+        by_bytes: false,
+        capacity: cache.capacity(),
+        held: cache.capacity(),
+        curve: vec![(500, 0.5, 0.0), (1_000, 0.6, 0.0), (2_000, 0.8, 0.0), (4_000, 0.81, 0.0)],
+        ..users()
+    };
+    let action = undersized(&of, &aims()).and_then(|finding| finding.action).expect("an action");
+    let applied = perf.apply([(action.path, action.to)], "advice").expect("the key is there");
+    assert_eq!(cache.capacity(), 2_000);
+    perf.undo(applied.version, "ada").expect("the last one");
+    assert_eq!(cache.capacity(), 1_000);
 }
 
 #[test]
