@@ -13,6 +13,7 @@
 
 mod body;
 mod connect;
+mod sent;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,7 +25,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::uri::Authority;
-use http::{Request, Response, Uri, request};
+use http::{Method, Request, Response, StatusCode, Uri, request};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -41,6 +42,7 @@ use ultra_perf::{Site, UltraPerf};
 
 pub use self::body::HttpClientBody;
 use self::connect::{Connector, connector, tls};
+use self::sent::{Sent, Slot};
 use crate::origin::BoxError;
 use crate::watch::Family;
 
@@ -96,22 +98,38 @@ struct Clients {
 
 impl HttpClients for UltraPerf {
     fn http_client(&self, name: &str) -> HttpClient {
-        if let Some(client) = clients(self).by_name.lock().get(name) {
+        let clients = clients(self);
+        if let Some(client) = clients.by_name.lock().get(name) {
             return client.clone();
         }
-        self.http_client_with(name, HttpClientOptions::default())
+        // Reads files, so before the lock.
+        let tls = clients.tls.get_or_init(tls);
+        // Looked up again: of those that ask for a name at the same time one makes its client, and a
+        // client that somebody has made with options is not replaced.
+        let mut by_name = clients.by_name.lock();
+        if let Some(client) = by_name.get(name) {
+            return client.clone();
+        }
+        let client = HttpClient::new(self, name, HttpClientOptions::default(), tls);
+        keep(&mut by_name, &client);
+        client
     }
 
     fn http_client_with(&self, name: &str, options: HttpClientOptions) -> HttpClient {
         let clients = clients(self);
         let client = HttpClient::new(self, name, options, clients.tls.get_or_init(tls));
-        let mut by_name = clients.by_name.lock();
-        if by_name.len() < CLIENTS_MAX || by_name.contains_key(name) {
-            by_name.insert(name.to_owned(), client.clone());
-        } else {
-            tracing::warn!(name, "there are {CLIENTS_MAX} clients; this one is not kept");
-        }
+        keep(&mut clients.by_name.lock(), &client);
         client
+    }
+}
+
+/// Makes a client the one of its name.
+fn keep(by_name: &mut HashMap<String, HttpClient>, client: &HttpClient) {
+    let name = client.name();
+    if by_name.len() < CLIENTS_MAX || by_name.contains_key(name) {
+        by_name.insert(name.to_owned(), client.clone());
+    } else {
+        tracing::warn!(name, "there are {CLIENTS_MAX} clients; this one is not kept");
     }
 }
 
@@ -205,8 +223,16 @@ pub enum HttpClientError {
     /// The URL is none that can be called.
     #[error("\"{url}\" is not an absolute URL of http or https")]
     Url {
-        /// What was given.
+        /// What was given, without a user name or a password that it may carry.
         url: String,
+    },
+    /// The URL carries a user name or a password, which would go to logs and metrics with it.
+    #[error(
+        "the URL for {host} carries a user name or a password; send them in the field Authorization"
+    )]
+    UserInfo {
+        /// The host, with its port.
+        host: String,
     },
     /// The host has failed so often that it is not called for now.
     #[error("{host} is not called for another {retry_after:?}")]
@@ -272,7 +298,11 @@ impl HttpClientError {
     pub fn is_unsent(&self) -> bool {
         matches!(
             self,
-            Self::Url { .. } | Self::Open { .. } | Self::Busy { .. } | Self::Connect { .. }
+            Self::Url { .. }
+                | Self::UserInfo { .. }
+                | Self::Open { .. }
+                | Self::Busy { .. }
+                | Self::Connect { .. }
         )
     }
 
@@ -368,8 +398,8 @@ impl Drop for Counted<'_> {
 enum Outgoing {
     /// In memory, to be sent as often as need be.
     Whole(Bytes),
-    /// Sent once.
-    Once(Option<Body>),
+    /// Sent once; the slot has what went wrong with reading it.
+    Once(Option<Body>, Slot),
 }
 
 impl Outgoing {
@@ -378,12 +408,20 @@ impl Outgoing {
         match self {
             Self::Whole(bytes) if bytes.is_empty() => Some(Body::empty()),
             Self::Whole(bytes) => Some(Body::from(bytes.clone())),
-            Self::Once(body) => body.take(),
+            Self::Once(body, _) => body.take(),
         }
     }
 
     fn is_there(&self) -> bool {
-        !matches!(self, Self::Once(None))
+        !matches!(self, Self::Once(None, _))
+    }
+
+    /// The error of the body itself, if that is why it was not sent.
+    fn own_error(&self) -> Option<BoxError> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Once(_, slot) => slot.lock().take(),
+        }
     }
 }
 
@@ -433,7 +471,7 @@ impl HttpClient {
     /// Dropping the future drops the attempt that is under way, with its connection, and gives the place
     /// back.
     pub async fn get(&self, url: &str) -> Result<Response<HttpClientBody>, HttpClientError> {
-        let uri: Uri = url.parse().map_err(|_| HttpClientError::Url { url: url.to_owned() })?;
+        let uri: Uri = url.parse().map_err(|_| not_called(url))?;
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = uri;
         self.request(request).await
@@ -501,7 +539,13 @@ impl Shared {
             if attempt > 1 {
                 self.metrics.retries.increment(1);
             }
-            let result = self.attempt(&parts, body_now, &host).await;
+            let mut result = self.attempt(&parts, body_now, &host).await;
+            // Whatever the connection made of it, the host has not failed.
+            if result.is_err()
+                && let Some(error) = body.own_error()
+            {
+                result = Err(HttpClientError::RequestBody(error));
+            }
             let outcome = match &result {
                 Ok(response) => Outcome::of_response(response, SystemTime::now()),
                 Err(error) => error.outcome(),
@@ -523,7 +567,7 @@ impl Shared {
             tokio::time::sleep(wait).await;
         }
         let answer = last.expect("the first attempt was made or refused")?;
-        self.accept(answer, host, place)
+        self.accept(answer, &parts.method, host, place)
     }
 
     /// Makes one attempt.
@@ -557,11 +601,16 @@ impl Shared {
     fn accept(
         &self,
         response: Response<Incoming>,
+        method: &Method,
         host: Authority,
         place: BulkheadPermit,
     ) -> Result<Response<HttpClientBody>, HttpClientError> {
         let limit_bytes = self.options.body_max_bytes;
-        if response.body().size_hint().lower() > limit_bytes {
+        // Some answers say how long a body would be that does not come.
+        let is_empty = *method == Method::HEAD
+            || response.status() == StatusCode::NOT_MODIFIED
+            || response.body().is_end_stream();
+        if !is_empty && response.body().size_hint().lower() > limit_bytes {
             return Err(HttpClientError::BodyTooLarge { limit_bytes });
         }
         let idle = self.options.body_timeout;
@@ -581,7 +630,9 @@ impl Shared {
             let whole = whole.map_err(|error| HttpClientError::RequestBody(error.into()))?;
             return Ok(Outgoing::Whole(whole.to_bytes()));
         }
-        Ok(Outgoing::Once(Some(Body::new(body))))
+        let slot = Slot::default();
+        let body = Body::new(Sent::new(body, Arc::clone(&slot)));
+        Ok(Outgoing::Once(Some(body), slot))
     }
 
     /// The breaker of a host.
@@ -603,11 +654,28 @@ impl Shared {
 
 /// The host of a URL, with its port where it names one.
 fn authority(uri: &Uri) -> Result<Authority, HttpClientError> {
-    let none = || HttpClientError::Url { url: uri.to_string() };
-    match uri.scheme_str() {
-        Some("http" | "https") => uri.authority().cloned().ok_or_else(none),
-        _ => Err(none()),
+    let none = || not_called(&uri.to_string());
+    let authority = match uri.scheme_str() {
+        Some("http" | "https") => uri.authority().ok_or_else(none)?,
+        _ => return Err(none()),
+    };
+    match authority.as_str().rsplit_once('@') {
+        None => Ok(authority.clone()),
+        Some((_, host)) => Err(HttpClientError::UserInfo { host: host.to_owned() }),
     }
+}
+
+/// Refuses a URL, without telling what may be a user name and a password in it.
+fn not_called(url: &str) -> HttpClientError {
+    let url = match url.rsplit_once('@') {
+        None => url.to_owned(),
+        Some((before, rest)) => {
+            // Up to the last sign, for a password that is not encoded may have others in it.
+            let scheme = before.split_once("://").map(|(scheme, _)| format!("{scheme}://"));
+            format!("{}***@{rest}", scheme.unwrap_or_default())
+        }
+    };
+    HttpClientError::Url { url }
 }
 
 impl<B> Service<Request<B>> for HttpClient

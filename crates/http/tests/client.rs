@@ -2,10 +2,15 @@
 
 mod support;
 
+use std::io;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::stream;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use support::{
     eventually,
     origin::{Gate, Origin, Reply},
@@ -251,4 +256,101 @@ async fn a_client_is_a_service_and_reads_json() {
     let request = Request::get(origin.url()).body(Full::default()).expect("a request");
     let collected = perf.http_client("json").request(request).await.expect("an answer");
     assert_eq!(collected.into_body().collect().await.expect("a body").to_bytes().len(), 15);
+}
+
+#[tokio::test]
+async fn a_body_of_the_program_that_breaks_off_is_no_failure_of_the_host() {
+    let perf = perf(&[("balancer.breaker.failures", "2")]).await;
+    let origin = Origin::start(|_| Reply::ok("well")).await;
+    let client = perf.http_client("uploads");
+    for _ in 0..4 {
+        let body = [Ok(Frame::data(Bytes::from("begun"))), Err(io::Error::other("no such file"))];
+        let post = Request::post(origin.url()).body(StreamBody::new(stream::iter(body)));
+        let sent = soon("an end", client.request(post.expect("a request"))).await;
+        let error = sent.expect_err("the body broke off");
+        let HttpClientError::RequestBody(source) = &error else { panic!("{error:?}") };
+        assert_eq!((source.to_string().as_str(), error.is_unsent()), ("no such file", false));
+    }
+    assert_eq!(text(&client, &origin.url()).await.expect("the breaker is closed").1, "well");
+    let ended = [("client", "uploads"), ("status", "error")];
+    assert_eq!(counted(&perf, "http_client_requests_total", &ended), 4.0);
+}
+
+#[tokio::test]
+async fn a_url_that_is_not_called_is_told_without_what_is_secret_in_it() {
+    let perf = perf(&[]).await;
+    let origin = Origin::start(|_| Reply::ok("well")).await;
+    let client = perf.http_client("files");
+    let told = async |url: &str| {
+        let error = soon("an end", client.get(url)).await.expect_err("it is not called");
+        let shown = format!("{error} {error:?}");
+        assert!(!shown.contains("ann") && !shown.contains("secret"), "{shown}");
+        assert!(error.is_unsent(), "{error:?}");
+        error.to_string()
+    };
+    let host = origin.url().replace("http://", "");
+    for user in ["ann:secret", "ann", ":secret"] {
+        assert_eq!(
+            told(&format!("http://{user}@{host}/a")).await,
+            format!(
+                "the URL for {host} carries a user name or a password; send them in the field \
+                 Authorization"
+            )
+        );
+    }
+    for (url, shown) in [
+        ("ftp://ann:secret@shop.example/", "ftp://***@shop.example/"),
+        ("http://ann:se cret@shop.example/", "http://***@shop.example/"),
+        ("http://ann:secret/@shop.example /", "http://***@shop.example /"),
+        ("ann:secret@shop.example", "***@shop.example"),
+        ("/relative", "/relative"),
+    ] {
+        let expected = format!("\"{shown}\" is not an absolute URL of http or https");
+        assert_eq!(told(url).await, expected);
+    }
+    assert_eq!(origin.hits(), 0);
+    assert_eq!(text(&client, &format!("http://{host}/a@b")).await.expect("an answer").1, "well");
+}
+
+/// Runs as many threads at once, and returns what each came to.
+fn at_once<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let barrier = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        let one = |number| {
+            let (barrier, work) = (&barrier, &work);
+            scope.spawn(move || {
+                barrier.wait();
+                work(number)
+            })
+        };
+        let running: Vec<_> = (0..threads).map(one).collect();
+        running.into_iter().map(|it| it.join().expect("a thread ends")).collect()
+    })
+}
+
+#[tokio::test]
+async fn those_who_ask_for_a_name_at_once_get_one_client() {
+    let perf = perf(&[]).await;
+    let origin = Origin::start(|_| Reply::ok("well")).await;
+    for round in 0..20 {
+        for client in at_once(8, |_| perf.http_client(&format!("files-{round}"))) {
+            assert_eq!(text(&client, &origin.url()).await.expect("an answer").1, "well");
+        }
+        assert_eq!(origin.connections(), round + 1, "eight clients are one pool");
+    }
+}
+
+#[tokio::test]
+async fn a_client_with_options_is_not_replaced_by_one_without() {
+    let perf = perf(&[]).await;
+    let options = HttpClientOptions { attempts: 7, ..HttpClientOptions::default() };
+    for round in 0..50 {
+        let name = format!("files-{round}");
+        at_once(4, |number| match number {
+            0 => perf.http_client_with(&name, options),
+            _ => perf.http_client(&name),
+        });
+        let kept = format!("{:?}", perf.http_client(&name));
+        assert!(kept.contains("attempts: 7,"), "round {round}: {kept}");
+    }
 }
