@@ -1,4 +1,4 @@
-//! The admin API of a running accelerator, as the commands ask it.
+//! The admin API of a running accelerator, or of a service that serves it, as the commands ask it.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -26,7 +26,10 @@ pub(crate) struct AdminArgs {
 /// Why the admin API did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdminError {
-    #[error("no accelerator answers on {0}; is `ultra-perf serve` running there?")]
+    #[error(
+        "no accelerator answers on {0}; is `ultra-perf serve`, or a service with an `AdminServer`, running \
+         there?"
+    )]
     Connect(SocketAddr, #[source] std::io::Error),
     #[error("the accelerator's answer could not be read")]
     Http(#[from] hyper::Error),

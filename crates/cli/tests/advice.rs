@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{Accelerator, Backend, LARGE_BYTES, PATIENCE, run, text};
+use ultra_perf::UltraPerf;
+use ultra_perf::monitor::MonitorBuilder;
+use ultra_perf::monitor::advice::{Action, Category, Finding, Priority};
+use ultra_perf_http::AdminServer;
 
 /// Runs a command against an accelerator.
 fn command(directory: &Path, accelerator: &Accelerator, args: &[&str]) -> Output {
@@ -175,4 +179,54 @@ fn a_cache_that_is_too_small_gets_advice_that_is_applied_and_undone() {
     assert_eq!(capacity(), before);
     let changes = accelerator.admin_get("/config/changes");
     assert_eq!(changes["total_changes"], 2, "{changes:#}");
+}
+
+#[test]
+fn a_service_that_has_no_accelerator_is_steered_by_the_same_commands() {
+    const ID: &str = "made.ttl";
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (perf, admin) = runtime.block_on(async {
+        let builder = UltraPerf::builder()
+            .set("server.admin", "127.0.0.1:0")
+            .set("cache.disk.enabled", "false")
+            .set("cache.ttl", "1h")
+            .set("monitor.history.enabled", "false")
+            .set("advice.every", "1s")
+            .monitor(MonitorBuilder::without_generic_advice);
+        let perf = builder.build().await.unwrap();
+        perf.monitor().unwrap().add_advice_rule(ID, |_| {
+            let finding = Finding::advice(
+                Category::Cache,
+                Priority::High,
+                "Half is missed",
+                "Keep it longer",
+            );
+            vec![Finding { action: Some(Action::set("cache.ttl", "1h", "2h")), ..finding }]
+        });
+        let admin = AdminServer::start(&perf).await.unwrap();
+        (perf, admin)
+    });
+    let address = admin.addr().to_string();
+    let command = |args: &[&str]| run(directory.path(), &[args, &["--admin", &address]].concat());
+    let ttl = || perf.config().cache.ttl.as_secs();
+    let deadline = Instant::now() + PATIENCE;
+    while !text(&command(&["recommend"]).stdout).contains(ID) {
+        assert!(Instant::now() < deadline, "it has no advice");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let shown = text(&command(&["apply", ID]).stdout);
+    assert!(shown.contains("cache.ttl  1h -> 2h") && shown.contains("--yes"), "{shown}");
+    assert_eq!(ttl(), 3_600);
+    let applied = json(&command(&["apply", ID, "--yes", "--json"]));
+    assert_eq!((&applied["version"], ttl()), (&1.into(), 7_200), "{applied:#}");
+    let undone = text(&command(&["undo", ID]).stdout);
+    assert!(undone.contains("2h -> 1h") && ttl() == 3_600, "{undone}");
+    assert_eq!(json(&command(&["apply", "cache.ttl=10m", "--yes", "--json"]))["version"], 3);
+    assert_eq!(ttl(), 600);
+    assert!(command(&["undo", "3"]).status.success() && ttl() == 3_600);
+
+    let purged = command(&["purge", "http://shop/"]);
+    assert_eq!(purged.status.code(), Some(1));
+    assert!(text(&purged.stderr).contains("come with an accelerator"), "{purged:?}");
 }

@@ -1,7 +1,11 @@
-//! The admin API: what the accelerator is doing, and the handles to its cache.
+//! The admin API: what a handle's parts and the accelerator are doing, and the ways to steer them.
+//!
+//! A handle has its part of the routes also without an accelerator: [`admin()`]. What is about the cache of
+//! answers, the backends and the requests comes with the accelerator.
 //!
 //! Every request passes these checks in this order: its Host names this machine's loopback (a page
-//! elsewhere that points a name at 127.0.0.1 is refused), the path exists, the method fits, a body is
+//! elsewhere that points a name at 127.0.0.1 is refused), a browser does not send it for a page from
+//! elsewhere (an `<img>` could start a profile), the path exists, the method fits, a body is
 //! `application/json` (which no cross-site form can send). No GET changes anything. Errors are
 //! problem documents of RFC 9457.
 
@@ -10,10 +14,10 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use axum::{Json, Router};
 use http_body_util::LengthLimitError;
 use serde::{Deserialize, Serialize};
@@ -48,11 +52,48 @@ mod monitor;
 mod profile;
 mod scheduler;
 
-type Shared = State<Arc<Admin>>;
+/// What the routes of a handle have.
+type Shared = State<UltraPerf>;
+/// What those of the accelerator have.
+type Accelerated = State<Arc<Admin>>;
 
-/// The routes, under `/performance`.
+/// Returns the routes that show and steer a handle, under `/performance`, as an axum router.
+///
+/// They are the part of the admin API that needs no accelerator: metrics and their history, alerts, the
+/// score, recommendations with apply, undo and dismiss, the configuration and its changes, memory, the
+/// scheduler, profiles. [`AdminServer`](crate::AdminServer) serves them on the address that the
+/// configuration names, which is what most services want.
+///
+/// Whoever reaches them steers the handle, without a password. Requests have to name a loopback host, and
+/// those that a browser sends for a page from elsewhere are refused; neither keeps out who writes requests by
+/// hand, so serve them where only this machine gets: a port on the loopback, or a Unix socket.
+///
+/// # Examples
+///
+/// ```
+/// use ultra_perf::UltraPerf;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let perf = UltraPerf::builder().set("monitor.history.enabled", "false").build().await?;
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+/// let admin = ultra_perf_http::admin(&perf);
+/// tokio::spawn(async move { axum::serve(listener, admin).await });
+/// # Ok(())
+/// # }
+/// ```
+pub fn admin(perf: &UltraPerf) -> Router {
+    let routes = routes().route("/health", get(handle_health)).with_state(perf.clone());
+    nested(
+        routes,
+        "There is nothing at this path; stats, cache and balancer come with an accelerator.",
+    )
+}
+
+/// The routes of the accelerator and of its handle, under `/performance`.
 pub(crate) fn router(admin: Arc<Admin>) -> Router {
-    let routes = Router::new()
+    let perf = admin.perf.clone();
+    let own = Router::new()
         .route("/health", get(health))
         .route("/stats", get(stats))
         .route("/cache/stats", get(cache_stats))
@@ -64,6 +105,13 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/balancer/restore", post(balancer::restore))
         .route("/balancer/drain", post(balancer::drain))
         .route("/balancer/weight", post(balancer::weight))
+        .with_state(admin);
+    nested(own.merge(routes().with_state(perf)), NOTHING)
+}
+
+/// The routes of a handle.
+fn routes() -> Router<UltraPerf> {
+    Router::new()
         .route("/memory/stats", get(memory::stats))
         .route("/memory/usage", get(memory::usage))
         .route("/memory/cleanup", post(memory::cleanup))
@@ -92,17 +140,26 @@ pub(crate) fn router(admin: Arc<Admin>) -> Router {
         .route("/config/schema", get(config::schema))
         .route("/config/changes", get(config::changes))
         .route("/profile", get(profile::take))
-        .route("/score", get(advice::score));
-    Router::new()
-        .nest("/performance", routes)
-        .fallback(|| async {
-            Problem::new(StatusCode::NOT_FOUND, "There is nothing at this path.")
-        })
+        .route("/score", get(advice::score))
+}
+
+const NOTHING: &str = "There is nothing at this path.";
+
+/// Puts routes under `/performance` and a guard before them, and nothing beside: the router can be merged.
+fn nested(routes: Router, nothing: &'static str) -> Router {
+    let routes = routes
+        .fallback(move || async move { Problem::new(StatusCode::NOT_FOUND, nothing) })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "The path does not take this method.")
         })
-        .layer(from_fn(only_local_hosts))
-        .with_state(admin)
+        .layer(from_fn(guard));
+    Router::new().nest("/performance", routes)
+}
+
+/// Routes that have an address to themselves: what is at no path is a problem document too.
+pub(crate) fn alone(routes: Router) -> Router {
+    let nothing = any(|| async { Problem::new(StatusCode::NOT_FOUND, NOTHING) });
+    routes.fallback_service(nothing.layer(from_fn(guard)).with_state(()))
 }
 
 /// An error for the client.
@@ -141,17 +198,40 @@ fn api() -> String {
     "the admin API".to_owned()
 }
 
-async fn only_local_hosts(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    if host.is_some_and(is_loopback) {
-        let mut response = next.run(request).await;
-        let headers = response.headers_mut();
-        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        return response;
+/// Lets requests through that name this machine and that no page from elsewhere has made.
+async fn guard(request: Request, next: Next) -> Response {
+    if !names_this_machine(&request) {
+        let detail = "The Host field must name this machine: localhost, 127.0.0.1 or [::1].";
+        return Problem::new(StatusCode::MISDIRECTED_REQUEST, detail).into_response();
     }
-    let detail = "The Host field must name this machine: localhost, 127.0.0.1 or [::1].";
-    Problem::new(StatusCode::MISDIRECTED_REQUEST, detail).into_response()
+    if !request.headers().get_all(SEC_FETCH_SITE).iter().all(is_own_page) {
+        let detail =
+            "A page from elsewhere has made the browser send this; open the address itself.";
+        return Problem::new(StatusCode::FORBIDDEN, detail).into_response();
+    }
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Who made a browser send a request; other programs do not say.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Whether it was a page of this address, or somebody who entered the address. Another port of this
+/// machine is `same-site`, and somebody else's program.
+fn is_own_page(site: &HeaderValue) -> bool {
+    [&b"same-origin"[..], b"none"].contains(&site.as_bytes())
+}
+
+/// Whether a request names this machine, in its target or in Host, and nothing else.
+fn names_this_machine(request: &Request) -> bool {
+    let target = request.uri().authority().map(http::uri::Authority::as_str);
+    let fields = request.headers().get_all(header::HOST);
+    let fields = fields.iter().map(|host| host.to_str().unwrap_or_default());
+    let mut names = target.into_iter().chain(fields).peekable();
+    names.peek().is_some() && names.all(is_loopback)
 }
 
 /// Whether a Host field names this machine itself.
@@ -171,18 +251,27 @@ fn rfc3339(now: OffsetDateTime) -> String {
     now.format(&Rfc3339).unwrap_or_default()
 }
 
-async fn health(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let machine = read_machine(&admin).await?;
+async fn health(State(admin): Accelerated) -> Result<Json<Value>, Problem> {
+    healthy(&admin.perf, admin.accelerator.store().is_some()).await
+}
+
+/// A handle optimizes as soon as one of its caches is open.
+async fn handle_health(State(perf): Shared) -> Result<Json<Value>, Problem> {
+    healthy(&perf, !perf.caches().is_empty()).await
+}
+
+async fn healthy(perf: &UltraPerf, optimizer_running: bool) -> Result<Json<Value>, Problem> {
+    let machine = read_machine(perf).await?;
     Ok(Json(json!({
         "status": "healthy",
         "timestamp": timestamp(),
-        "optimizer_running": admin.accelerator.store().is_some(),
+        "optimizer_running": optimizer_running,
         "system_resources": machine.system,
     })))
 }
 
-async fn read_machine(admin: &Arc<Admin>) -> Result<Machine, Problem> {
-    let perf = admin.perf.clone();
+async fn read_machine(perf: &UltraPerf) -> Result<Machine, Problem> {
+    let perf = perf.clone();
     // Reading may ask the disk tier for its size.
     let read = tokio::task::spawn_blocking(move || Machine::of(&perf.snapshot())).await;
     read.map_err(|_| unreadable())
@@ -192,8 +281,8 @@ fn unreadable() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "The figures could not be read.")
 }
 
-async fn stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let memory = read_machine(&admin).await?.process;
+async fn stats(State(admin): Accelerated) -> Result<Json<Value>, Problem> {
+    let memory = read_machine(&admin.perf).await?.process;
     let cache = admin.accelerator.store().map(|store| store.cache.stats());
     let upstream = admin.accelerator.backends().upstream_stats();
     let queue = admin.accelerator.backends().balancer().stats();
@@ -242,7 +331,7 @@ fn tier_name(level: &str) -> &'static str {
     }
 }
 
-async fn cache_stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
+async fn cache_stats(State(admin): Accelerated) -> Result<Json<Value>, Problem> {
     let store = admin.accelerator.store().ok_or_else(no_cache)?;
     let stats = store.cache.stats();
     let levels: serde_json::Map<_, _> = levels(&stats)
@@ -353,7 +442,7 @@ impl Level {
 }
 
 async fn manage(
-    State(admin): Shared,
+    State(admin): Accelerated,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -397,7 +486,7 @@ async fn manage(
 }
 
 /// Which policy memory runs, how its rivals do on the sample, and what other capacities would hit.
-async fn policy(State(admin): Shared) -> Result<Json<Value>, Problem> {
+async fn policy(State(admin): Accelerated) -> Result<Json<Value>, Problem> {
     let store = admin.accelerator.store().ok_or_else(no_cache)?;
     let report = store.cache.policy_report().ok_or_else(fixed_engine)?;
     let candidate = |it: &CandidateReport| {
@@ -454,7 +543,7 @@ struct SetPolicy {
 }
 
 async fn set_policy(
-    State(admin): Shared,
+    State(admin): Accelerated,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -487,7 +576,7 @@ struct Purge {
 }
 
 async fn purge(
-    State(admin): Shared,
+    State(admin): Accelerated,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -586,8 +675,8 @@ fn is_too_long(error: &axum::Error) -> bool {
     std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<LengthLimitError>)
 }
 
-async fn metrics(State(admin): Shared, headers: HeaderMap) -> Response {
-    exposition(admin.perf.clone(), headers).await
+async fn metrics(State(perf): Shared, headers: HeaderMap) -> Response {
+    exposition(perf, headers).await
 }
 
 /// The metrics alone, for a scraper that must not reach the rest.

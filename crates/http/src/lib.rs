@@ -7,7 +7,8 @@
 //! the next hop; [`tunnel`] joins two sides that have left HTTP.
 //!
 //! For services in this process: [`layers()`] goes around their routes, [`ResponseCacheLayer`] is the
-//! accelerator's cache alone, and [`HttpClients`] gives a handle clients that call others.
+//! accelerator's cache alone, [`HttpClients`] gives a handle clients that call others, and [`AdminServer`]
+//! lets people and programs see and steer the handle.
 #![forbid(unsafe_code)]
 
 mod accelerator;
@@ -38,7 +39,8 @@ pub mod tunnel;
 pub mod upstream;
 mod watch;
 
+pub use admin::admin;
 pub use client::{HttpClient, HttpClientBody, HttpClientError, HttpClientOptions, HttpClients};
 pub use layers::{Layered, LayeredFuture, Layers, ResponseCacheLayer, ResponseCached, layers};
-pub use serve::{Server, StartError, Stopped};
+pub use serve::{AdminServer, Server, StartError, Stopped};
 pub use traffic::TrafficStats;

@@ -1,4 +1,4 @@
-//! Puts the accelerator together as the configuration says, and runs it with its admin API.
+//! Puts the accelerator together as the configuration says, and runs it with its admin API; or that alone.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ const BALANCER_NAME: &str = "backends";
 /// Longest time for what is left when the server has stopped, such as alerts on their way; these are sent
 /// after the next start.
 const PARTS_DEADLINE: Duration = Duration::from_secs(3);
+/// Longest time for requests of the admin API that are under way when it stops.
+const ADMIN_GRACE: Duration = Duration::from_secs(1);
 
 /// A running accelerator with its admin API.
 ///
@@ -59,8 +61,7 @@ const PARTS_DEADLINE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Server {
     proxy: server::Server,
-    admin: server::Server,
-    metrics: Option<server::Server>,
+    admin: AdminServer,
     running: Running,
     /// Takes the connections out of the guard's registry when the server goes.
     _reclaimed: Option<Registration>,
@@ -247,16 +248,10 @@ impl Server {
             max_head_bytes: config.server.max_header_bytes.as_usize(),
             ..ServerLimits::default()
         };
-        let few = ServerLimits { max_connections: 64, ..ServerLimits::default() };
         let admin = Arc::new(Admin { accelerator: accelerator.clone(), perf: perf.clone() });
-        let admin = serving(admin::router(admin));
-        let metrics = listeners.metrics.map(|listener| {
-            listener.start(serving(admin::metrics_router(perf.clone())), few.clone())
-        });
         Ok(Self {
             proxy: listeners.proxy.start(accelerator, limits)?,
-            admin: listeners.admin.start(admin, few)?,
-            metrics: metrics.transpose()?,
+            admin: listeners.admin.start(perf, admin::router(admin))?,
             running,
             _reclaimed: reclaimed.transpose()?,
             reported,
@@ -274,13 +269,13 @@ impl Server {
     /// Returns the address of the admin API.
     #[must_use]
     pub fn admin_addr(&self) -> SocketAddr {
-        self.admin.local_addr()
+        self.admin.addr()
     }
 
     /// Returns the address that serves only metrics, where `server.metrics_listen` names one.
     #[must_use]
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
-        self.metrics.as_ref().map(server::Server::local_addr)
+        self.admin.metrics_addr()
     }
 
     /// Returns the handle over the parts.
@@ -300,10 +295,7 @@ impl Server {
         let drained = self.proxy.shutdown(grace).await;
         let Running(accelerator) = &self.running;
         accelerator.close().await;
-        self.admin.shutdown(Duration::from_secs(1)).await;
-        if let Some(metrics) = &self.metrics {
-            metrics.shutdown(Duration::from_secs(1)).await;
-        }
+        self.admin.shutdown().await;
         if let Some(store) = accelerator.store() {
             store.cache.close().await;
         }
@@ -318,11 +310,81 @@ impl Server {
     }
 }
 
+/// The admin API of a handle on its address, for a service without an accelerator; dropped, it stops.
+///
+/// It listens on `server.admin`, a loopback address, and serves metrics alone on `server.metrics_listen`
+/// where that names one. Metrics and their history, alerts, the score, recommendations, the configuration,
+/// memory, the scheduler and profiles are there; `ultra-perf recommend`, `apply` and `undo` work against it.
+/// With an accelerator in the same program, [`Server::start_on`] has all of this and its own in one.
+///
+/// # Examples
+///
+/// ```
+/// use ultra_perf::UltraPerf;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let perf = UltraPerf::builder().set("monitor.history.enabled", "false")
+///     .set("server.admin", "127.0.0.1:0").build().await?;
+/// let admin = ultra_perf_http::AdminServer::start(&perf).await?;
+/// println!("ultra-perf recommend --admin {}", admin.addr());
+/// admin.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "it stops when it is dropped"]
+pub struct AdminServer {
+    admin: server::Server,
+    metrics: Option<server::Server>,
+}
+
+impl AdminServer {
+    /// Serves [`admin()`](crate::admin()) with the parts of a handle, which goes on when it has stopped.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Listen`] when an address is taken, by the accelerator of the same handle say.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn start(perf: &UltraPerf) -> Result<Self, StartError> {
+        let listeners = AdminListeners::bind(&perf.config()).await?;
+        listeners.start(perf, admin::admin(perf))
+    }
+
+    /// Returns its address.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.admin.local_addr()
+    }
+
+    /// Returns the address that serves only metrics, where `server.metrics_listen` names one.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(server::Server::local_addr)
+    }
+
+    /// Stops accepting, and lets what is under way end for at most a second.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it cuts what is under way.
+    pub async fn shutdown(self) {
+        let metrics = async {
+            if let Some(metrics) = &self.metrics {
+                metrics.shutdown(ADMIN_GRACE).await;
+            }
+        };
+        tokio::join!(self.admin.shutdown(ADMIN_GRACE), metrics);
+    }
+}
+
 /// The addresses, before anything else is begun.
 struct Listeners {
     proxy: Listening,
-    admin: Listening,
-    metrics: Option<Listening>,
+    admin: AdminListeners,
 }
 
 impl Listeners {
@@ -332,11 +394,36 @@ impl Listeners {
         }
         Ok(Self {
             proxy: Listening::bind("server.listen", config.server.listen).await?,
+            admin: AdminListeners::bind(config).await?,
+        })
+    }
+}
+
+/// The addresses of the admin API.
+struct AdminListeners {
+    admin: Listening,
+    metrics: Option<Listening>,
+}
+
+impl AdminListeners {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        Ok(Self {
             admin: Listening::bind("server.admin", config.server.admin).await?,
             metrics: match config.server.metrics_listen {
                 Some(address) => Some(Listening::bind("server.metrics_listen", address).await?),
                 None => None,
             },
+        })
+    }
+
+    fn start(self, perf: &UltraPerf, routes: Router) -> Result<AdminServer, StartError> {
+        let few = ServerLimits { max_connections: 64, ..ServerLimits::default() };
+        let metrics = self.metrics.map(|listener| {
+            listener.start(serving(admin::metrics_router(perf.clone())), few.clone())
+        });
+        Ok(AdminServer {
+            metrics: metrics.transpose()?,
+            admin: self.admin.start(serving(admin::alone(routes)), few)?,
         })
     }
 }

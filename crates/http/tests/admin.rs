@@ -472,6 +472,30 @@ async fn only_requests_to_this_machine_by_its_own_name_are_answered() {
 }
 
 #[tokio::test]
+async fn a_page_from_elsewhere_cannot_make_a_browser_ask() {
+    let origin = origin().await;
+    let proxy = Accelerated::with(&origin.url(), &[("monitor.profiling", "true")]).await;
+    for (site, status) in
+        [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]
+    {
+        let fields = [("Sec-Fetch-Site", site)];
+        let text = request("GET", "/performance/health", "localhost", &fields, "");
+        let answer = raw(&proxy, &text).await;
+        assert_eq!(answer.status, status, "{site}");
+        if status == 403 {
+            problem(&answer);
+        }
+        // Whatever the path is; what would start a profile starts none.
+        for target in ["/performance/profile?seconds=60", "/performance/nothing", "/nothing"] {
+            let text = request("GET", target, "localhost", &fields, "");
+            if status == 403 {
+                assert_eq!(raw(&proxy, &text).await.status, status, "{site} {target}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_a_request_is_said_in_a_problem_document() {
     let origin = origin().await;
     let proxy = Accelerated::to(&origin).await;

@@ -1,4 +1,4 @@
-//! The accelerator inside a program that has a handle of its own: shared parts, and advice acted on.
+//! A program that has a handle of its own: with the accelerator inside it, and steered without one.
 
 #[path = "support/accelerator.rs"]
 mod accelerator;
@@ -6,29 +6,51 @@ mod support;
 
 use std::time::Duration;
 
-use accelerator::{Accelerated, outcome};
+use accelerator::{Accelerated, outcome, request};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, Request, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::get;
 use serde_json::{Value, json};
+use support::client::{Answer, RawClient};
 use support::origin::{Origin, Reply};
-use ultra_perf::monitor::MonitorBuilder;
-use ultra_perf::monitor::advice::{Action, AdviceContext, AdviceRule, Category, Finding, Priority};
+use tower::ServiceExt as _;
+use ultra_perf::monitor::advice::{
+    Action, Actuator, ActuatorError, AdviceContext, AdviceRule, Category, Finding, Priority,
+};
+use ultra_perf::monitor::{MonitorBuilder, negotiate};
 use ultra_perf::{UltraPerf, config::ConfigLoader};
+use ultra_perf_http::{AdminServer, admin, layers};
 
+/// A handle for an accelerator in front of an origin.
 async fn handle(
     origin: &Origin,
     monitor: impl FnOnce(MonitorBuilder) -> MonitorBuilder + Send + 'static,
 ) -> UltraPerf {
-    let config = [
-        ("server.to", origin.url().as_str()),
-        ("server.listen", "127.0.0.1:0"),
+    let keys = [("server.to", origin.url()), ("server.listen", "127.0.0.1:0".to_owned())];
+    handle_with(&keys, monitor).await
+}
+
+async fn handle_with(
+    keys: &[(&str, String)],
+    monitor: impl FnOnce(MonitorBuilder) -> MonitorBuilder + Send + 'static,
+) -> UltraPerf {
+    let quiet = [
         ("server.admin", "127.0.0.1:0"),
         ("cache.disk.enabled", "false"),
         ("cache.ttl", "1h"),
         ("monitor.history.enabled", "false"),
     ]
-    .into_iter()
-    .fold(ConfigLoader::new(), |loader, (key, value)| loader.set(key, value, "the test"))
-    .load()
-    .expect("a configuration");
+    .map(|(key, value)| (key, value.to_owned()));
+    let config = quiet
+        .iter()
+        .chain(keys)
+        .fold(ConfigLoader::new(), |loader, (key, value)| loader.set(*key, value, "the test"))
+        .load()
+        .expect("a configuration");
     UltraPerf::builder().config(config).monitor(monitor).build().await.expect("a handle")
 }
 
@@ -92,19 +114,20 @@ fn finding(subject: &str, action: Option<Action>) -> Finding {
     }
 }
 
-/// An accelerator with three recommendations: one to apply, one for people, one that is refused.
-async fn advised(origin: &Origin) -> Accelerated {
+/// Three recommendations: one to apply, one for people, one that is refused.
+fn advising(monitor: MonitorBuilder) -> MonitorBuilder {
     let ttl = finding("users:eu/1", Some(Action::set("cache.ttl", "1h", "2h")));
     let refused = finding("all", Some(Action::set("cache.ttl", "1h", "never")));
-    let perf = handle(origin, |monitor| {
-        monitor
-            .without_generic_advice()
-            .advice_rule(Always("made.ttl", ttl))
-            .advice_rule(Always("other.ttl", refused))
-            .advice_rule(Always("people.act", finding("", None)))
-    })
-    .await;
-    let proxy = Accelerated::on(&perf).await;
+    monitor
+        .without_generic_advice()
+        .advice_rule(Always("made.ttl", ttl))
+        .advice_rule(Always("other.ttl", refused))
+        .advice_rule(Always("people.act", finding("", None)))
+}
+
+/// An accelerator with three recommendations.
+async fn advised(origin: &Origin) -> Accelerated {
+    let proxy = Accelerated::on(&handle(origin, advising).await).await;
     support::until("three recommendations", async || {
         let (_, answer) = proxy.admin("GET", "/recommendations", "").await;
         let list = answer["recommendations"].as_array().expect("a list");
@@ -202,4 +225,204 @@ async fn a_dismissed_recommendation_tells_until_when_and_why() {
     assert!(one["until_ms"].as_i64() > one["opened_ms"].as_i64(), "{one}");
     let (_, open) = proxy.admin("GET", "/recommendations?state=open", "").await;
     assert_eq!(open["total_recommendations"], json!(2));
+}
+
+/// Makes a change of its own before each that advice makes.
+struct Busy(UltraPerf);
+
+impl Actuator for Busy {
+    fn apply(&self, path: &str, value: &Value) -> Result<(), ActuatorError> {
+        let choices = self.0.version() + 2;
+        let apply = |setting: (&str, Value), by| {
+            self.0.apply([setting], by).map_err(|error| ActuatorError(error.to_string()))
+        };
+        apply(("balancer.choices", json!(choices)), "bob")?;
+        apply((path, value.clone()), "advice").map(drop)
+    }
+}
+
+#[tokio::test]
+async fn what_is_told_of_a_recommendation_is_its_own_change_and_nobody_elses() {
+    let origin = origin().await;
+    let proxy = advised(&origin).await;
+    proxy.perf().monitor().expect("it is watched").set_actuator(Busy(proxy.perf().clone()));
+    for (action, version) in [("apply", 2), ("undo", 4)] {
+        let path = format!("/recommendations/{ID}/{action}");
+        let (status, answer) = proxy.admin("POST", &path, "{}").await;
+        let told = (&answer["version"], &answer["by"], &answer["differences"][0]["key"]);
+        assert_eq!(told, (&json!(version), &json!("advice"), &json!("cache.ttl")), "{answer}");
+        assert_eq!((status, answer["differences"].as_array().map(Vec::len)), (200, Some(1)));
+    }
+    let (_, changes) = proxy.admin("GET", "/config/changes", "").await;
+    assert_eq!(changes["total_changes"], json!(4));
+}
+
+/// A page of metrics among the routes of a service.
+async fn metrics(State(perf): State<UltraPerf>, headers: HeaderMap) -> impl IntoResponse {
+    let format = negotiate(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
+    ([(CONTENT_TYPE, format.content_type())], perf.render(format).to_vec())
+}
+
+/// A service of its own with layers around it, and the admin API of its handle.
+struct Steered {
+    perf: UltraPerf,
+    admin: AdminServer,
+    app: Router,
+}
+
+impl Steered {
+    async fn start(keys: &[(&str, String)]) -> Self {
+        let perf = handle_with(keys, advising).await;
+        let admin = AdminServer::start(&perf).await.expect("a server without a backend");
+        let app = Router::new()
+            .route("/users/{id}", get(async || "Ada"))
+            .layer(layers(&perf))
+            .route("/metrics", get(metrics))
+            .with_state(perf.clone());
+        let steered = Self { perf, admin, app };
+        support::until("three recommendations", async || {
+            steered.ask("GET", "/recommendations", "").await.1["total_recommendations"] == json!(3)
+        })
+        .await;
+        steered
+    }
+
+    /// Asks the admin API, with a body of JSON where there is one.
+    async fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let kind = [("Content-Type", "application/json")];
+        let target = format!("/performance{path}");
+        let answer = self.raw(&request(method, &target, "localhost", &kind, body)).await;
+        let json = serde_json::from_slice(&answer.body);
+        (answer.status, json.unwrap_or_else(|_| panic!("JSON from {path}: {answer:?}")))
+    }
+
+    async fn raw(&self, text: &str) -> Answer {
+        let mut client = RawClient::connect(self.admin.addr()).await;
+        client.send(text).await;
+        client.answer().await.expect("an answer")
+    }
+}
+
+#[tokio::test]
+async fn a_service_without_an_accelerator_is_steered_like_one() {
+    let service = Steered::start(&[]).await;
+    let ttl = || service.perf.config().cache.ttl;
+    let (hour, two) = (Duration::from_secs(3_600), Duration::from_secs(7_200));
+
+    let apply = format!("/recommendations/{ID}/apply");
+    let (status, tried) = service.ask("POST", &format!("{apply}?dry_run=true"), "{}").await;
+    assert_eq!((status, &tried["differences"][0]["to"], ttl()), (200, &json!("2h"), hour));
+    let (status, applied) = service.ask("POST", &apply, r#"{"by": "ann"}"#).await;
+    assert_eq!((status, &applied["version"], ttl()), (200, &json!(1), two), "{applied}");
+    let undo = format!("/recommendations/{ID}/undo");
+    let (status, undone) = service.ask("POST", &undo, "{}").await;
+    assert_eq!((status, &undone["undone"], ttl()), (200, &json!("made.ttl:users:eu/1"), hour));
+    let dismiss = "/recommendations/people.act/dismiss";
+    assert_eq!(service.ask("POST", dismiss, r#"{"time": "24h"}"#).await.0, 200);
+    let (_, open) = service.ask("GET", "/recommendations?state=open", "").await;
+    assert_eq!(open["total_recommendations"], json!(1), "{open}");
+
+    let body = r#"{"cache_ttl": 600}"#;
+    let (status, tried) = service.ask("PUT", "/config?dry_run=true", body).await;
+    assert_eq!((status, &tried["differences"][0]["to"], ttl()), (200, &json!("10m"), hour));
+    let (status, set) = service.ask("PUT", "/config?by=ann", body).await;
+    assert_eq!((status, &set["version"], &set["by"]), (200, &json!(3), &json!("ann")), "{set}");
+    assert_eq!(ttl(), Duration::from_secs(600));
+    assert_eq!(service.ask("POST", "/config/undo", r#"{"version": 3}"#).await.0, 200);
+    let (_, changes) = service.ask("GET", "/config/changes", "").await;
+    assert_eq!((&changes["total_changes"], ttl()), (&json!(4), hour), "{changes}");
+    let (status, refused) = service.ask("PUT", "/config", r#"{"cache.tttl": 600}"#).await;
+    assert_eq!((status, refused["problems"].as_array().map(Vec::len)), (422, Some(1)));
+    service.admin.shutdown().await;
+    assert_eq!(service.perf.version(), 4, "the handle goes on");
+}
+
+#[tokio::test]
+async fn a_service_without_an_accelerator_shows_what_it_does() {
+    let listen = [("server.metrics_listen", "127.0.0.1:0".to_owned())];
+    let service = Steered::start(&listen).await;
+    for _ in 0..2 {
+        let asked = Request::get("/users/7").header("host", "shop").body(Body::empty());
+        let answer = service.app.clone().oneshot(asked.expect("a request")).await;
+        assert_eq!(answer.expect("an answer").status(), StatusCode::OK);
+    }
+    let metrics_addr = service.admin.metrics_addr().expect("an address for metrics alone");
+    support::until("the requests in the metrics", async || {
+        let target = |path| request("GET", path, "localhost", &[], "");
+        let admin = service.raw(&target("/performance/metrics")).await;
+        let mut scraper = RawClient::connect(metrics_addr).await;
+        let alone = scraper.get("/metrics").await;
+        let told = |answer: &Answer| {
+            answer.text().contains("http_requests_total") && answer.text().contains("/users/{id}")
+        };
+        told(&admin) && told(&alone)
+    })
+    .await;
+    let asked = Request::get("/metrics").header("accept", "application/openmetrics-text");
+    let page = service.app.clone().oneshot(asked.body(Body::empty()).expect("a request")).await;
+    let page = page.expect("an answer");
+    let kind = page.headers()[CONTENT_TYPE].to_str().expect("text").to_owned();
+    let body = axum::body::to_bytes(page.into_body(), 1 << 20).await.expect("a page");
+    assert!(
+        kind.starts_with("application/openmetrics-text") && body.ends_with(b"# EOF\n"),
+        "{kind}"
+    );
+    let (status, health) = service.ask("GET", "/health", "").await;
+    assert_eq!((status, &health["optimizer_running"]), (200, &json!(true)), "{health}");
+    for (path, field) in [
+        ("/config", "settings"),
+        ("/score", "parts"),
+        ("/alerts", "alerts"),
+        ("/memory/stats", "pressure"),
+        ("/scheduler/stats", "lanes"),
+        ("/metrics/history?hours=1", "points"),
+    ] {
+        let (status, answer) = service.ask("GET", path, "").await;
+        assert!(status == 200 && !answer[field].is_null(), "{path}: {status} {answer}");
+    }
+
+    // What is about an accelerator says so, and the guard is before all of it.
+    let (status, answer) = service.ask("GET", "/cache/stats", "").await;
+    let detail = answer["detail"].as_str().expect("text");
+    assert!(status == 404 && detail.contains("come with an accelerator"), "{answer}");
+    for target in ["/performance/health", "/performance/nothing", "/nothing"] {
+        let text = request("GET", target, "evil.example", &[], "");
+        assert_eq!(service.raw(&text).await.status, 421, "{target}");
+        let text = request("GET", target, "localhost", &[("Sec-Fetch-Site", "cross-site")], "");
+        assert_eq!(service.raw(&text).await.status, 403, "{target}");
+    }
+}
+
+#[tokio::test]
+async fn the_admin_routes_leave_the_rest_of_a_router_alone() {
+    let perf = handle_with(&[], |monitor| monitor).await;
+    let app = Router::new()
+        .route("/users/{id}", get(async || "Ada"))
+        .fallback(async || (StatusCode::IM_A_TEAPOT, "nothing"))
+        .merge(admin(&perf));
+    let status = async |target: &str, host: Option<&str>| {
+        let asked = Request::get(target);
+        let asked = host.into_iter().fold(asked, |asked, host| asked.header("host", host));
+        let asked = asked.body(Body::empty()).expect("a request");
+        app.clone().oneshot(asked).await.expect("an answer").status().as_u16()
+    };
+    for (target, host, expected) in [
+        ("/users/7", Some("shop.example"), 200),
+        ("/nothing", Some("shop.example"), 418),
+        ("/performance/config", Some("localhost"), 200),
+        ("/performance/config", Some("shop.example"), 421),
+        ("/performance/config", None, 421),
+        ("/performance/nothing", Some("localhost"), 404),
+        // As HTTP/2 names the host, and as a request to a proxy does.
+        ("http://localhost/performance/config", None, 200),
+        ("http://shop.example/performance/config", None, 421),
+        ("http://shop.example/performance/config", Some("localhost"), 421),
+    ] {
+        assert_eq!(status(target, host).await, expected, "{target} {host:?}");
+    }
+    let taken = AdminServer::start(&perf).await.expect("a server");
+    let again = [("server.admin", taken.addr().to_string())];
+    let error = AdminServer::start(&handle_with(&again, |monitor| monitor).await).await;
+    let error = error.expect_err("the address is taken").to_string();
+    assert_eq!(error, format!("cannot listen on {} (server.admin)", taken.addr()));
 }

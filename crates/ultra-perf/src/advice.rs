@@ -32,7 +32,7 @@ mod lanes;
 mod memory;
 
 /// By whom a change is, that advice has made.
-const BY: &str = "advice";
+pub(crate) const BY: &str = "advice";
 
 /// Describes what looks for advice, as `advice` says, and changes settings where that is wanted.
 pub(crate) fn into_monitor(

@@ -38,6 +38,15 @@ pub struct Applied {
     pub settings: BTreeMap<String, Value>,
 }
 
+impl Applied {
+    /// Returns whether it is the change of a recommendation, applied or undone.
+    #[cfg(feature = "monitor")]
+    #[must_use]
+    pub fn is_advice(&self) -> bool {
+        self.by == crate::advice::BY
+    }
+}
+
 /// Why a change was not made; nothing has changed then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -1,6 +1,5 @@
 //! The admin API's view of advice: the score, the recommendations, and acting on them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -12,12 +11,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use ultra_perf::config::parse_duration;
-use ultra_perf::monitor::advice::{ApplyError, Priority, Recommendation};
+use ultra_perf::config::{Setting, parse_duration};
+use ultra_perf::monitor::advice::{Action, ApplyError, Priority, Recommendation};
 use ultra_perf::monitor::{Aggregate, Monitor, Selector, Source as _, Window};
+use ultra_perf::{Applied, UltraPerf};
 
 use super::monitor::{Asked, Page, asked, blocking, moment, monitor, refused};
-use super::{Admin, Problem, Shared, api, read_json, timestamp};
+use super::{Problem, Shared, api, read_json, timestamp};
 
 /// The states that a recommendation can be in.
 const STATES: [&str; 6] = ["open", "applied", "verified", "no_effect", "rolled_back", "dismissed"];
@@ -26,8 +26,8 @@ const DISMISS_MAX: Duration = Duration::from_hours(24 * 365);
 /// Recommendations that an answer names where the one that was asked for is not there.
 const NAMED_MAX: usize = 20;
 
-pub(super) async fn score(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let monitor = monitor(&admin)?.clone();
+pub(super) async fn score(State(perf): Shared) -> Result<Json<Value>, Problem> {
+    let monitor = monitor(&perf)?.clone();
     let score = blocking(move || {
         let yesterday = Window::ending(monitor.now().unix_ms - 24 * 3_600_000, 600_000);
         let selector = Selector::name("performance_score");
@@ -56,7 +56,7 @@ pub(super) struct Listing {
 }
 
 pub(super) async fn list(
-    State(admin): Shared,
+    State(perf): Shared,
     query: Asked<Listing>,
 ) -> Result<Json<Value>, Problem> {
     let Listing { state, priority, limit, offset } = asked(query)?;
@@ -64,7 +64,7 @@ pub(super) async fn list(
         let detail = format!("state is \"{state}\": must be one of {}.", STATES.join(", "));
         return Err(refused(detail));
     }
-    let mut all = monitor(&admin)?.recommendations();
+    let mut all = monitor(&perf)?.recommendations();
     all.retain(|one| {
         state.as_deref().is_none_or(|state| one.state.name() == state)
             && priority.is_none_or(|priority| one.finding.priority == priority)
@@ -84,9 +84,9 @@ fn named(id: Named) -> Result<String, Problem> {
     id.map(|Path(id)| id).map_err(|error| Problem::new(StatusCode::NOT_FOUND, error.body_text()))
 }
 
-pub(super) async fn one(State(admin): Shared, id: Named) -> Result<Json<Value>, Problem> {
+pub(super) async fn one(State(perf): Shared, id: Named) -> Result<Json<Value>, Problem> {
     let id = named(id)?;
-    let monitor = monitor(&admin)?;
+    let monitor = monitor(&perf)?;
     let found = find(monitor, &id)?;
     Ok(Json(json!({ "timestamp": timestamp(), "recommendation": found })))
 }
@@ -133,7 +133,7 @@ pub(super) struct Trial {
 }
 
 pub(super) async fn apply(
-    State(admin): Shared,
+    State(perf): Shared,
     id: Named,
     query: Asked<Trial>,
     headers: HeaderMap,
@@ -141,11 +141,11 @@ pub(super) async fn apply(
 ) -> Result<Json<Value>, Problem> {
     let (id, Trial { dry_run }) = (named(id)?, asked(query)?);
     let Act { by } = read_json(&headers, body).await?;
-    let monitor = monitor(&admin)?.clone();
+    let monitor = monitor(&perf)?.clone();
     if dry_run {
         let found = find(&monitor, &id)?;
         let action = found.finding.action.as_ref().ok_or_else(|| by_people(&found))?;
-        let differences = super::config::trial(&admin, &action.path, &action.to)?;
+        let differences = super::config::trial(&perf, &action.path, &action.to)?;
         return Ok(Json(json!({
             "timestamp": timestamp(),
             "status": "success",
@@ -154,43 +154,67 @@ pub(super) async fn apply(
             "recommendation": found,
         })));
     }
-    let change = |monitor: &Monitor, id: &str, by: &str| monitor.apply(id, by);
-    act(&admin, monitor, id, by, "applied", change).await
+    let apply = Change {
+        done: "applied",
+        action: |one| one.finding.action,
+        make: |monitor, id, by| monitor.apply(id, by),
+    };
+    act(&perf, monitor, id, by, apply).await
 }
 
 pub(super) async fn undo(
-    State(admin): Shared,
+    State(perf): Shared,
     id: Named,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let id = named(id)?;
     let Act { by } = read_json(&headers, body).await?;
-    let monitor = monitor(&admin)?.clone();
-    let change = |monitor: &Monitor, id: &str, by: &str| monitor.undo(id, by);
-    act(&admin, monitor, id, by, "undone", change).await
+    let monitor = monitor(&perf)?.clone();
+    let undo = Change {
+        done: "undone",
+        action: |one| one.inverse,
+        make: |monitor, id, by| monitor.undo(id, by),
+    };
+    act(&perf, monitor, id, by, undo).await
+}
+
+/// A way to change the configuration by a recommendation.
+struct Change {
+    /// What has been done with it then.
+    done: &'static str,
+    /// What it sets.
+    action: fn(Recommendation) -> Option<Action>,
+    make: fn(&Monitor, &str, &str) -> Result<(), ApplyError>,
 }
 
 /// Does what changes the configuration, and tells what it changed.
 async fn act(
-    admin: &Arc<Admin>,
+    perf: &UltraPerf,
     monitor: Monitor,
     id: String,
     by: String,
-    done: &'static str,
-    change: fn(&Monitor, &str, &str) -> Result<(), ApplyError>,
+    Change { done, action, make }: Change,
 ) -> Result<Json<Value>, Problem> {
-    let before = admin.perf.changes().last().map_or(0, |change| change.version);
+    let before = perf.version();
+    let action = find(&monitor, &id).ok().and_then(action);
+    let key = action.map(|action| Setting::from((action.path, action.to)).key().to_owned());
     let (asked, who) = (id.clone(), by.clone());
     // It reads the history, whose older part is on the disk.
     let (monitor, result) = blocking(move || {
-        let result = change(&monitor, &asked, &who);
+        let result = make(&monitor, &asked, &who);
         (monitor, result)
     })
     .await?;
     result.map_err(|error| not_done(&monitor, &id, &error))?;
     tracing::info!(id, by, "a recommendation was {done} by the admin API");
-    let made = admin.perf.changes().into_iter().find(|change| change.version > before);
+    // Others may have changed something in the meantime.
+    let is_ours = |change: &Applied| {
+        change.version > before
+            && change.is_advice()
+            && key.as_ref().is_some_and(|key| change.settings.contains_key(key))
+    };
+    let made = perf.changes().into_iter().find(is_ours);
     let made = made.as_ref().map(super::config::change);
     let mut answer = json!({
         "timestamp": timestamp(),
@@ -241,14 +265,14 @@ struct Dismiss {
 }
 
 pub(super) async fn dismiss(
-    State(admin): Shared,
+    State(perf): Shared,
     id: Named,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let id = named(id)?;
     let Dismiss { until, time, reason, by } = read_json(&headers, body).await?;
-    let monitor = monitor(&admin)?;
+    let monitor = monitor(&perf)?;
     let time = match (until, time) {
         (None, None) => None,
         (None, Some(time)) => Some(length(&time)?),

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use ultra_perf::config::parse_duration;
 
-use super::{Admin, Problem, Shared, read_json, timestamp};
+use super::{Accelerated, Admin, Problem, read_json, timestamp};
 use crate::backends::{NodeReport, breaker_name, seconds};
 
 /// How long an ejection lasts unless the request says.
@@ -18,7 +18,7 @@ const EJECT_TIME: &str = "60s";
 const EJECT_TIME_MAX: Duration = Duration::from_hours(24);
 const WEIGHT_MAX: u32 = 1_000_000;
 
-pub(super) async fn stats(State(admin): Shared) -> Json<Value> {
+pub(super) async fn stats(State(admin): Accelerated) -> Json<Value> {
     let backends = admin.accelerator.backends();
     let (stats, extra) = (backends.balancer().stats(), backends.extra());
     let hedges = extra.hedges.map(|it| json!({ "hedged": it.hedged, "won": it.won }));
@@ -109,7 +109,7 @@ struct SetWeight {
 }
 
 pub(super) async fn eject(
-    State(admin): Shared,
+    State(admin): Accelerated,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -130,7 +130,7 @@ pub(super) async fn eject(
 }
 
 pub(super) async fn restore(
-    State(admin): Shared,
+    State(admin): Accelerated,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -140,7 +140,7 @@ pub(super) async fn restore(
 }
 
 pub(super) async fn drain(
-    State(admin): Shared,
+    State(admin): Accelerated,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -150,7 +150,7 @@ pub(super) async fn drain(
 }
 
 pub(super) async fn weight(
-    State(admin): Shared,
+    State(admin): Accelerated,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {

@@ -8,16 +8,16 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ultra_perf::config::{self, ConfigError};
-use ultra_perf::{Applied, ApplyError};
+use ultra_perf::{Applied, ApplyError, UltraPerf};
 
 use super::monitor::{Asked, Page, asked, blocking, moment, refused};
-use super::{Admin, Problem, Shared, api, read_json, timestamp};
+use super::{Problem, Shared, api, read_json, timestamp};
 
 /// Changes that `GET /performance/config` shows; all that are kept are under `config/changes`.
 const CHANGES_SHOWN: usize = 20;
 
-pub(super) async fn show(State(admin): Shared) -> Json<Value> {
-    let (config, perf) = (admin.perf.config(), &admin.perf);
+pub(super) async fn show(State(perf): Shared) -> Json<Value> {
+    let config = perf.config();
     let explanation = config.explain();
     let changes = perf.changes();
     let shown = changes.iter().rev().take(CHANGES_SHOWN).map(change).collect::<Vec<_>>();
@@ -53,15 +53,15 @@ pub(super) struct Listing {
 
 /// The changes since the start, the newest first.
 pub(super) async fn changes(
-    State(admin): Shared,
+    State(perf): Shared,
     query: Asked<Listing>,
 ) -> Result<Json<Value>, Problem> {
     let Listing { limit, offset } = asked(query)?;
-    let changes: Vec<_> = admin.perf.changes().iter().rev().map(change).collect();
+    let changes: Vec<_> = perf.changes().iter().rev().map(change).collect();
     let total = changes.len();
     Ok(Json(json!({
         "timestamp": timestamp(),
-        "version": admin.perf.version(),
+        "version": perf.version(),
         "changes": Page { limit, offset }.of(changes)?,
         "total_changes": total,
     })))
@@ -79,7 +79,7 @@ pub(super) struct How {
 }
 
 pub(super) async fn set(
-    State(admin): Shared,
+    State(perf): Shared,
     query: Asked<How>,
     headers: HeaderMap,
     body: Body,
@@ -95,16 +95,16 @@ pub(super) async fn set(
         ));
     }
     if dry_run {
-        let differences = admin.perf.preview(settings, &by).map_err(|error| not_made(&error))?;
+        let differences = perf.preview(settings, &by).map_err(|error| not_made(&error))?;
         return Ok(Json(json!({
             "timestamp": timestamp(),
             "status": "success",
             "dry_run": true,
-            "version": admin.perf.version(),
+            "version": perf.version(),
             "differences": differences,
         })));
     }
-    make(&admin, move |perf| perf.apply(settings, &by)).await
+    make(&perf, move |perf| perf.apply(settings, &by)).await
 }
 
 /// What `POST /performance/config/undo` takes.
@@ -117,20 +117,20 @@ struct Undo {
 }
 
 pub(super) async fn undo(
-    State(admin): Shared,
+    State(perf): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let Undo { version, by } = read_json(&headers, body).await?;
-    make(&admin, move |perf| perf.undo(version, &by)).await
+    make(&perf, move |perf| perf.undo(version, &by)).await
 }
 
 /// Makes a change; a cache that becomes smaller may take a while.
 async fn make(
-    admin: &Admin,
-    work: impl FnOnce(&ultra_perf::UltraPerf) -> Result<Applied, ApplyError> + Send + 'static,
+    perf: &UltraPerf,
+    work: impl FnOnce(&UltraPerf) -> Result<Applied, ApplyError> + Send + 'static,
 ) -> Result<Json<Value>, Problem> {
-    let perf = admin.perf.clone();
+    let perf = perf.clone();
     let applied = blocking(move || work(&perf)).await?.map_err(|error| not_made(&error))?;
     let mut answer = change(&applied);
     answer["timestamp"] = json!(timestamp());
@@ -139,8 +139,8 @@ async fn make(
 }
 
 /// Tells what setting a key would change.
-pub(super) fn trial(admin: &Admin, key: &str, value: &Value) -> Result<Value, Problem> {
-    let differences = admin.perf.preview([(key, value.clone())], "");
+pub(super) fn trial(perf: &UltraPerf, key: &str, value: &Value) -> Result<Value, Problem> {
+    let differences = perf.preview([(key, value.clone())], "");
     Ok(json!(differences.map_err(|error| not_made(&error))?))
 }
 

@@ -30,9 +30,9 @@ pub(super) fn gc_stats(guard: Option<&MemoryGuard>) -> Value {
     json!({ "counter": stats.runs, "last_gc": last })
 }
 
-pub(super) async fn stats(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let guard = admin.perf.memory().ok_or_else(off)?;
-    let current = read_machine(&admin).await?.process;
+pub(super) async fn stats(State(perf): Shared) -> Result<Json<Value>, Problem> {
+    let guard = perf.memory().ok_or_else(off)?;
+    let current = read_machine(&perf).await?.process;
     let (stats, thresholds) = (guard.stats(), guard.thresholds());
     let now = Instant::now();
     let reclaimers = guard.reclaimers().reclaimable();
@@ -133,15 +133,15 @@ pub(super) struct Span {
 }
 
 pub(super) async fn usage(
-    State(admin): Shared,
+    State(perf): Shared,
     span: Result<Query<Span>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
     let Query(Span { seconds, minutes }) = span.map_err(|_| {
         let detail = "The query may have seconds and minutes, each a number of points.";
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     })?;
-    let guard = admin.perf.memory().ok_or_else(off)?;
-    let current = read_machine(&admin).await?.process;
+    let guard = perf.memory().ok_or_else(off)?;
+    let current = read_machine(&perf).await?.process;
     let now = Instant::now();
     let newest = |points: Vec<HistoryPoint>, count: Option<usize>| -> Vec<Value> {
         let count = count.unwrap_or(POINTS).min(POINTS_MAX);
@@ -183,12 +183,12 @@ pub(super) struct Cleanup {
 }
 
 pub(super) async fn cleanup(
-    State(admin): Shared,
+    State(perf): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let Cleanup { force, aggressive, target_bytes } = read_json(&headers, body).await?;
-    let guard = admin.perf.memory().cloned().ok_or_else(off)?;
+    let guard = perf.memory().cloned().ok_or_else(off)?;
     let mut request = CleanupRequest::default();
     (request.force, request.aggressive, request.target_bytes) = (force, aggressive, target_bytes);
     // It blocks for as long as the reclaimers and the allocator take.

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+use ultra_perf::UltraPerf;
 use ultra_perf::config::parse_duration;
 use ultra_perf::monitor::alert::{
     AcknowledgeError, AlertView, EndedAlert, Fingerprint, Severity, Silence,
@@ -20,7 +21,7 @@ use ultra_perf::monitor::{
     Aggregate, Clock as _, Monitor, Selector, Source as _, SystemClock, Window,
 };
 
-use super::{Admin, Problem, Shared, api, read_json, rfc3339, timestamp};
+use super::{Problem, Shared, api, read_json, rfc3339, timestamp};
 
 /// Hours that are looked back on unless asked otherwise, and at most.
 const HOURS: u32 = 24;
@@ -35,8 +36,8 @@ const POINTS: i64 = 120;
 /// Bytes of an export; more is refused, with the advice to ask for less at a time.
 const EXPORT_BYTES_MAX: usize = 64 << 20;
 
-pub(super) fn monitor(admin: &Admin) -> Result<&Monitor, Problem> {
-    admin.perf.monitor().ok_or_else(|| {
+pub(super) fn monitor(perf: &UltraPerf) -> Result<&Monitor, Problem> {
+    perf.monitor().ok_or_else(|| {
         Problem::new(StatusCode::CONFLICT, "Nothing is watched: monitor.enabled is off.")
     })
 }
@@ -109,11 +110,11 @@ pub(super) struct History {
 }
 
 pub(super) async fn history(
-    State(admin): Shared,
+    State(perf): Shared,
     query: Asked<History>,
 ) -> Result<Response, Problem> {
     let query = asked(query)?;
-    let monitor = monitor(&admin)?.clone();
+    let monitor = monitor(&perf)?.clone();
     let hours = hours(query.hours)?;
     let to_ms = monitor.now().unix_ms;
     let window = Window::ending(to_ms, i64::from(hours) * 3_600_000);
@@ -266,11 +267,11 @@ pub(super) struct Alerts {
 }
 
 pub(super) async fn alerts(
-    State(admin): Shared,
+    State(perf): Shared,
     query: Asked<Alerts>,
 ) -> Result<Json<Value>, Problem> {
     let Alerts { hours: asked_hours, severity, limit, offset } = asked(query)?;
-    let monitor = monitor(&admin)?;
+    let monitor = monitor(&perf)?;
     let hours = hours(asked_hours)?;
     let all = monitor.alerts(f64::from(hours));
     let wanted = |of: Severity| severity.is_none_or(|severity| severity == of);
@@ -318,12 +319,12 @@ struct Acknowledge {
 }
 
 pub(super) async fn acknowledge(
-    State(admin): Shared,
+    State(perf): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let Acknowledge { fingerprint, by, comment } = read_json(&headers, body).await?;
-    let monitor = monitor(&admin)?;
+    let monitor = monitor(&perf)?;
     monitor.alerting().acknowledge(fingerprint, &by, &comment).map_err(|error| match error {
         AcknowledgeError::NoSuchAlert => {
             let detail = format!("No alert with the fingerprint {fingerprint} fires.");
@@ -350,12 +351,12 @@ struct NewSilence {
 }
 
 pub(super) async fn silence(
-    State(admin): Shared,
+    State(perf): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let NewSilence { matchers, time, by, comment } = read_json(&headers, body).await?;
-    let monitor = monitor(&admin)?;
+    let monitor = monitor(&perf)?;
     let matchers = Selector::parse_matchers(&matchers)
         .map_err(|error| refused(format!("matchers is {matchers:?}: {error}.")))?;
     let length = parse_duration(&time)
@@ -384,20 +385,20 @@ struct Unsilence {
 }
 
 pub(super) async fn unsilence(
-    State(admin): Shared,
+    State(perf): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let Unsilence { id } = read_json(&headers, body).await?;
-    let ended = monitor(&admin)?.alerting().unsilence(id).ok_or_else(|| {
+    let ended = monitor(&perf)?.alerting().unsilence(id).ok_or_else(|| {
         Problem::new(StatusCode::NOT_FOUND, format!("There is no silence {id}; it may be over."))
     })?;
     tracing::info!(id, "a silence was ended by the admin API");
     Ok(Json(json!({ "timestamp": timestamp(), "status": "success", "silence": ended })))
 }
 
-pub(super) async fn silences(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let silences = monitor(&admin)?.alerting().silences();
+pub(super) async fn silences(State(perf): Shared) -> Result<Json<Value>, Problem> {
+    let silences = monitor(&perf)?.alerting().silences();
     let total = silences.len();
     Ok(Json(json!({ "timestamp": timestamp(), "silences": silences, "total_silences": total })))
 }
@@ -408,23 +409,23 @@ pub(super) async fn silences(State(admin): Shared) -> Result<Json<Value>, Proble
 struct Nothing {}
 
 pub(super) async fn clear(
-    State(admin): Shared,
+    State(perf): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let Nothing {} = read_json(&headers, body).await?;
-    let cleared = monitor(&admin)?.clear_alerts();
+    let cleared = monitor(&perf)?.clear_alerts();
     tracing::info!(cleared, "the alerts were cleared by the admin API");
     Ok(Json(json!({ "timestamp": timestamp(), "status": "success", "cleared": cleared })))
 }
 
 pub(super) async fn reload(
-    State(admin): Shared,
+    State(perf): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let Nothing {} = read_json(&headers, body).await?;
-    let monitor = monitor(&admin)?.clone();
+    let monitor = monitor(&perf)?.clone();
     let report = blocking(move || monitor.alerting().reload()).await?;
     let report = report.map_err(|error| refused(error.to_string()))?;
     tracing::info!("the rules were read again by the admin API");
@@ -432,8 +433,8 @@ pub(super) async fn reload(
 }
 
 /// The handlers that are told, and the messages that they did not take.
-pub(super) async fn handlers(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let alerting = monitor(&admin)?.alerting();
+pub(super) async fn handlers(State(perf): Shared) -> Result<Json<Value>, Problem> {
+    let alerting = monitor(&perf)?.alerting();
     Ok(Json(json!({
         "timestamp": timestamp(),
         "handlers": alerting.handlers(),
@@ -442,8 +443,8 @@ pub(super) async fn handlers(State(admin): Shared) -> Result<Json<Value>, Proble
 }
 
 /// The machine's metrics over the hour and the week, and which of them are worse now.
-pub(super) async fn baselines(State(admin): Shared) -> Result<Json<Value>, Problem> {
-    let monitor = monitor(&admin)?.clone();
+pub(super) async fn baselines(State(perf): Shared) -> Result<Json<Value>, Problem> {
+    let monitor = monitor(&perf)?.clone();
     blocking(move || {
         let metrics = MetricSpec::defaults();
         Json(json!({

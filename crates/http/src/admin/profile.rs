@@ -37,9 +37,9 @@ enum Form {
     Pprof,
 }
 
-pub(super) async fn take(State(admin): Shared, query: Asked<Wanted>) -> Result<Response, Problem> {
+pub(super) async fn take(State(perf): Shared, query: Asked<Wanted>) -> Result<Response, Problem> {
     let Wanted { seconds, format } = asked(query)?;
-    if !admin.perf.config().monitor.profiling {
+    if !perf.config().monitor.profiling {
         let detail = "Profiles are switched off. Start with monitor.profiling = true, and mind that \
                       whoever reaches this address can then have the processor sampled.";
         return Err(Problem::new(StatusCode::CONFLICT, detail));

@@ -1,6 +1,4 @@
-//! The accelerator's own work over HTTP: what runs and waits, how long it took, and a way to end it.
-
-use std::sync::Arc;
+//! Work in the background over HTTP: what runs and waits, how long it took, and a way to end it.
 
 use axum::Json;
 use axum::body::Body;
@@ -9,22 +7,18 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use ultra_perf::scheduler::{
-    Counts, Histogram, LaneStats, LevelStats, MemoryGateStats, Scheduler, SchedulerEvent, TaskId,
-    TaskInfo, TypeStats,
+    Counts, Histogram, LaneStats, LevelStats, MemoryGateStats, SchedulerEvent, TaskId, TaskInfo,
+    TypeStats,
 };
 
-use super::{Admin, Problem, Shared, read_json, timestamp};
+use super::{Problem, Shared, read_json, timestamp};
 
 /// Tasks of a lane that are listed unless asked otherwise, and at most.
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
-fn scheduler(admin: &Arc<Admin>) -> &Scheduler {
-    admin.perf.scheduler()
-}
-
-pub(super) async fn stats(State(admin): Shared) -> Json<Value> {
-    let scheduler = scheduler(&admin);
+pub(super) async fn stats(State(perf): Shared) -> Json<Value> {
+    let scheduler = perf.scheduler();
     let stats = scheduler.stats();
     let events: Vec<_> = scheduler.events().iter().rev().map(SchedulerEvent::to_string).collect();
     Json(json!({
@@ -112,7 +106,7 @@ pub(super) struct Listing {
 }
 
 pub(super) async fn tasks(
-    State(admin): Shared,
+    State(perf): Shared,
     listing: Result<Query<Listing>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<Value>, Problem> {
     let limit = match listing {
@@ -125,7 +119,7 @@ pub(super) async fn tasks(
         let detail = format!("limit is {limit}: must be from 1 to {LIMIT_MAX}.");
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
-    let tasks = scheduler(&admin).tasks(limit);
+    let tasks = perf.scheduler().tasks(limit);
     Ok(Json(json!({
         "timestamp": timestamp(),
         "tasks": tasks.iter().map(task).collect::<Vec<_>>(),
@@ -154,7 +148,7 @@ struct Cancel {
 }
 
 pub(super) async fn cancel(
-    State(admin): Shared,
+    State(perf): Shared,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
@@ -163,7 +157,7 @@ pub(super) async fn cancel(
         let detail = format!("id is \"{id}\": must be a number from the list of tasks, as text.");
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     })?;
-    if !TaskId::from_number(number).is_some_and(|id| scheduler(&admin).cancel(id)) {
+    if !TaskId::from_number(number).is_some_and(|id| perf.scheduler().cancel(id)) {
         let detail = format!("There is no task {id}; it may have ended.");
         return Err(Problem::new(StatusCode::NOT_FOUND, detail));
     }
