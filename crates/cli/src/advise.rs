@@ -1,6 +1,7 @@
-//! `ultra-perf recommend`, `apply` and `undo`: what a running accelerator should change, and changing it.
+//! `ultra-perf score`, `recommend`, `apply` and `undo`: how well a running accelerator does, what it should
+//! change, and changing it.
 //!
-//! All three speak with the admin API. `apply` shows what would change, and changes it with `--yes`.
+//! All of them speak with the admin API. `apply` shows what would change, and changes it with `--yes`.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -17,6 +18,16 @@ const BY: &str = "the command line";
 const LIST_MAX: u32 = 10_000;
 /// Columns of running text.
 const WIDTH: usize = 100;
+
+/// Options of `ultra-perf score`.
+#[derive(Debug, Args)]
+pub(crate) struct ScoreArgs {
+    /// Prints the answer of the admin API
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
 
 /// Options of `ultra-perf recommend`.
 #[derive(Debug, Args)]
@@ -58,6 +69,11 @@ pub(crate) struct UndoArgs {
     json: bool,
     #[command(flatten)]
     admin: AdminArgs,
+}
+
+/// Shows the score and where its points are lost.
+pub(crate) fn score(args: &ScoreArgs) -> ExitCode {
+    ended(args.json, args.admin.get("/score"), scored)
 }
 
 /// Shows recommendations.
@@ -162,6 +178,47 @@ fn value_of(text: &str) -> Value {
         Ok(value @ (Value::Null | Value::Bool(_) | Value::Number(_))) => value,
         _ => Value::String(text.to_owned()),
     }
+}
+
+/// The score in a line, and a line for each part: what it gives of what it could.
+fn scored(answer: &Value) -> String {
+    let figure =
+        |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |it| format!("{it:.1}"));
+    let mut out = match answer["score"].as_f64() {
+        Some(_) => {
+            let band = text(&answer["band"]).replace('_', " ");
+            format!("{} of 100, {band}", figure(&answer["score"]))
+        }
+        None => "no score yet: too little has been measured".to_owned(),
+    };
+    if answer["yesterday"].is_number() {
+        let _ = write!(out, "; {} a day ago", figure(&answer["yesterday"]));
+    }
+    out.push('\n');
+    let alerts = answer["capped_by"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !alerts.is_empty() {
+        let alerts: Vec<_> = alerts.iter().map(text).collect();
+        let _ = writeln!(out, "held below 50 by critical alerts: {}", alerts.join(", "));
+    }
+    let parts = answer["parts"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let width = parts.iter().map(|one| text(&one["part"]).len()).max().unwrap_or(0).max(4);
+    let _ = writeln!(out, "{:width$}  points     of   lost", "part");
+    for one in parts {
+        let name = text(&one["part"]);
+        let line = match one["state"].as_str() {
+            Some("scored") => {
+                let [points, most, lost] =
+                    ["points", "points_max", "lost"].map(|it| figure(&one[it]));
+                format!("{name:width$}  {points:>6} {most:>6} {lost:>6}")
+            }
+            _ => {
+                format!("{name:width$}  {:>6} {:>6} {:>6}  {}", "-", "-", "-", text(&one["state"]))
+            }
+        };
+        out.push_str(&line);
+        out.push('\n');
+    }
+    out
 }
 
 /// The recommendations: a line of figures for each, and under it what it says.
@@ -306,6 +363,35 @@ disk.full               low            -     0  open
         assert!(shown.lines().all(|line| line.len() <= WIDTH), "{shown}");
         assert_eq!(shown.matches("word").count(), 30);
         assert_eq!(table(&json!({ "recommendations": [] })), "nothing to recommend\n");
+    }
+
+    #[test]
+    fn a_score_says_where_its_points_are_lost() {
+        let part = |part: &str, state: &str, points: Option<f64>, lost: f64| {
+            let most = points.map_or(0.0, |points| points + lost);
+            json!({ "part": part, "state": state, "points": points, "points_max": most, "lost": lost })
+        };
+        let parts = [
+            part("latency", "scored", Some(20.04), 5.0),
+            part("saturation", "collecting", None, 0.0),
+            part("cache", "absent", None, 0.0),
+        ];
+        let mut answer = json!({
+            "score": 71.25, "band": "needs_work", "yesterday": 68.0, "capped_by": [], "parts": parts,
+        });
+        let table = "\
+part        points     of   lost
+latency       20.0   25.0    5.0
+saturation       -      -      -  collecting
+cache            -      -      -  absent
+";
+        assert_eq!(scored(&answer), format!("71.2 of 100, needs work; 68.0 a day ago\n{table}"));
+        answer["capped_by"] = json!(["cpu_high", "disk\u{1b}[2J"]);
+        let held = "held below 50 by critical alerts: cpu_high, disk [2J\n";
+        assert!(scored(&answer).contains(held), "{}", scored(&answer));
+        let none = json!({ "score": null, "band": null, "yesterday": null, "capped_by": [] });
+        let expected = "no score yet: too little has been measured\npart  points     of   lost\n";
+        assert_eq!(scored(&none), expected);
     }
 
     #[test]

@@ -45,6 +45,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Makes a running accelerator forget a URL.
     Purge(purge::PurgeArgs),
+    /// Shows how well a running accelerator does, and where its points are lost.
+    Score(advise::ScoreArgs),
     /// Shows what a running accelerator should change, and what that should bring.
     Recommend(advise::RecommendArgs),
     /// Shows what a recommendation or settings would change, and changes it with --yes.
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => exit(demo::run(args)),
         Command::Purge(args) => exit(purge::run(&args)),
+        Command::Score(args) => advise::score(&args),
         Command::Recommend(args) => advise::recommend(&args),
         Command::Apply(args) => advise::apply(&args),
         Command::Undo(args) => advise::undo(&args),

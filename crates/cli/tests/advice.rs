@@ -215,6 +215,9 @@ fn a_service_that_has_no_accelerator_is_steered_by_the_same_commands() {
         assert!(Instant::now() < deadline, "it has no advice");
         std::thread::sleep(Duration::from_millis(100));
     }
+    let score = command(&["score"]);
+    assert!(score.status.success() && text(&score.stdout).contains("points"), "{score:?}");
+    assert!(json(&command(&["score", "--json"]))["parts"].is_array());
     let shown = text(&command(&["apply", ID]).stdout);
     assert!(shown.contains("cache.ttl  1h -> 2h") && shown.contains("--yes"), "{shown}");
     assert_eq!(ttl(), 3_600);
