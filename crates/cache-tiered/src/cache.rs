@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 
 use crate::builder::CacheBuilder;
 use crate::clock::{Clock, Millis, NEVER, millis};
-use crate::error::LoadError;
+use crate::error::{LoadError, NotKept};
 use crate::fates::Outcome;
 use crate::flights::Landed;
 use crate::freshness::{Freshness, Life, State, Windows};
@@ -456,11 +456,11 @@ where
         Some(Hit { value, stale: !self.inner.memory.is_fresh(&life) })
     }
 
-    /// Returns what memory has, fresh or within the window in which stale values are served at once.
+    /// Returns what memory has and is good enough while a newer one is made, without looking further down.
     ///
-    /// As [`look_up_in_memory`](Self::look_up_in_memory), but a value that is past
-    /// [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate), and only kept in case its
-    /// loader fails, is not there.
+    /// That is what is fresh, or within
+    /// [`stale_while_revalidate`](crate::CacheBuilder::stale_while_revalidate). What is kept beyond for the
+    /// case that a loader fails is a miss.
     ///
     /// # Cost
     ///
@@ -470,11 +470,8 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        let (value, life) = self.inner.memory.read(key)?;
-        if self.inner.memory.is_fresh(&life) {
-            return Some(Hit { value, stale: false });
-        }
-        (self.inner.judge(&life) == State::Stale).then_some(Hit { value, stale: true })
+        let (value, life) = self.inner.memory.read_servable(key)?;
+        Some(Hit { value, stale: !self.inner.memory.is_fresh(&life) })
     }
 
     /// Returns what the first tier has, fresh or, if none has it fresh, stale.
@@ -631,7 +628,8 @@ where
     ///
     /// # Errors
     ///
-    /// [`LoadError::Loader`] with the loader's own error.
+    /// [`LoadError::Loader`] with the loader's own error, [`LoadError::NotKept`] where it says so by a
+    /// [`NotKept`].
     ///
     /// # Cancel safety
     ///
@@ -700,7 +698,7 @@ where
                     {
                         inner.counters.coalesced.increment();
                         let result = result.map(|landed| landed.value);
-                        return result.or_else(|error| inner.serve_on_error(key).ok_or(error));
+                        return result.or_else(|error| inner.covered(key, error));
                     }
                 }
             }
@@ -715,10 +713,8 @@ where
             None => match inner.load(&ticket, loader).await {
                 Err(error) => {
                     let good_at = inner.memory.tags.now();
-                    match inner.serve_on_error(key) {
-                        Some(value) => Ok(Landed { value, attributes: None, good_at }),
-                        None => Err(error),
-                    }
+                    let covered = inner.covered(key, error);
+                    covered.map(|value| Landed { value, attributes: None, good_at })
                 }
                 loaded => loaded,
             },
@@ -1155,6 +1151,14 @@ where
         stats.capacity.saturating_sub(held)
     }
 
+    /// An older value in place of an error, if there is one that may be.
+    fn covered(&self, key: &K, error: LoadError) -> Result<V, LoadError> {
+        match error {
+            LoadError::Loader(_) => self.serve_on_error(key).ok_or(error),
+            LoadError::NotKept(_) => Err(error),
+        }
+    }
+
     /// An older value that may be served because the loader has failed.
     fn serve_on_error(&self, key: &K) -> Option<V> {
         let (value, life) = self.memory.peek(key)?;
@@ -1193,6 +1197,20 @@ where
         }
     }
 
+    /// Removes the value that one which is not kept takes the place of, unless it was written since. One below
+    /// memory would have come up before the load began, so where memory has none nobody below is troubled.
+    fn remove_older(&self, ticket: &Ticket<K, V, S>) {
+        let key = ticket.key();
+        let mut out = Outgoing::default();
+        let Some(mut locked) = ticket.redeem() else { return };
+        if locked.entry_of(key).is_some() {
+            self.displace(&locked);
+            locked.remove(key, &mut out);
+            self.lower.push(key, &Write::Remove, &mut out.writes);
+        }
+        locked.release(&out);
+    }
+
     pub(crate) async fn load<F, Fut, R, E>(
         &self,
         ticket: &Ticket<K, V, S>,
@@ -1210,11 +1228,20 @@ where
         self.counters.load_nanos.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         let Loaded { value, options } = match loaded {
             Ok(loaded) => loaded.into(),
-            Err(error) => {
-                self.counters.load_failures.increment();
-                self.note_load(ticket.hash(), || Outcome::Failed);
-                return Err(LoadError::Loader(Arc::from(error.into())));
-            }
+            Err(error) => match error.into().downcast::<NotKept>() {
+                Ok(nothing) => {
+                    self.counters.loads.increment();
+                    self.counters.note_load(took);
+                    self.note_load(ticket.hash(), || Outcome::Absent);
+                    self.remove_older(ticket);
+                    return Err(LoadError::NotKept(Arc::from(nothing.into_reason())));
+                }
+                Err(error) => {
+                    self.counters.load_failures.increment();
+                    self.note_load(ticket.hash(), || Outcome::Failed);
+                    return Err(LoadError::Loader(Arc::from(error)));
+                }
+            },
         };
         self.counters.loads.increment();
         self.counters.note_load(took);
@@ -1222,6 +1249,7 @@ where
             if self.is_absent(&value) { Outcome::Absent } else { Outcome::Found }
         });
         let Some(terms) = self.terms(ticket.key(), &value, &options, Some(ticket.stamp())) else {
+            self.remove_older(ticket);
             return Ok(Landed { value, attributes: None, good_at: ticket.stamp().local });
         };
         let attributes = terms.attributes.clone();

@@ -83,26 +83,80 @@ pub(crate) fn list(problems: &[Problem]) -> String {
 pub enum LoadError {
     /// The loader returned this error. It is not cached: the next call loads again.
     Loader(Arc<dyn Error + Send + Sync>),
+    /// The loader did not fail and has nothing to keep, for this reason; see [`NotKept`].
+    NotKept(Arc<dyn Error + Send + Sync>),
+}
+
+/// What a loader returns as its error where nothing went wrong and there is nothing to keep.
+///
+/// An error proper may be covered by an older value
+/// ([`stale_if_error`](crate::CacheBuilder::stale_if_error)). This is an answer: the older value is wrong by
+/// now, so it is removed, and whoever waits is told [`LoadError::NotKept`].
+///
+/// # Examples
+///
+/// ```
+/// use cache_tiered::{Cache, LoadError, NotKept};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let users = Cache::<u64, String>::builder("users").build()?;
+/// let gone = users.get_or_load(&7, || async { Err::<String, _>(NotKept::new("no such user")) }).await;
+/// assert!(matches!(gone, Err(LoadError::NotKept(_))));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct NotKept(Box<dyn Error + Send + Sync>);
+
+impl NotKept {
+    /// Says why there is nothing to keep.
+    pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(reason.into())
+    }
+
+    pub(crate) fn into_reason(self) -> Box<dyn Error + Send + Sync> {
+        self.0
+    }
+}
+
+impl fmt::Display for NotKept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("there is nothing to keep")
+    }
+}
+
+impl Error for NotKept {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.0)
+    }
 }
 
 impl LoadError {
-    /// Returns the loader's own error, if it is an `E`.
+    /// Returns the loader's own error, or its reason, if it is an `E`.
     #[must_use]
     pub fn downcast_ref<E: Error + 'static>(&self) -> Option<&E> {
-        let Self::Loader(error) = self;
-        error.downcast_ref()
+        self.inner().downcast_ref()
+    }
+
+    fn inner(&self) -> &(dyn Error + Send + Sync + 'static) {
+        match self {
+            Self::Loader(error) | Self::NotKept(error) => &**error,
+        }
     }
 }
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the loader failed")
+        f.write_str(match self {
+            Self::Loader(_) => "the loader failed",
+            Self::NotKept(_) => "the loader has nothing to keep",
+        })
     }
 }
 
 impl Error for LoadError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        let Self::Loader(error) = self;
-        Some(&**error)
+        Some(self.inner())
     }
 }

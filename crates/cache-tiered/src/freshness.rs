@@ -87,6 +87,13 @@ impl Freshness {
         !life.stale && now < self.of(life.windows).fresh_until(life.deadline)
     }
 
+    /// Whether a value may be served while a newer one is loaded.
+    pub(crate) fn serves_meanwhile(&self, life: &Life, now: Millis) -> bool {
+        let own = self.of(life.windows);
+        let until = own.fresh_until(life.deadline).saturating_add(own.while_revalidate);
+        now < until && (!life.stale || own.while_revalidate > 0)
+    }
+
     /// Whether a value may be served because its loader has failed.
     pub(crate) fn serves_on_error(&self, life: &Life, now: Millis) -> bool {
         let own = self.of(life.windows);
@@ -147,6 +154,8 @@ mod tests {
         assert!(FRESHNESS.is_fresh(&life, 999) && !FRESHNESS.is_fresh(&life, 1_000));
         assert!(FRESHNESS.serves_on_error(&life, 1_099));
         assert!(!FRESHNESS.serves_on_error(&life, 1_100));
+        assert!(FRESHNESS.serves_meanwhile(&life, 1_029));
+        assert!(!FRESHNESS.serves_meanwhile(&life, 1_030));
     }
 
     #[test]
@@ -157,7 +166,8 @@ mod tests {
         assert!(!FRESHNESS.is_fresh(&life, 5) && FRESHNESS.serves_on_error(&life, 5));
         let none = Freshness::default();
         assert_eq!(none.judge(&life, 5, 0.0, chance), State::Old);
-        assert!(!none.serves_on_error(&life, 5));
+        assert!(!none.serves_on_error(&life, 5) && !none.serves_meanwhile(&life, 5));
+        assert!(FRESHNESS.serves_meanwhile(&life, 5));
     }
 
     #[test]

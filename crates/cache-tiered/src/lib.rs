@@ -103,7 +103,7 @@ pub use compression::Compression;
 pub use encryption::EncryptionKeys;
 #[cfg(feature = "__lower")]
 pub use envelope::MAX_VALUE_BYTES;
-pub use error::{BuildError, LoadError, Problem};
+pub use error::{BuildError, LoadError, NotKept, Problem};
 pub use fates::AdviceStats;
 pub use hasher::DefaultHashBuilder;
 pub use invalidation::Namespace;

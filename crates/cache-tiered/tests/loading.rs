@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use cache_tiered::{Cache, CacheBuilder, Clock, Engine, LoadingCache};
+use cache_tiered::{Cache, CacheBuilder, Clock, Engine, LoadError, Loaded, LoadingCache, NotKept};
 use tokio::sync::Semaphore;
 
 /// A source whose values count up, that can be made to fail and to wait.
@@ -118,6 +118,76 @@ async fn a_failing_loader_brings_out_an_older_value_for_so_long() {
     assert!(loading.get(&1).await.is_err());
     source.fail(false);
     assert_eq!(loading.get(&1).await.unwrap(), 4);
+}
+
+#[tokio::test]
+async fn what_is_kept_for_errors_alone_is_no_value_to_serve_meanwhile() {
+    for engine in [Engine::Switchable, Engine::ClockPro] {
+        let clock = Clock::manual();
+        let builder = builder(&clock).engine(engine).stale_while_revalidate(seconds(30));
+        let cache = builder.stale_if_error(seconds(3_600)).build().unwrap();
+        cache.insert(1, 1);
+        let look = || cache.look_up_servable(&1).map(|hit| (hit.value, hit.stale));
+        assert_eq!(look(), Some((1, false)), "{engine}");
+        clock.advance(seconds(39));
+        assert_eq!(look(), Some((1, true)), "{engine}");
+        clock.advance(seconds(1));
+        assert_eq!(look(), None, "{engine}");
+        assert_eq!(cache.look_up_in_memory(&1).map(|hit| hit.value), Some(1), "{engine}");
+        let memory = cache.stats().memory;
+        assert_eq!((memory.hits, memory.misses), (3, 1), "{engine}");
+    }
+}
+
+#[tokio::test]
+async fn the_answer_that_there_is_nothing_is_no_error_and_removes_the_older_value() {
+    let clock = Clock::manual();
+    let cache = builder(&clock).stale_if_error(seconds(3_600)).build().unwrap();
+    let nothing = || async {
+        tokio::task::yield_now().await;
+        Err::<u32, _>(NotKept::new("gone"))
+    };
+    cache.insert(1, 1);
+    clock.advance(seconds(10));
+    let (leads, waits) =
+        tokio::join!(cache.get_or_load(&1, nothing), cache.get_or_load(&1, nothing));
+    for ended in [leads, waits] {
+        let Err(LoadError::NotKept(reason)) = ended else { panic!("{ended:?}") };
+        assert_eq!(reason.to_string(), "gone");
+    }
+    let stats = cache.stats();
+    assert_eq!((stats.loads, stats.load_failures, stats.coalesced), (1, 0, 1));
+    let failed = cache.get_or_load(&1, || async { Err::<u32, _>(io::Error::other("down")) }).await;
+    assert!(matches!(failed, Err(LoadError::Loader(_))), "{failed:?}");
+    assert_eq!(cache.stats().memory.entries, 0);
+}
+
+#[tokio::test]
+async fn a_value_that_is_not_kept_takes_the_older_one_with_it() {
+    let clock = Clock::manual();
+    let cache = builder(&clock).stale_if_error(seconds(3_600)).build().unwrap();
+    cache.insert(1, 1);
+    clock.advance(seconds(10));
+    let unkept = || async { Ok::<_, io::Error>(Loaded::with_ttl(2, Duration::ZERO)) };
+    assert_eq!(cache.get_or_load(&1, unkept).await.unwrap(), 2);
+    let failed = cache.get_or_load(&1, || async { Err::<u32, _>(io::Error::other("down")) }).await;
+    assert!(failed.is_err());
+}
+
+#[tokio::test]
+async fn what_was_written_meanwhile_is_not_removed_by_the_answer_that_there_is_nothing() {
+    let clock = Clock::manual();
+    let cache = builder(&clock).stale_if_error(seconds(3_600)).build().unwrap();
+    cache.insert(1, 1);
+    clock.advance(seconds(10));
+    let ended = cache
+        .get_or_load(&1, || async {
+            cache.insert(1, 2);
+            Err::<u32, _>(NotKept::new("gone"))
+        })
+        .await;
+    assert!(matches!(ended, Err(LoadError::NotKept(_))));
+    assert_eq!(cache.get_in_memory(&1), Some(2));
 }
 
 #[tokio::test]

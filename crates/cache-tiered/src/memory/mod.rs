@@ -455,6 +455,16 @@ where
         with_engine!(&self.engine, engine => engine.read(key, true, |_| true))
     }
 
+    /// As [`read`](Self::read), of what may be served while a newer one is loaded: all else is a miss.
+    #[inline]
+    pub(crate) fn read_servable<Q>(&self, key: &Q) -> Option<(V, Life)>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        let wanted = |life: &Life| self.freshness.serves_meanwhile(life, self.clock.now());
+        with_engine!(&self.engine, engine => engine.read(key, true, wanted))
+    }
+
     /// As [`read`](Self::read), uncounted.
     pub(crate) fn peek(&self, key: &K) -> Option<(V, Life)> {
         with_engine!(&self.engine, engine => engine.read(key, false, |_| true))
