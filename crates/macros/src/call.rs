@@ -11,7 +11,8 @@ use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 
 use crate::function::{
-    Argument, Function, Handle, awaits_in, borrow_in, companion, impl_trait_in, unchanged,
+    Argument, Binding, Function, Handle, awaits_in, borrow_in, companion, conditions,
+    impl_trait_in, unchanged,
 };
 use crate::options::{Attribute, Cache, Lane, Options, Problems, Tag};
 
@@ -139,7 +140,7 @@ fn is_exclusive(argument: &Argument) -> bool {
 }
 
 fn check_cache(function: &Function, options: &Options, cache: &Cache, problems: &mut Problems) {
-    if matches!(function.signature.output, syn::ReturnType::Default) {
+    if matches!(&function.output, syn::Type::Tuple(it) if it.elems.is_empty()) {
         let message = format!("`{}` returns nothing that could be kept", function.signature.ident);
         problems.at(function.signature.ident.span(), message);
     }
@@ -213,19 +214,13 @@ struct Call {
 
 impl Call {
     fn tokens(&self) -> TokenStream {
-        let Function { attributes, visibility, signature, .. } = &self.function;
         let body = match &self.options.cache {
             Some(cache) => self.cached(cache),
             None => self.uncached(),
         };
+        let function = self.function.with_body(&body);
         let companion = self.options.cache.as_ref().map(|cache| self.companion(cache));
-        quote! {
-            #(#attributes)*
-            #visibility #signature {
-                #body
-            }
-            #companion
-        }
+        quote!(#function #companion)
     }
 
     /// The path and the name of the function.
@@ -350,16 +345,22 @@ impl Call {
         }
         if let Some((_, times)) = &self.options.retry {
             let again = self.function.bindings().map(|binding| {
-                let name = &binding.name;
+                let Binding { name, cfgs, .. } = binding;
                 let span = name.span();
-                quote_spanned!(span=> let #name = ::core::clone::Clone::clone(&#name);)
+                quote_spanned!(span=> #(#cfgs)* let #name = ::core::clone::Clone::clone(&#name);)
+            });
+            let handles = self.function.own_handles.iter().map(|name| {
+                quote! {
+                    #[allow(unused_variables)]
+                    let #name = ::core::clone::Clone::clone(&#name);
+                }
             });
             let condition = match &self.options.retry_if {
                 Some(condition) => quote!(#condition),
                 None => quote!(|_| true),
             };
             run = quote_spanned! {mixed()=>
-                #krate::call::retried(handle, site, #times, #condition, || { #(#again)* #run })
+                #krate::call::retried(handle, site, #times, #condition, || { #(#again)* #(#handles)* #run })
             };
         }
         if let Some((_, limit)) = &self.options.timeout {
@@ -420,19 +421,19 @@ impl Call {
     fn key(&self) -> TokenStream {
         let krate = self.options.krate();
         let mut pushes: Vec<TokenStream> = Vec::new();
-        let mut push = |span: proc_macro2::Span, part: TokenStream| {
+        let mut push = |span: proc_macro2::Span, cfgs: &[syn::Attribute], part: TokenStream| {
             let method = quote_spanned!(span=> #krate::call::CallKeyBuf::push);
             let key = Ident::new("key", mixed());
-            pushes.push(quote_spanned!(span=> #method(&mut #key, &#part);));
+            pushes.push(quote_spanned!(span=> #(#cfgs)* #method(&mut #key, &#part);));
         };
         match &self.options.key {
-            Some(key) => push(key.span(), quote!((#key))),
+            Some(key) => push(key.span(), &[], quote!((#key))),
             None => {
                 for argument in self.function.arguments.iter().filter(|it| it.is_name) {
                     let Some(binding) = argument.bindings.first() else { continue };
                     if !self.options.skip.contains(&binding.name) {
                         let name = &binding.name;
-                        push(argument.ty.span(), quote!(#name));
+                        push(argument.ty.span(), &argument.cfgs, quote!(#name));
                     }
                 }
             }
@@ -610,11 +611,13 @@ impl Call {
         let krate = self.options.krate();
         let name = companion(&self.function.signature.ident);
         let visibility = &self.function.visibility;
+        let cfgs = conditions(&self.function.attributes);
         let (identity, instance) = (self.identity(), self.function.instance(&krate));
         let (settings, output) = (self.settings(cache), self.function.named_output());
         let (kind, opening) = (self.kind(), self.at_output("opening"));
         let tiers = if self.in_memory(cache) { quote!(InMemory) } else { quote!(Tiered) };
         quote_spanned! {mixed()=>
+            #(#cfgs)*
             #[doc(hidden)]
             #[allow(dead_code, non_snake_case, clippy::all)]
             #visibility fn #name() -> #krate::call::Target {

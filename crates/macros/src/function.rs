@@ -1,13 +1,14 @@
 //! A function under an attribute: its handle, its arguments, and what of them can be borrowed.
 
-use proc_macro2::{Ident, Span, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote};
+use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 use syn::visit_mut::{self, VisitMut};
 use syn::{
-    Attribute, Expr, FnArg, Lifetime, Pat, PatIdent, Receiver, ReturnType, Type, TypeImplTrait,
-    TypeReference,
+    Attribute, Expr, FnArg, GenericArgument, Lifetime, Pat, PatIdent, PathArguments, Receiver,
+    ReturnType, Token, Type, TypeImplTrait, TypeParamBound, TypeReference,
 };
 
 use crate::options::Problems;
@@ -16,6 +17,8 @@ use crate::options::Problems;
 pub(crate) struct Binding {
     pub(crate) name: Ident,
     pub(crate) mutable: bool,
+    /// The conditions under which its argument is there.
+    pub(crate) cfgs: Vec<Attribute>,
 }
 
 /// An argument other than the handle and the receiver.
@@ -25,6 +28,8 @@ pub(crate) struct Argument {
     pub(crate) is_name: bool,
     pub(crate) pattern: Span,
     pub(crate) ty: Type,
+    /// The conditions under which it is there.
+    pub(crate) cfgs: Vec<Attribute>,
 }
 
 /// How the function gets at its [`UltraPerf`].
@@ -56,8 +61,21 @@ pub(crate) struct Function {
     pub(crate) receiver: Option<Receiver>,
     pub(crate) arguments: Vec<Argument>,
     pub(crate) handle: Option<Handle>,
-    /// What it returns, `()` where it says nothing.
+    /// The names of its parameters that are handles by value.
+    pub(crate) own_handles: Vec<Ident>,
+    /// What it returns, or the future that it returns, `()` where it says nothing.
     pub(crate) output: Type,
+    /// How it makes the future that it returns, where it is not an `async fn` and its body is that future's.
+    future: Option<Made>,
+}
+
+/// How a function makes the future that it returns, as `#[async_trait]` writes it.
+#[derive(Clone, Copy, PartialEq)]
+enum Made {
+    /// `async move { .. }`
+    Bare,
+    /// `Box::pin(async move { .. })`
+    Boxed,
 }
 
 impl Function {
@@ -89,6 +107,7 @@ impl Function {
         let mut receiver = None;
         let mut arguments = Vec::new();
         let mut handle: Option<Handle> = perf.cloned().map(Handle::Expression);
+        let mut own_handles = Vec::new();
         for input in &mut sig.inputs {
             let typed = match input {
                 FnArg::Receiver(it) => {
@@ -98,6 +117,9 @@ impl Function {
                 FnArg::Typed(typed) => typed,
             };
             if let Some(found) = handle_of(&typed.pat, &typed.ty) {
+                if let Handle::Parameter { name, by_reference: false } = &found {
+                    own_handles.push(name.clone());
+                }
                 match (&handle, perf) {
                     (None, _) => handle = Some(found),
                     // `perf = ..` says which; the other is one all the same, and no part of a key.
@@ -109,16 +131,18 @@ impl Function {
                 }
                 continue;
             }
-            let mut names = Names::default();
+            let cfgs = conditions(&typed.attrs);
+            let mut names = Names { found: Vec::new(), cfgs: &cfgs };
             names.visit_pat(&typed.pat);
             arguments.push(Argument {
-                bindings: names.0,
+                bindings: names.found,
                 is_name: matches!(
                     &*typed.pat,
                     Pat::Ident(PatIdent { subpat: None, by_ref: None, .. })
                 ),
                 pattern: typed.pat.span(),
                 ty: (*typed.ty).clone(),
+                cfgs,
             });
             WithoutMut.visit_pat_mut(&mut typed.pat);
         }
@@ -134,20 +158,54 @@ impl Function {
             ReturnType::Default => syn::parse_quote!(()),
             ReturnType::Type(_, ty) => (**ty).clone(),
         };
+        let (output, body, future) = match future_in(&output) {
+            Some(ended) => match future_of(&block) {
+                Some((made, body)) if sig.asyncness.is_none() => (ended, body, Some(made)),
+                _ => {
+                    let message = format!(
+                        "`{attribute}` would end before this future begins: write `async fn`, or let the \
+                         body be `async move {{ .. }}` or `Box::pin(async move {{ .. }})` and nothing else"
+                    );
+                    problems.at(output.span(), message);
+                    // As what it should be, so that nothing else is said about it.
+                    (ended, *block, Some(Made::Boxed))
+                }
+            },
+            None => (output, *block, None),
+        };
         Some(Self {
             attributes: attrs,
             visibility: vis,
             signature: sig,
-            body: *block,
+            body,
             receiver,
             arguments,
             handle,
+            own_handles,
             output,
+            future,
         })
     }
 
+    /// Whether the body may wait.
     pub(crate) fn is_async(&self) -> bool {
-        self.signature.asyncness.is_some()
+        self.signature.asyncness.is_some() || self.future.is_some()
+    }
+
+    /// The function with another body: where it returns a future, that of the future.
+    pub(crate) fn with_body(&self, body: &TokenStream) -> TokenStream {
+        let Self { attributes, visibility, signature, .. } = self;
+        let body = match self.future {
+            None => quote!(#body),
+            Some(Made::Bare) => quote!(async move { #body }),
+            Some(Made::Boxed) => quote!(::std::boxed::Box::pin(async move { #body })),
+        };
+        quote! {
+            #(#attributes)*
+            #visibility #signature {
+                #body
+            }
+        }
     }
 
     /// The type of the result, `_` where it has no name.
@@ -163,8 +221,11 @@ impl Function {
 
     /// `let mut name = name;` for the arguments that the body may change.
     pub(crate) fn mutable_again(&self) -> TokenStream {
-        let names = self.bindings().filter(|it| it.mutable).map(|it| &it.name);
-        quote!(#(let mut #names = #names;)*)
+        let mutable = self.bindings().filter(|it| it.mutable).map(|it| {
+            let Binding { name, cfgs, .. } = it;
+            quote!(#(#cfgs)* let mut #name = #name;)
+        });
+        quote!(#(#mutable)*)
     }
 
     /// An expression that names this instance of a generic function, the same for no other one.
@@ -186,8 +247,8 @@ impl Function {
                 continue;
             };
             if impl_trait_in(&argument.ty).is_some() {
-                let name = &binding.name;
-                parts.push(quote!(#krate::call::marker(&#name)));
+                let Binding { name, cfgs, .. } = binding;
+                parts.push(quote!(#(#cfgs)* #krate::call::marker(&#name)));
             }
         }
         let owned = self.receiver.is_some() || self.names_self();
@@ -202,14 +263,10 @@ impl Function {
 
     /// Whether the type that the function belongs to is named in it.
     fn names_self(&self) -> bool {
-        fn within(tokens: TokenStream) -> bool {
-            tokens.into_iter().any(|token| match token {
-                TokenTree::Ident(name) => name == "Self",
-                TokenTree::Group(group) => within(group.stream()),
-                _ => false,
-            })
-        }
-        within(self.signature.to_token_stream()) || within(self.body.to_token_stream())
+        let mut found = NamesSelf(false);
+        found.visit_signature(&self.signature);
+        found.visit_block(&self.body);
+        found.0
     }
 
     /// Whether everything about the function is known without an instance of it.
@@ -234,13 +291,16 @@ fn handle_of(pattern: &Pat, ty: &Type) -> Option<Handle> {
         .then(|| Handle::Parameter { name: ident.clone(), by_reference })
 }
 
-#[derive(Default)]
-struct Names(Vec<Binding>);
+struct Names<'a> {
+    found: Vec<Binding>,
+    cfgs: &'a [Attribute],
+}
 
-impl Visit<'_> for Names {
+impl Visit<'_> for Names<'_> {
     fn visit_pat_ident(&mut self, pattern: &PatIdent) {
         let mutable = pattern.mutability.is_some();
-        self.0.push(Binding { name: pattern.ident.clone(), mutable });
+        let cfgs = self.cfgs.to_vec();
+        self.found.push(Binding { name: pattern.ident.clone(), mutable, cfgs });
         visit::visit_pat_ident(self, pattern);
     }
 }
@@ -254,6 +314,117 @@ impl VisitMut for WithoutMut {
         }
         visit_mut::visit_pat_ident_mut(self, pattern);
     }
+}
+
+/// The attributes that say when something is there.
+pub(crate) fn conditions(attributes: &[Attribute]) -> Vec<Attribute> {
+    attributes.iter().filter(|it| it.path().is_ident("cfg")).cloned().collect()
+}
+
+/// Finds `Self` where it is the type that a function belongs to. An item inside has a `Self` of its own.
+struct NamesSelf(bool);
+
+impl NamesSelf {
+    fn visit_tokens(&mut self, tokens: &TokenStream) {
+        let mut in_item = false;
+        for token in tokens.clone() {
+            match token {
+                TokenTree::Ident(name) if name == "Self" => self.0 |= !in_item,
+                TokenTree::Ident(name) => {
+                    in_item |= ["enum", "impl", "struct", "trait", "union"]
+                        .iter()
+                        .any(|item| name == item);
+                }
+                TokenTree::Group(group) => {
+                    if !in_item {
+                        self.visit_tokens(&group.stream());
+                    }
+                    in_item &= group.delimiter() != Delimiter::Brace;
+                }
+                TokenTree::Punct(mark) => in_item &= mark.as_char() != ';',
+                TokenTree::Literal(_) => {}
+            }
+        }
+    }
+}
+
+impl Visit<'_> for NamesSelf {
+    fn visit_ident(&mut self, name: &Ident) {
+        self.0 |= name == "Self";
+    }
+    fn visit_token_stream(&mut self, tokens: &TokenStream) {
+        self.visit_tokens(tokens);
+    }
+    fn visit_item(&mut self, item: &syn::Item) {
+        // What stands for an item may be statements as well.
+        if let syn::Item::Macro(syn::ItemMacro { ident: None, mac, .. }) = item {
+            self.visit_tokens(&mac.tokens);
+        }
+    }
+}
+
+/// What the future is of, if the type says that it is one.
+fn future_in(ty: &Type) -> Option<Type> {
+    let ended = |bounds: &Punctuated<TypeParamBound, Token![+]>| {
+        bounds.iter().find_map(|bound| match bound {
+            TypeParamBound::Trait(it) => {
+                let last = it.path.segments.last().filter(|last| last.ident == "Future")?;
+                let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
+                arguments.args.iter().find_map(|argument| match argument {
+                    GenericArgument::AssocType(it) if it.ident == "Output" => Some(it.ty.clone()),
+                    _ => None,
+                })
+            }
+            _ => None,
+        })
+    };
+    let path = match ty {
+        Type::ImplTrait(it) => return ended(&it.bounds),
+        Type::TraitObject(it) => return ended(&it.bounds),
+        Type::Paren(it) => return future_in(&it.elem),
+        Type::Group(it) => return future_in(&it.elem),
+        Type::Path(path) => path,
+        _ => return None,
+    };
+    let last = path.path.segments.last()?;
+    let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
+    let mut types = arguments.args.iter().filter_map(|argument| match argument {
+        GenericArgument::Type(ty) => Some(ty),
+        _ => None,
+    });
+    let first = types.next()?;
+    if last.ident == "Pin" || last.ident == "Box" {
+        future_in(first)
+    } else if last.ident == "BoxFuture" || last.ident == "LocalBoxFuture" {
+        Some(first.clone())
+    } else {
+        None
+    }
+}
+
+/// How a block makes a future, and the body of that, if it does nothing else.
+fn future_of(block: &syn::Block) -> Option<(Made, syn::Block)> {
+    let [syn::Stmt::Expr(expr, None)] = &*block.stmts else { return None };
+    let body = |expr: &Expr| match expr {
+        Expr::Async(it) if it.capture.is_some() => {
+            let mut body = it.block.clone();
+            // It comes into another block, where the compiler may find its braces superfluous.
+            let own = Span::mixed_site().located_at(body.brace_token.span.join());
+            body.brace_token = syn::token::Brace(own);
+            Some(body)
+        }
+        _ => None,
+    };
+    if let Some(body) = body(expr) {
+        return Some((Made::Bare, body));
+    }
+    let Expr::Call(call) = expr else { return None };
+    let Expr::Path(path) = &*call.func else { return None };
+    let mut names = path.path.segments.iter().rev().map(|segment| &segment.ident);
+    let is_pin = names.next().is_some_and(|it| it == "pin");
+    let is_box = names.next().is_some_and(|it| it == "Box");
+    let argument = call.args.first().filter(|_| is_pin && is_box && call.args.len() == 1)?;
+    Some((Made::Boxed, body(argument)?))
 }
 
 /// The first `impl Trait` of a type.
@@ -350,6 +521,44 @@ mod tests {
         ] {
             let ty = syn::parse_str(text).expect("a type");
             assert_eq!(borrow_in(&ty).is_some(), borrows, "{text}");
+        }
+    }
+
+    #[test]
+    fn self_is_that_of_the_function_and_not_of_an_item_inside() {
+        for (text, named) in [
+            ("{ Self::new() }", true),
+            ("{ let x: Vec<Self> = f(); }", true),
+            ("{ println!(\"{}\", Self::NAME) }", true),
+            ("{ vec![{ Self::new() }] }", true),
+            ("{ items! { struct A; impl A { fn new() -> Self { A } } } Self::b() }", true),
+            ("{ struct A; impl A { fn new() -> Self { Self } } A::new() }", false),
+            ("{ items! { impl A { fn new() -> Self { Self } } } }", false),
+            ("{ trait T: Sized { fn it(self) -> Self; } 1 }", false),
+        ] {
+            let block: syn::Block = syn::parse_str(text).expect("a block");
+            let mut found = NamesSelf(false);
+            found.visit_block(&block);
+            assert_eq!(found.0, named, "{text}");
+        }
+    }
+
+    #[test]
+    fn futures_are_known_by_what_their_types_say() {
+        for (text, of) in [
+            ("impl Future<Output = u8> + Send", Some("u8")),
+            ("impl Send + std::future::Future<Output = Result<u8, E>>", Some("Result<u8, E>")),
+            ("Pin<Box<dyn Future<Output = u8> + Send + 'a>>", Some("u8")),
+            ("core::pin::Pin<Box<(dyn Future<Output = u8>)>>", Some("u8")),
+            ("BoxFuture<'static, Option<u8>>", Some("Option<u8>")),
+            ("futures::future::LocalBoxFuture<'a, u8>", Some("u8")),
+            ("Box<dyn Fn() -> u8>", None),
+            ("impl Iterator<Item = u8>", None),
+            ("Vec<u8>", None),
+        ] {
+            let ty = syn::parse_str(text).expect("a type");
+            let of = of.map(|of| syn::parse_str::<Type>(of).expect("a type"));
+            assert_eq!(future_in(&ty), of, "{text}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! returned `Err` has changed nothing; one that was dropped or that panicked may have, so it counts as one
 //! that did.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Ident, TokenStream};
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 
@@ -52,19 +52,23 @@ fn check(function: &Function, options: &Options, problems: &mut Problems) {
 
 fn tokens(function: &Function, options: &Options) -> TokenStream {
     let krate = options.krate();
-    let Function { attributes, visibility, signature, body, .. } = function;
+    let body = &function.body;
     let output = function.named_output();
     let borrowed = function.handle.as_ref().map(Handle::borrowed);
     let (tags, kind, mutable) = (tags(options), kind(options, function), function.mutable_again());
     let targets = targets(options);
     let key = match &options.key {
-        Some(key) => quote_spanned! {key.span()=>
-            ::core::option::Option::Some({
-                let mut key = #krate::call::CallKeyBuf::new();
-                key.push(&(#key));
-                key
-            })
-        },
+        Some(key) => {
+            // The user's may be called like ours.
+            let made = Ident::new("key", mixed());
+            quote_spanned! {key.span()=>
+                ::core::option::Option::Some({
+                    let mut #made = #krate::call::CallKeyBuf::new();
+                    #made.push(&(#key));
+                    #made
+                })
+            }
+        }
         None => quote!(::core::option::Option::None),
     };
     let all = options.all.is_some();
@@ -98,12 +102,7 @@ fn tokens(function: &Function, options: &Options) -> TokenStream {
             returned
         }
     };
-    quote! {
-        #(#attributes)*
-        #visibility #signature {
-            #run
-        }
-    }
+    function.with_body(&run)
 }
 
 fn targets(options: &Options) -> TokenStream {

@@ -32,7 +32,7 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
 
 fn tokens(function: &Function, options: &Options) -> TokenStream {
     let krate = options.krate();
-    let Function { attributes, visibility, signature, body, .. } = function;
+    let body = &function.body;
     let output = function.named_output();
     let (site, kind, mutable) =
         (site(options, function), kind(options, function), function.mutable_again());
@@ -71,12 +71,7 @@ fn tokens(function: &Function, options: &Options) -> TokenStream {
             )
         }
     };
-    quote! {
-        #(#attributes)*
-        #visibility #signature {
-            #run
-        }
-    }
+    function.with_body(&run)
 }
 
 /// `let perf = ..;`, a clone where the handle may be borrowed from what moves into the body.

@@ -272,6 +272,170 @@ async fn a_change_that_was_dropped_on_its_way_counts_as_made() {
 }
 
 #[cached(skip(runs))]
+async fn by_key(perf: &UltraPerf, runs: &Runs, key: u8) -> u32 {
+    runs.count() + u32::from(key)
+}
+
+#[cache_invalidate(of = by_key, key = key)]
+async fn forget_by_key(perf: &UltraPerf, key: u8) {}
+
+#[tokio::test]
+async fn an_argument_may_be_called_key() {
+    let (perf, runs) = (perf().await, Runs::default());
+    assert_eq!((by_key(&perf, &runs, 1).await, by_key(&perf, &runs, 1).await), (2, 2));
+    forget_by_key(&perf, 1).await;
+    assert_eq!(by_key(&perf, &runs, 1).await, 3);
+}
+
+#[cached(skip(runs))]
+async fn query(perf: &UltraPerf, runs: &Runs, filter: serde_json::Value) -> u32 {
+    let _ = filter;
+    runs.count()
+}
+
+#[tokio::test]
+async fn json_that_differs_in_kind_alone_is_another_key() {
+    use serde_json::json;
+    let (perf, runs) = (perf().await, Runs::default());
+    let bits = 1.0_f64.to_bits();
+    let filters = [
+        json!({}),
+        json!([]),
+        json!(false),
+        json!(null),
+        json!(-1),
+        json!(u64::MAX),
+        json!(1.0),
+        json!(bits),
+    ];
+    for _ in 0..2 {
+        for (at, filter) in filters.iter().enumerate() {
+            assert_eq!(query(&perf, &runs, filter.clone()).await, at as u32 + 1, "{filter}");
+        }
+    }
+}
+
+#[cached(skip(runs))]
+async fn with_conditions(
+    perf: &UltraPerf,
+    runs: &Runs,
+    #[cfg(any())] mut left_out: u8,
+    #[cfg(test)] kept: u8,
+    #[cfg(any())] any_left_out: impl Display + Serialize + Send + Sync,
+) -> u32 {
+    runs.count() + u32::from(kept)
+}
+
+#[cached]
+#[cfg(any())]
+async fn left_out(perf: &UltraPerf, of: NoSuchType) -> NoSuchType {
+    of
+}
+
+#[cached(skip(runs))]
+async fn makes_one(perf: &UltraPerf, runs: &Runs) -> u32 {
+    struct One(u32);
+    impl One {
+        fn new(runs: &Runs) -> Self {
+            Self(runs.count())
+        }
+    }
+    One::new(runs).0
+}
+
+#[tokio::test]
+async fn conditions_and_items_inside_stay_what_they_are() {
+    let (perf, runs) = (perf().await, Runs::default());
+    for _ in 0..2 {
+        assert_eq!(with_conditions(&perf, &runs, 1).await, 2);
+        assert_eq!(with_conditions(&perf, &runs, 2).await, 4);
+        assert_eq!(makes_one(&perf, &runs).await, 3);
+    }
+}
+
+#[async_trait::async_trait]
+trait Store: Send + Sync {
+    async fn fetch(&self, id: u64) -> Result<u32, Error>;
+    async fn store(&self, id: u64) -> u32;
+    async fn check(&self, ready: bool) -> Result<(), Error>;
+    async fn sum(&self, id: u64) -> Result<u32, Error>;
+}
+
+#[async_trait::async_trait]
+impl Store for Users {
+    #[cached(name = "store", skip(), perf = self.perf)]
+    async fn fetch(&self, id: u64) -> Result<u32, Error> {
+        tokio::task::yield_now().await;
+        Ok(self.runs.count() + id as u32)
+    }
+
+    #[cache_invalidate(name = "store", key = id, perf = self.perf)]
+    async fn store(&self, id: u64) -> u32 {
+        // What is asked for meanwhile is kept, and forgotten at the end.
+        let before = self.fetch(id).await;
+        assert!(before.is_ok());
+        self.runs.count()
+    }
+
+    #[monitored(name = "store.check", perf = self.perf)]
+    async fn check(&self, ready: bool) -> Result<(), Error> {
+        if ready { Ok(()) } else { std::future::pending().await }
+    }
+
+    #[optimized(timeout = "10s", retry = 1, perf = self.perf)]
+    async fn sum(&self, id: u64) -> Result<u32, Error> {
+        match self.runs.count() {
+            run if run % 2 == 1 => Err(Error::Failed(run)),
+            run => Ok(run + id as u32),
+        }
+    }
+}
+
+#[monitored(name = "later")]
+fn later(perf: &UltraPerf, number: u32) -> impl Future<Output = u32> + Send {
+    async move {
+        let number = number + perf.caches().len() as u32;
+        tokio::task::yield_now().await;
+        number
+    }
+}
+
+#[cached(name = "boxed", skip(runs))]
+fn boxed(
+    perf: &UltraPerf,
+    runs: Runs,
+    id: u32,
+) -> futures_util::future::BoxFuture<'_, Option<u32>> {
+    Box::pin(async move { Some(runs.count() + id) })
+}
+
+#[tokio::test(start_paused = true)]
+async fn functions_that_return_a_future_are_those_of_its_end() {
+    let users = Users { perf: perf().await, runs: Runs::default() };
+    let (perf, store): (&UltraPerf, &dyn Store) = (&users.perf, &users);
+    assert_eq!((store.fetch(1).await, store.fetch(1).await), (Ok(2), Ok(2)));
+    assert_eq!(store.store(1).await, 2);
+    assert_eq!(store.fetch(1).await, Ok(4), "forgotten after the body, not before");
+
+    store.check(true).await.unwrap();
+    assert!(futures_util::FutureExt::now_or_never(store.check(false)).is_none());
+    let labels = [("function", "store.check")];
+    assert_eq!(number(perf, "function_calls_total", &labels), Some(2.0));
+    assert_eq!(number(perf, "function_cancelled_total", &labels), Some(1.0));
+    users.runs.0.store(0, Ordering::Relaxed);
+    assert_eq!(store.sum(10).await, Ok(12));
+
+    drop(later(perf, 1));
+    assert_eq!(later(perf, 1).await, 2);
+    assert_eq!(number(perf, "function_calls_total", &[("function", "later")]), Some(1.0));
+    let runs = Runs::default();
+    assert_eq!(
+        (boxed(perf, runs.clone(), 5).await, boxed(perf, runs, 5).await),
+        (Some(6), Some(6))
+    );
+}
+
+#[cached(skip(runs))]
 fn length(perf: &UltraPerf, runs: &Runs, text: &str) -> Option<usize> {
     runs.count();
     (!text.is_empty()).then_some(text.len())
