@@ -960,6 +960,57 @@ mod on_disk {
     async fn what_is_on_the_disk_is_found_and_forgotten_before_the_first_call() {
         let directory = tempfile::tempdir().unwrap();
         let runs = Runs::default();
+#[cached(ttl = "1ms", stale = Duration::ZERO, stale_if_error = "1h", skip(runs, gate))]
+async fn covered_but_not_stale(
+    perf: &UltraPerf,
+    runs: Runs,
+    gate: Arc<tokio::sync::Semaphore>,
+) -> Result<u32, Error> {
+    let run = runs.count();
+    let _permit = gate.acquire().await;
+    Ok(run)
+}
+
+#[tokio::test]
+async fn what_is_kept_for_errors_is_not_returned_as_stale() {
+    let (perf, runs) = (perf().await, Runs::default());
+    let gate = Arc::new(tokio::sync::Semaphore::new(1));
+    let ask = || covered_but_not_stale(&perf, runs.clone(), Arc::clone(&gate));
+    assert_eq!(ask().await, Ok(1));
+    let _permit = gate.acquire().await.expect("the gate is open");
+    until(async || {
+        let returned = futures_util::FutureExt::now_or_never(ask());
+        let is_over = runs.so_far() > 1;
+        assert_eq!(returned, (!is_over).then_some(Ok(1)), "a newer one is waited for");
+        is_over
+    })
+    .await;
+}
+
+#[optimized(cache(ttl = "1ms", stale_if_error = "1h"), skip(runs))]
+async fn goes_away(perf: &UltraPerf, runs: &Runs) -> Option<u32> {
+    let run = runs.count();
+    tokio::task::yield_now().await;
+    (run == 1).then_some(run)
+}
+
+#[tokio::test]
+async fn an_answer_that_there_is_nothing_is_not_covered_by_an_older_one() {
+    let (perf, runs) = (perf().await, Runs::default());
+    assert_eq!(goes_away(&perf, &runs).await, Some(1));
+    until(async || {
+        let calls = (0..3).map(|_| goes_away(&perf, &runs));
+        let answers = futures_util::future::join_all(calls).await;
+        let is_over = runs.so_far() > 1;
+        if is_over {
+            assert_eq!(answers.last(), Some(&None), "who waits is told so, too");
+        }
+        is_over
+    })
+    .await;
+    assert_eq!(goes_away(&perf, &runs).await, None);
+}
+
         let close = async |perf: UltraPerf| {
             let report = perf.shutdown(Duration::from_secs(10)).await;
             assert!(report.is_clean(), "{report}");

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cache_tiered::{BuildError, Cache, CacheBuilder, Hit, InsertOptions, Loaded, Tag};
+use cache_tiered::{BuildError, Cache, CacheBuilder, Hit, InsertOptions, Loaded, NotKept, Tag};
 use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -291,7 +291,7 @@ where
     if key.problem().is_some() { None } else { cache.get_in_memory(key) }
 }
 
-/// Returns the result of a call from memory, fresh or stale within its window; costs as [`find`].
+/// Returns the result of a call from memory, fresh or within its `stale`; costs as [`find`].
 #[inline(always)]
 pub fn look_up<R, K>(
     perf: &UltraPerf,
@@ -362,10 +362,7 @@ impl<T, K, X, P> Load<T, K, X, P> {
 /// How a flight ended for one who took part.
 enum Landing<V, P> {
     Kept(V),
-    Passed {
-        passed: P,
-        failed: bool,
-    },
+    Passed(P),
     /// The leader has something that cannot be handed on.
     Alone,
 }
@@ -398,17 +395,18 @@ where
             measuring.end(load.failed(&made));
             load.split(made).map_err(|(passed, failed)| {
                 let error = load.share.publish(&passed);
-                *slot = Some((passed, failed));
-                error
+                *slot = Some(passed);
+                // What was kept before covers a failure, and not the answer that there is nothing.
+                if failed { error } else { NotKept::new(error).into() }
             })
         }
     };
     match cache.load_missing(key, loader).await {
         Ok(value) => Landing::Kept(value),
         Err(error) => match own {
-            Some((passed, failed)) => Landing::Passed { passed, failed },
+            Some(passed) => Landing::Passed(passed),
             None => match load.share.recover(&error) {
-                Some(passed) => Landing::Passed { passed, failed: true },
+                Some(passed) => Landing::Passed(passed),
                 None => Landing::Alone,
             },
         },
@@ -515,7 +513,7 @@ where
     let mut make = Some(make);
     match fly(perf, &load, cache, &key, &mut make).await {
         Landing::Kept(value) => load.kind.kept(value),
-        Landing::Passed { passed, .. } => load.kind.passed(passed),
+        Landing::Passed(passed) => load.kind.passed(passed),
         Landing::Alone => {
             let make = make.expect("who did not lead has its body");
             alone(perf, &load, Some((cache, &key)), make).await
@@ -571,11 +569,7 @@ where
     let work = async move {
         let _turn = turn;
         let mut make = Some(make);
-        let landing = fly(&own, &load, &cache, &key, &mut make).await;
-        // The function says that there is nothing any more; what is stale must not outlive that.
-        if let Landing::Passed { failed: false, .. } = landing {
-            cache.remove(&key).await;
-        }
+        fly(&own, &load, &cache, &key, &mut make).await;
     };
     spawn(perf, label, work);
 }
