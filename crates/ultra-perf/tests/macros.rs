@@ -656,6 +656,73 @@ async fn an_open_breaker_ends_the_call() {
     assert_eq!(perf.breaker("db").state(), ultra_perf::resilience::State::Open);
 }
 
+#[optimized(timeout = "50ms", breaker = "slow")]
+async fn hangs(perf: &UltraPerf, fails: bool) -> Result<(), Error> {
+    if fails { Err(Error::Failed(0)) } else { std::future::pending().await }
+}
+
+#[optimized(breaker = "dropped")]
+async fn hangs_without_end(perf: &UltraPerf) -> Result<(), Error> {
+    std::future::pending().await
+}
+
+#[optimized(timeout = "50ms")]
+async fn asks_what_hangs(perf: &UltraPerf) -> Result<(), Error> {
+    hangs_without_end(perf).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_learns_of_time_limits_and_not_of_callers_who_leave() {
+    let perf = perf().await;
+    let is_timed_out = |ended: &Result<(), Error>| {
+        let Err(Error::Task(error)) = ended else { panic!("{ended:?}") };
+        matches!(error.kind(), TaskErrorKind::TimedOut { .. })
+    };
+    let open = ultra_perf::resilience::State::Open;
+    for _ in 0..100 {
+        let ended = futures_util::FutureExt::now_or_never(hangs_without_end(&perf));
+        assert_eq!(ended, None);
+    }
+    assert_ne!(perf.breaker("dropped").state(), open);
+    let mut calls = 0;
+    while is_timed_out(&asks_what_hangs(&perf).await) && calls < 100 {
+        if perf.breaker("dropped").state() == open {
+            break;
+        }
+        calls += 1;
+    }
+    assert_eq!(perf.breaker("dropped").state(), open, "a limit around the call counts");
+
+    let mut calls = 0;
+    while is_timed_out(&hangs(&perf, false).await) {
+        calls += 1;
+        assert!(calls < 100, "the breaker never opened");
+    }
+    assert_eq!(perf.breaker("slow").state(), open);
+}
+
+#[optimized(retry = 3)]
+async fn retried_with_its_own_handle(perf: UltraPerf, runs: Runs) -> Result<usize, Error> {
+    let own = perf;
+    if runs.count() < 3 { Err(Error::Failed(0)) } else { Ok(own.caches().len()) }
+}
+
+#[optimized(retry = 3, perf = one)]
+async fn retried_with_two_handles(one: UltraPerf, two: UltraPerf, runs: Runs) -> Result<(), Error> {
+    drop((one, two));
+    if runs.count() < 3 { Err(Error::Failed(0)) } else { Ok(()) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_by_value_goes_into_every_attempt() {
+    let (perf, runs) = (perf().await, Runs::default());
+    assert_eq!(retried_with_its_own_handle(perf.clone(), runs.clone()).await, Ok(0));
+    assert_eq!(runs.so_far(), 3);
+    let runs = Runs::default();
+    assert_eq!(retried_with_two_handles(perf.clone(), perf, runs.clone()).await, Ok(()));
+    assert_eq!(runs.so_far(), 3);
+}
+
 #[optimized(cpu, priority = High, cache = "1m", skip(runs))]
 async fn sum(perf: &UltraPerf, runs: Runs, numbers: Vec<u64>) -> Result<(u64, String), Error> {
     runs.count();
@@ -893,6 +960,57 @@ async fn a_stale_result_covers_an_error() {
     .await;
 }
 
+#[cached(ttl = "1ms", stale = Duration::ZERO, stale_if_error = "1h", skip(runs, gate))]
+async fn covered_but_not_stale(
+    perf: &UltraPerf,
+    runs: Runs,
+    gate: Arc<tokio::sync::Semaphore>,
+) -> Result<u32, Error> {
+    let run = runs.count();
+    let _permit = gate.acquire().await;
+    Ok(run)
+}
+
+#[tokio::test]
+async fn what_is_kept_for_errors_is_not_returned_as_stale() {
+    let (perf, runs) = (perf().await, Runs::default());
+    let gate = Arc::new(tokio::sync::Semaphore::new(1));
+    let ask = || covered_but_not_stale(&perf, runs.clone(), Arc::clone(&gate));
+    assert_eq!(ask().await, Ok(1));
+    let _permit = gate.acquire().await.expect("the gate is open");
+    until(async || {
+        let returned = futures_util::FutureExt::now_or_never(ask());
+        let is_over = runs.so_far() > 1;
+        assert_eq!(returned, (!is_over).then_some(Ok(1)), "a newer one is waited for");
+        is_over
+    })
+    .await;
+}
+
+#[optimized(cache(ttl = "1ms", stale_if_error = "1h"), skip(runs))]
+async fn goes_away(perf: &UltraPerf, runs: &Runs) -> Option<u32> {
+    let run = runs.count();
+    tokio::task::yield_now().await;
+    (run == 1).then_some(run)
+}
+
+#[tokio::test]
+async fn an_answer_that_there_is_nothing_is_not_covered_by_an_older_one() {
+    let (perf, runs) = (perf().await, Runs::default());
+    assert_eq!(goes_away(&perf, &runs).await, Some(1));
+    until(async || {
+        let calls = (0..3).map(|_| goes_away(&perf, &runs));
+        let answers = futures_util::future::join_all(calls).await;
+        let is_over = runs.so_far() > 1;
+        if is_over {
+            assert_eq!(answers.last(), Some(&None), "who waits is told so, too");
+        }
+        is_over
+    })
+    .await;
+    assert_eq!(goes_away(&perf, &runs).await, None);
+}
+
 #[cached(ttl = Duration::ZERO, skip(runs))]
 async fn never_kept(perf: &UltraPerf, runs: &Runs) -> u32 {
     runs.count()
@@ -960,57 +1078,6 @@ mod on_disk {
     async fn what_is_on_the_disk_is_found_and_forgotten_before_the_first_call() {
         let directory = tempfile::tempdir().unwrap();
         let runs = Runs::default();
-#[cached(ttl = "1ms", stale = Duration::ZERO, stale_if_error = "1h", skip(runs, gate))]
-async fn covered_but_not_stale(
-    perf: &UltraPerf,
-    runs: Runs,
-    gate: Arc<tokio::sync::Semaphore>,
-) -> Result<u32, Error> {
-    let run = runs.count();
-    let _permit = gate.acquire().await;
-    Ok(run)
-}
-
-#[tokio::test]
-async fn what_is_kept_for_errors_is_not_returned_as_stale() {
-    let (perf, runs) = (perf().await, Runs::default());
-    let gate = Arc::new(tokio::sync::Semaphore::new(1));
-    let ask = || covered_but_not_stale(&perf, runs.clone(), Arc::clone(&gate));
-    assert_eq!(ask().await, Ok(1));
-    let _permit = gate.acquire().await.expect("the gate is open");
-    until(async || {
-        let returned = futures_util::FutureExt::now_or_never(ask());
-        let is_over = runs.so_far() > 1;
-        assert_eq!(returned, (!is_over).then_some(Ok(1)), "a newer one is waited for");
-        is_over
-    })
-    .await;
-}
-
-#[optimized(cache(ttl = "1ms", stale_if_error = "1h"), skip(runs))]
-async fn goes_away(perf: &UltraPerf, runs: &Runs) -> Option<u32> {
-    let run = runs.count();
-    tokio::task::yield_now().await;
-    (run == 1).then_some(run)
-}
-
-#[tokio::test]
-async fn an_answer_that_there_is_nothing_is_not_covered_by_an_older_one() {
-    let (perf, runs) = (perf().await, Runs::default());
-    assert_eq!(goes_away(&perf, &runs).await, Some(1));
-    until(async || {
-        let calls = (0..3).map(|_| goes_away(&perf, &runs));
-        let answers = futures_util::future::join_all(calls).await;
-        let is_over = runs.so_far() > 1;
-        if is_over {
-            assert_eq!(answers.last(), Some(&None), "who waits is told so, too");
-        }
-        is_over
-    })
-    .await;
-    assert_eq!(goes_away(&perf, &runs).await, None);
-}
-
         let close = async |perf: UltraPerf| {
             let report = perf.shutdown(Duration::from_secs(10)).await;
             assert!(report.is_clean(), "{report}");

@@ -3,7 +3,8 @@
 use std::future::Future;
 use std::time::Duration;
 
-use resilience::{CircuitBreaker, GiveUp, Outcome, RetryPolicy};
+use resilience::{CircuitBreaker, GiveUp, Outcome, Permit, RetryPolicy};
+use tokio::time::Instant;
 
 use super::kind::{Fallible, Fault};
 use super::{Call, TaskError, TaskErrorKind};
@@ -14,7 +15,7 @@ pub fn name_of<T: AsRef<str> + ?Sized>(name: &T) -> &str {
     name.as_ref()
 }
 
-fn admit(perf: &UltraPerf, name: &str) -> Result<(CircuitBreaker, resilience::Permit), TaskError> {
+fn admit(perf: &UltraPerf, name: &str) -> Result<(CircuitBreaker, Permit), TaskError> {
     let breaker = perf.breaker(name);
     match breaker.try_acquire() {
         Ok(permit) => Ok((breaker, permit)),
@@ -32,6 +33,30 @@ fn judge<R: Fallible>(outcome: &Result<R, TaskError>) -> Outcome {
     }
 }
 
+/// The permit of a call that may be ended by a time limit, which is dropped with it.
+struct Limited {
+    permit: Option<Permit>,
+    ends: Option<Instant>,
+}
+
+impl Limited {
+    fn complete(mut self, outcome: Outcome) {
+        if let Some(permit) = self.permit.take() {
+            permit.complete(outcome);
+        }
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let Some(permit) = self.permit.take() else { return };
+        // It did not answer in time. Before that, it was its caller who lost interest.
+        if self.ends.is_some_and(|ends| Instant::now() >= ends) {
+            permit.complete(Outcome::Failure);
+        }
+    }
+}
+
 /// Runs a call through a breaker.
 ///
 /// # Errors
@@ -40,13 +65,15 @@ fn judge<R: Fallible>(outcome: &Result<R, TaskError>) -> Outcome {
 ///
 /// # Cancel safety
 ///
-/// A call that is dropped counts as cancelled.
+/// A call that is dropped counts as cancelled, and as failed if its time limit, or that of a call around it, is
+/// over by then.
 pub async fn guarded<R, F>(perf: &UltraPerf, name: &str, run: F) -> Result<R, TaskError>
 where
     R: Fallible,
     F: Future<Output = Result<R, TaskError>>,
 {
     let (_breaker, permit) = admit(perf, name)?;
+    let permit = Limited { permit: Some(permit), ends: super::time::ends() };
     let outcome = run.await;
     permit.complete(judge(&outcome));
     outcome
