@@ -230,7 +230,8 @@ async fn a_recommendation_that_is_not_there_is_said_whatever_its_name() {
         assert!(status == 422 && detail.contains(problem), "{body}: {answer}");
     }
     let (status, answer) = proxy.admin("GET", "/recommendations?state=closed", "").await;
-    let states = "must be one of open, applied, verified, no_effect, rolled_back, dismissed";
+    let states =
+        "must be one of open, applied, verified, no_effect, rolled_back, lapsed, dismissed";
     let detail = answer["detail"].as_str().expect("a detail");
     assert!(status == 422 && detail.contains(states), "{detail}");
 }

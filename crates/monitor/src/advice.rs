@@ -7,16 +7,21 @@
 //!            found                  apply                   10 minutes later
 //!   (none) ────────▶ open ────────────────────▶ applied ──┬──▶ verified      the target is better
 //!                    │  ▲                                 ├──▶ no_effect     it is not
-//!            dismiss │  │ found in 3 windows in a row     └──▶ rolled_back   something is worse: undone
-//!                    ▼  │
-//!                 dismissed, verified, no_effect, rolled_back
+//!            dismiss │  │ found in 3 windows in a row     ├──▶ rolled_back   something is worse: undone
+//!                    ▼  │                                 └──▶ lapsed        it is no longer in force
+//!                 dismissed, verified, no_effect, rolled_back, lapsed
 //! ```
 //!
 //! Applying is a change of configuration through an [`Actuator`], and is undone through it. Before a
 //! change the advisor reads the metric it is for, the 95th percentile, the errors and the memory, and ten
 //! minutes after it reads them again: what made one of them worse by more than a tenth is undone without
-//! being asked. Of one subsystem only one change is on probation at a time, so that an effect has one
-//! cause. A recommendation that has ended opens again only if its evidence holds for three windows.
+//! being asked. Of one subsystem, and of one setting, only one change is on probation at a time, so that an
+//! effect has one cause. A recommendation that has ended opens again only if its evidence holds for three
+//! windows.
+//!
+//! A change that is no longer in force as it was made has *lapsed*, and is neither judged nor undone: somebody
+//! has undone it or set the same setting since, which counts more than advice, or the process that made it has
+//! ended and its changes with it.
 //!
 //! Where it is [allowed](Advisor::auto_apply), a recommendation of little risk and enough confidence that was
 //! found for three windows applies itself, within the same guard. What was undone, did nothing or was refused
@@ -247,19 +252,85 @@ pub trait AdviceRule: Send + Sync {
 }
 
 /// Changes settings, by the way that people change them.
+///
+/// An advisor calls it while nobody else can reach its recommendations, so it should not block for long. What
+/// panics counts as refused.
 pub trait Actuator: Send + Sync {
-    /// Sets a setting to a value, after checking it.
+    /// Sets a setting to a value, after checking it, and returns what names the change.
     ///
     /// # Errors
     ///
     /// Why the value was refused; then nothing has changed.
-    fn apply(&self, path: &str, value: &serde_json::Value) -> Result<(), ActuatorError>;
+    fn apply(&self, path: &str, value: &serde_json::Value) -> Result<Receipt, ActuatorError>;
+
+    /// Puts back what a change replaced, if it is still in force as it was made.
+    ///
+    /// What others have set meanwhile is to stay: that is why this gets the change and not the former value.
+    ///
+    /// # Errors
+    ///
+    /// [`UndoError`]; then nothing has changed.
+    fn undo(&self, receipt: &Receipt) -> Result<(), UndoError>;
+
+    /// Says why a change is no longer in force as it was made, or `None` while it is.
+    ///
+    /// It is asked before the effect of the change is judged. Unless told otherwise, a change is in force.
+    fn superseded(&self, receipt: &Receipt) -> Option<String> {
+        let _ = receipt;
+        None
+    }
+}
+
+/// What names a change that an [`Actuator`] made; only that actuator reads it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Receipt {
+    change: serde_json::Value,
+    persistent: bool,
+}
+
+impl Receipt {
+    /// Names a change that lasts until this process ends, such as by its number.
+    #[must_use]
+    pub fn new(change: impl Into<serde_json::Value>) -> Self {
+        Self { change: change.into(), persistent: false }
+    }
+
+    /// Says that the change outlives the process, so that the next one goes on to watch it.
+    #[must_use]
+    pub fn persistent(mut self) -> Self {
+        self.persistent = true;
+        self
+    }
+
+    /// Returns what the change is named by.
+    #[must_use]
+    pub fn change(&self) -> &serde_json::Value {
+        &self.change
+    }
+
+    /// Tells whether the change outlives the process.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.persistent
+    }
 }
 
 /// A change that was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ActuatorError(pub String);
+
+/// Why a change was not undone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UndoError {
+    /// It is no longer in force as it was made; this says who undid it or changed the setting since.
+    #[error("{0}")]
+    Superseded(String),
+    /// What it replaced is refused now.
+    #[error(transparent)]
+    Refused(#[from] ActuatorError),
+}
 
 /// Where a recommendation is in its life.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -299,6 +370,13 @@ pub enum State {
         /// What became worse, or who undid it.
         reason: String,
     },
+    /// The change is no longer in force as it was made, so it is neither judged nor undone.
+    Lapsed {
+        /// Since when this is known.
+        at_ms: i64,
+        /// Who undid it or changed the setting since, or that the process has ended.
+        reason: String,
+    },
     /// Somebody does not want it.
     Dismissed {
         /// Until when; `None` for good.
@@ -320,6 +398,7 @@ impl State {
             Self::Verified { .. } => "verified",
             Self::NoEffect { .. } => "no_effect",
             Self::RolledBack { .. } => "rolled_back",
+            Self::Lapsed { .. } => "lapsed",
             Self::Dismissed { .. } => "dismissed",
         }
     }

@@ -40,7 +40,7 @@ const SCORE_EVERY: Duration = Duration::from_secs(10);
 const LATE_PART: u32 = 10;
 
 /// What the monitor tells about itself.
-const FAMILIES: [(&str, Kind, Unit, &str); 6] = [
+const FAMILIES: [(&str, Kind, Unit, &str); 7] = [
     ("monitor_tick_cpu_seconds", Kind::Histogram, Unit::Seconds, "Processor time of a tick."),
     ("monitor_ticks_total", Kind::Counter, Unit::None, "Ticks."),
     ("monitor_ticks_late_total", Kind::Counter, Unit::None, "Ticks that began late."),
@@ -52,6 +52,12 @@ const FAMILIES: [(&str, Kind, Unit, &str); 6] = [
         "Whether the history is kept in memory although it should be on disk.",
     ),
     ("performance_score", Kind::Gauge, Unit::None, "The score from 0 to 100."),
+    (
+        "monitor_advice_panics_total",
+        Kind::Counter,
+        Unit::None,
+        "Panics of advice rules, and of changes that advice made or undid.",
+    ),
 ];
 
 /// Describes a [`Monitor`].
@@ -196,7 +202,8 @@ impl MonitorBuilder {
         self
     }
 
-    /// Changes settings through this when advice is applied and undone; it should not block for long.
+    /// Changes settings through this when advice is applied and undone; it should not block for long, and
+    /// what panics in it counts as refused.
     pub fn actuator(mut self, actuator: impl Actuator + 'static) -> Self {
         self.actuator = Some(Arc::new(actuator));
         self
@@ -349,6 +356,7 @@ struct OwnMetrics {
     missed: Counter,
     degraded: Gauge,
     score: Gauge,
+    advice_panics: Counter,
 }
 
 impl OwnMetrics {
@@ -360,6 +368,7 @@ impl OwnMetrics {
             missed: registry.counter("monitor_ticks_missed_total", &[]),
             degraded: registry.gauge("monitor_history_degraded", &[]),
             score: registry.gauge("performance_score", &[]),
+            advice_panics: registry.counter("monitor_advice_panics_total", &[]),
         }
     }
 }
@@ -470,7 +479,9 @@ impl Inner {
         let actuator = self.actuator.load_full();
         let actuator = actuator.as_deref().map(|actuator| &**actuator);
         let mut advisor = self.advisor.lock();
+        let panics = advisor.panics();
         let changes = advisor.evaluate(now, &self.history, Some(&score), actuator);
+        self.own.advice_panics.increment(advisor.panics() - panics);
         if !changes.is_empty() {
             self.keep_advice(&advisor);
         }
@@ -520,7 +531,9 @@ impl Inner {
         change: impl FnOnce(&mut Advisor, Moment) -> Result<(), ApplyError>,
     ) -> Result<(), ApplyError> {
         let mut advisor = self.advisor.lock();
+        let panics = advisor.panics();
         let changed = change(&mut advisor, self.clock.now());
+        self.own.advice_panics.increment(advisor.panics() - panics);
         // A refused change is in the audit as well.
         self.keep_advice(&advisor);
         changed

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use monitor::advice::{Action, Actuator, ActuatorError, Category, Finding, Priority, State};
+use monitor::advice::{
+    Action, Actuator, ActuatorError, Category, Finding, Priority, Receipt, State, UndoError,
+};
 use monitor::alert::{AlertState, Severity};
 use monitor::{
     Aggregate, Clock, Format, Moment, Monitor, MonitorBuilder, Selector, Source as _, StartError,
@@ -142,13 +144,53 @@ fn history_alerts_and_advice_outlive_the_process() {
     monitor.shutdown(Duration::from_secs(5));
 }
 
-/// Takes every change.
+/// Takes every change, and keeps it for later processes.
 struct Accepts;
 
 impl Actuator for Accepts {
-    fn apply(&self, _: &str, _: &serde_json::Value) -> Result<(), ActuatorError> {
+    fn apply(&self, _: &str, _: &serde_json::Value) -> Result<Receipt, ActuatorError> {
+        Ok(Receipt::new(1).persistent())
+    }
+
+    fn undo(&self, receipt: &Receipt) -> Result<(), UndoError> {
+        assert_eq!(receipt.change(), 1);
         Ok(())
     }
+}
+
+/// Panics as a listener of changes might.
+struct Panics;
+
+impl Actuator for Panics {
+    fn apply(&self, _: &str, _: &serde_json::Value) -> Result<Receipt, ActuatorError> {
+        panic!("a listener is out of order")
+    }
+
+    fn undo(&self, _: &Receipt) -> Result<(), UndoError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_change_that_panics_is_refused_and_counted_and_the_ticks_go_on() {
+    let clock = Turned::default();
+    let monitor = builder(&clock).actuator(Panics).auto_apply(|| true).start().expect("a monitor");
+    monitor.add_advice_rule("backup.old", |_| {
+        let mut finding = Finding::advice(Category::Disk, Priority::High, "old", "run it");
+        finding.action = Some(Action::set("backup.every", "1d", "1h"));
+        vec![finding]
+    });
+    clock.seconds(&monitor, 1_000);
+    let refused = monitor.advice_audit().into_iter().find(|entry| entry.by == "auto");
+    let refused = refused.expect("it was tried");
+    assert_eq!(refused.reason, "it panicked: a listener is out of order");
+    assert_eq!(last(&monitor, "monitor_advice_panics_total"), Some(1.0));
+    let refused = monitor.apply("backup.old", "ann").expect_err("it panics");
+    assert_eq!(refused.to_string(), "the change was refused");
+    clock.seconds(&monitor, 1);
+    assert_eq!(last(&monitor, "monitor_advice_panics_total"), Some(2.0));
+    assert_eq!(monitor.recommendations()[0].state, State::Open);
+    monitor.shutdown(Duration::from_secs(1));
 }
 
 #[test]

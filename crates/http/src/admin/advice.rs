@@ -20,7 +20,8 @@ use super::monitor::{Asked, Page, asked, blocking, moment, monitor, refused};
 use super::{Problem, Shared, api, read_json, timestamp};
 
 /// The states that a recommendation can be in.
-const STATES: [&str; 6] = ["open", "applied", "verified", "no_effect", "rolled_back", "dismissed"];
+const STATES: [&str; 7] =
+    ["open", "applied", "verified", "no_effect", "rolled_back", "lapsed", "dismissed"];
 /// The longest time for which a recommendation is put aside; for good is without a time.
 const DISMISS_MAX: Duration = Duration::from_hours(24 * 365);
 /// Recommendations that an answer names where the one that was asked for is not there.
@@ -237,8 +238,8 @@ fn not_done(monitor: &Monitor, id: &str, error: &ApplyError) -> Problem {
         }
         ApplyError::NoAction => find(monitor, id).map_or_else(|gone| gone, |one| by_people(&one)),
         ApplyError::Busy(other) => conflict(format!(
-            "\"{other}\" was applied to the same part and is still being watched; undo it, or wait until \
-             it is verified."
+            "\"{other}\" was applied to the same part or setting and is still being watched; undo it, or \
+             wait until it is verified."
         )),
         ApplyError::Refused(why) => refused(format!("The change was refused: {why}.")),
         other => conflict(format!("{other}.")),

@@ -7,7 +7,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::guard::Verdict;
-use super::{Actuator, AdviceContext, AdviceRule, Finding, GuardOptions, Recommendation, State};
+use super::{
+    Action, Actuator, ActuatorError, AdviceContext, AdviceRule, Finding, GuardOptions, Receipt,
+    Recommendation, State, UndoError,
+};
 use crate::clock::{Moment, millis};
 use crate::score::Score;
 use crate::source::Source;
@@ -16,6 +19,8 @@ use crate::source::Source;
 const VERSION: u32 = 1;
 /// Who applies what applies itself, in states and in the audit list.
 const ITSELF: &str = "auto";
+/// Why a change is not in force after a restart.
+const ENDED: &str = "the process that made the change has ended, and the change with it";
 
 /// The bounds and times of an [`Advisor`].
 #[derive(Debug, Clone, PartialEq)]
@@ -96,8 +101,10 @@ pub enum AuditEvent {
     RolledBack,
     /// Somebody undid the change.
     Undone,
-    /// The change should have been undone, and that was refused.
+    /// The change should have been undone, and that was refused; once for each reason.
     UndoRefused,
+    /// The change is no longer in force as it was made.
+    Lapsed,
     /// Somebody does not want it.
     Dismissed,
     /// Its rule panicked; the recommendation is the name of the rule.
@@ -118,7 +125,7 @@ pub struct AuditEntry {
     /// Who did it; empty if the advisor did.
     pub by: String,
     /// The setting that changed, and its values before and after.
-    pub change: Option<super::Action>,
+    pub change: Option<Action>,
     /// Why, or what came of it.
     pub reason: String,
 }
@@ -150,12 +157,15 @@ pub enum ApplyError {
     /// It has no action: people have to act.
     #[error("this is advice for people and has no action")]
     NoAction,
-    /// Another change of the same subsystem is on probation.
-    #[error("\"{0}\" was applied to the same subsystem and is still being watched")]
+    /// Another change of the same subsystem or the same setting is on probation.
+    #[error("\"{0}\" was applied to the same subsystem or setting and is still being watched")]
     Busy(String),
+    /// The change is no longer in force as it was made, so there is nothing to undo.
+    #[error("the change is no longer in force: {0}")]
+    Lapsed(String),
     /// The change was refused.
     #[error("the change was refused")]
-    Refused(#[source] super::ActuatorError),
+    Refused(#[source] ActuatorError),
 }
 
 /// All that an advisor keeps over a restart.
@@ -167,6 +177,9 @@ pub struct AdvisorState {
     /// Until when, by the wall clock, a recommendation does not apply itself.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     cooling: BTreeMap<String, i64>,
+    /// Changes that outlive the process.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    receipts: BTreeMap<String, Receipt>,
 }
 
 /// A recommendation and what the advisor counts about it.
@@ -179,6 +192,10 @@ struct Tracked {
     missed: u32,
     /// When the probation began, by the monotonic clock.
     applied: Duration,
+    /// The change that was made, if it is in force as far as is known.
+    receipt: Option<Receipt>,
+    /// Why its undoing was refused last.
+    refused: String,
     /// Until when it is dismissed, by the monotonic clock.
     dismissed_until: Option<Duration>,
 }
@@ -209,6 +226,8 @@ pub struct Advisor {
     auto_apply: Box<dyn Fn() -> bool + Send + Sync>,
     /// Until when a recommendation does not apply itself.
     cooling: BTreeMap<String, Moment>,
+    /// Panics of rules and of the actuator.
+    panics: u64,
 }
 
 impl std::fmt::Debug for Advisor {
@@ -247,6 +266,7 @@ impl Advisor {
             evaluated: None,
             auto_apply: Box::new(|| false),
             cooling: BTreeMap::new(),
+            panics: 0,
         }
     }
 
@@ -274,7 +294,8 @@ impl Advisor {
 
     /// Runs the rules if their time has come, ends probations, and returns what changed.
     ///
-    /// Call it as often as you like. Without an actuator nothing can be undone, so probations go on.
+    /// Call it as often as you like. Without an actuator nothing can be undone, so probations go on. Rules and an
+    /// actuator that panic are [counted](Self::panics) and passed over.
     ///
     /// # Cost
     ///
@@ -287,16 +308,19 @@ impl Advisor {
         actuator: Option<&dyn Actuator>,
     ) -> Vec<Change> {
         let mut changes = Vec::new();
+        let due = self.evaluated.is_none_or(|last| now.since(last) >= self.options.every);
         if let Some(actuator) = actuator {
+            if due {
+                self.end_superseded(now, actuator, &mut changes);
+            }
             self.end_probations(now, source, actuator, &mut changes);
         }
-        let due = self.evaluated.is_none_or(|last| now.since(last) >= self.options.every);
         if due {
             self.evaluated = Some(now.monotonic);
             let context = AdviceContext { source, at_ms: now.unix_ms, score };
             self.run_rules(now, &context, &mut changes);
             self.make_room(now, &mut changes);
-            if let Some(actuator) = actuator.filter(|_| (self.auto_apply)()) {
+            if let Some(actuator) = actuator.filter(|_| self.may_apply_itself()) {
                 self.apply_itself(now, source, actuator, &mut changes);
             }
         }
@@ -330,12 +354,18 @@ impl Advisor {
         self.audit.iter()
     }
 
+    /// Returns how often a rule or the actuator has panicked; each time the log and the audit list say so.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.panics
+    }
+
     /// Makes the change of an open recommendation and puts it on probation.
     ///
     /// # Errors
     ///
-    /// If it is not open, has no action, another change of the subsystem is on probation, or the change is
-    /// refused. Then nothing has changed.
+    /// If it is not open, has no action, another change of the subsystem or the setting is on probation, or the
+    /// change is refused. Then nothing has changed.
     pub fn apply(
         &mut self,
         id: &str,
@@ -349,21 +379,32 @@ impl Advisor {
             return Err(one.state_error("open"));
         }
         let action = one.recommendation.finding.action.clone().ok_or(ApplyError::NoAction)?;
+        self.end_superseded(now, actuator, &mut Vec::new());
+        let one = self.find(id)?;
         let subsystem = one.recommendation.subsystem();
         let busy = self.tracked.values().map(|other| &other.recommendation).find(|other| {
-            matches!(other.state, State::Applied { .. }) && other.subsystem() == subsystem
+            let path = other.finding.action.as_ref().map(|other| other.path.as_str());
+            matches!(other.state, State::Applied { .. })
+                && (other.subsystem() == subsystem || path == Some(action.path.as_str()))
         });
         if let Some(busy) = busy {
             return Err(ApplyError::Busy(busy.id.clone()));
         }
         let before = self.options.guard.read(source, &one.recommendation.finding, now.unix_ms);
-        if let Err(error) = actuator.apply(&action.path, &action.to) {
-            let reason = error.to_string();
-            self.note(now, id, AuditEvent::ApplyRefused, by, Some(action), &reason);
-            return Err(ApplyError::Refused(error));
-        }
+        let applied = self
+            .guarded("apply", id, || actuator.apply(&action.path, &action.to))
+            .and_then(|it| it);
+        let receipt = match applied {
+            Ok(receipt) => receipt,
+            Err(error) => {
+                let reason = error.to_string();
+                self.note(now, id, AuditEvent::ApplyRefused, by, Some(action), &reason);
+                return Err(ApplyError::Refused(error));
+            }
+        };
         let one = self.tracked.get_mut(id).expect("found above");
         one.applied = now.monotonic;
+        (one.receipt, one.refused) = (Some(receipt), String::new());
         one.recommendation.state =
             State::Applied { at_ms: now.unix_ms, by: by.to_owned(), before, undo_refused: None };
         self.note(now, id, AuditEvent::Applied, by, Some(action), "");
@@ -374,7 +415,8 @@ impl Advisor {
     ///
     /// # Errors
     ///
-    /// If it is not applied, verified or without effect, or the change is refused. Then nothing has changed.
+    /// If it is not applied, verified or without effect, or the change is refused; then nothing has changed. A
+    /// change that is no longer in force lapses, and [`ApplyError::Lapsed`] says why.
     pub fn undo(
         &mut self,
         id: &str,
@@ -388,16 +430,24 @@ impl Advisor {
             _ => return Err(one.state_error("applied, verified or no_effect")),
         }
         let inverse = one.recommendation.inverse.clone().ok_or(ApplyError::NoAction)?;
-        if let Err(error) = actuator.apply(&inverse.path, &inverse.to) {
-            let reason = error.to_string();
-            self.note(now, id, AuditEvent::UndoRefused, by, Some(inverse), &reason);
-            return Err(ApplyError::Refused(error));
+        match self.take_back(id, actuator) {
+            Ok(()) => {
+                self.cool(id, now);
+                let reason = format!("undone by {by}");
+                self.end(id, State::RolledBack { at_ms: now.unix_ms, reason });
+                self.note(now, id, AuditEvent::Undone, by, Some(inverse), "");
+                Ok(())
+            }
+            Err(UndoError::Superseded(reason)) => {
+                self.lapse(id, now, &reason);
+                Err(ApplyError::Lapsed(reason))
+            }
+            Err(UndoError::Refused(error)) => {
+                let reason = error.to_string();
+                self.note(now, id, AuditEvent::UndoRefused, by, Some(inverse), &reason);
+                Err(ApplyError::Refused(error))
+            }
         }
-        self.cool(id, now);
-        let reason = format!("undone by {by}");
-        self.end(id, State::RolledBack { at_ms: now.unix_ms, reason });
-        self.note(now, id, AuditEvent::Undone, by, Some(inverse), "");
-        Ok(())
     }
 
     /// Puts a recommendation aside for a while, or for good.
@@ -435,14 +485,21 @@ impl Advisor {
             recommendations,
             audit: self.audit.iter().cloned().collect(),
             cooling: self.cooling.iter().map(|(id, until)| (id.clone(), until.unix_ms)).collect(),
+            receipts: self
+                .tracked
+                .iter()
+                .filter_map(|(id, one)| Some((id.clone(), one.receipt.clone()?)))
+                .filter(|(_, receipt)| receipt.persistent)
+                .collect(),
         }
     }
 
     /// Takes up what an earlier process left; what is here already stays as it is.
     ///
-    /// Probations begin anew, because the time in between was not watched. A state of another version is
-    /// passed over.
-    pub fn restore(&mut self, state: AdvisorState, now: Moment) {
+    /// A change that was on probation lapses, because it has ended with its process; one whose receipt is
+    /// [persistent](Receipt::persistent) begins its probation anew, because the time in between was not watched.
+    /// A state of another version is passed over.
+    pub fn restore(&mut self, mut state: AdvisorState, now: Moment) {
         if state.version != VERSION {
             return;
         }
@@ -460,21 +517,42 @@ impl Advisor {
             let until = Moment { monotonic: monotonic(unix_ms), unix_ms };
             self.cooling.entry(id).or_insert(until);
         }
+        let mut ended = Vec::new();
         for recommendation in state.recommendations {
             if self.tracked.len() >= self.options.recommendations_max {
                 break;
+            }
+            if self.tracked.contains_key(&recommendation.id) {
+                continue;
+            }
+            let id = recommendation.id.clone();
+            let receipt = state.receipts.remove(&id).filter(Receipt::is_persistent);
+            if receipt.is_none()
+                && let State::Applied { undo_refused, .. } = &recommendation.state
+            {
+                ended.push((id.clone(), undo_refused.is_some()));
             }
             let dismissed_until = match recommendation.state {
                 State::Dismissed { until_ms: Some(until), .. } => Some(monotonic(until)),
                 _ => None,
             };
-            self.tracked.entry(recommendation.id.clone()).or_insert(Tracked {
+            let tracked = Tracked {
                 recommendation,
                 found: 0,
                 missed: 0,
                 applied: now.monotonic,
+                receipt,
+                refused: String::new(),
                 dismissed_until,
-            });
+            };
+            self.tracked.insert(id, tracked);
+        }
+        for (id, was_worse) in ended {
+            if was_worse {
+                self.cool(&id, now);
+            }
+            self.end(&id, State::Lapsed { at_ms: now.unix_ms, reason: ENDED.to_owned() });
+            self.note(now, &id, AuditEvent::Lapsed, "", None, ENDED);
         }
     }
 
@@ -484,7 +562,67 @@ impl Advisor {
 
     fn end(&mut self, id: &str, state: State) {
         if let Some(one) = self.tracked.get_mut(id) {
+            // These can still be undone.
+            if !matches!(state, State::Verified { .. } | State::NoEffect { .. }) {
+                one.receipt = None;
+            }
             (one.recommendation.state, one.found, one.missed) = (state, 0, 0);
+        }
+    }
+
+    /// Ends the life of a change that somebody has undone or replaced; what they want is not advised against
+    /// by itself.
+    fn lapse(&mut self, id: &str, now: Moment, reason: &str) {
+        self.cool(id, now);
+        self.end(id, State::Lapsed { at_ms: now.unix_ms, reason: reason.to_owned() });
+        self.note(now, id, AuditEvent::Lapsed, "", None, reason);
+    }
+
+    /// Calls what a program has given us; a panic is counted and told, and is a refusal.
+    fn guarded<T>(
+        &mut self,
+        what: &str,
+        id: &str,
+        call: impl FnOnce() -> T,
+    ) -> Result<T, ActuatorError> {
+        catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
+            self.panics = self.panics.saturating_add(1);
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            let text = text.unwrap_or("a panic without a text");
+            tracing::error!(what, recommendation = id, panic = text, "advice met a panic");
+            ActuatorError(format!("it panicked: {text}"))
+        })
+    }
+
+    fn may_apply_itself(&mut self) -> bool {
+        let allowed = std::mem::replace(&mut self.auto_apply, Box::new(|| false));
+        let may = self.guarded("auto_apply", "", &allowed).unwrap_or(false);
+        self.auto_apply = allowed;
+        may
+    }
+
+    /// Undoes the change of a recommendation through the actuator.
+    fn take_back(&mut self, id: &str, actuator: &dyn Actuator) -> Result<(), UndoError> {
+        let receipt = self.tracked.get(id).and_then(|one| one.receipt.clone());
+        let receipt = receipt.ok_or_else(|| UndoError::Superseded(ENDED.to_owned()))?;
+        self.guarded("undo", id, || actuator.undo(&receipt))?
+    }
+
+    /// Ends the probations of changes that somebody has undone or replaced.
+    fn end_superseded(&mut self, now: Moment, actuator: &dyn Actuator, changes: &mut Vec<Change>) {
+        let all: Vec<(String, Receipt)> = self
+            .tracked
+            .iter()
+            .filter(|(_, one)| matches!(one.recommendation.state, State::Applied { .. }))
+            .filter_map(|(id, one)| Some((id.clone(), one.receipt.clone()?)))
+            .collect();
+        for (id, receipt) in all {
+            let asked = self.guarded("superseded", &id, || actuator.superseded(&receipt));
+            if let Ok(Some(reason)) = asked {
+                self.lapse(&id, now, &reason);
+                changes.push(Change { id, event: AuditEvent::Lapsed });
+            }
         }
     }
 
@@ -544,7 +682,7 @@ impl Advisor {
         id: &str,
         event: AuditEvent,
         by: &str,
-        change: Option<super::Action>,
+        change: Option<Action>,
         reason: &str,
     ) {
         while self.audit.len() >= self.options.audit_max.max(1) {
@@ -569,75 +707,94 @@ impl Advisor {
         changes: &mut Vec<Change>,
     ) {
         let window = self.options.guard.window;
-        let over: Vec<String> = self
-            .tracked
-            .iter()
-            .filter(|(_, one)| now.since(one.applied) >= window)
-            .filter(|(_, one)| matches!(one.recommendation.state, State::Applied { .. }))
-            .map(|(id, _)| id.clone())
-            .collect();
+        let is_over = |one: &Tracked| {
+            matches!(one.recommendation.state, State::Applied { .. })
+                && now.since(one.applied) >= window
+        };
+        if !self.tracked.values().any(is_over) {
+            return;
+        }
+        // What somebody else has changed is not the advice's doing.
+        self.end_superseded(now, actuator, changes);
+        let over = self.tracked.iter().filter(|(_, one)| is_over(one));
+        let over: Vec<String> = over.map(|(id, _)| id.clone()).collect();
         for id in over {
             let one = &self.tracked[&id];
             let State::Applied { before, undo_refused, .. } = &one.recommendation.state else {
                 continue;
             };
             let after = self.options.guard.read(source, &one.recommendation.finding, now.unix_ms);
+            // Once something was worse it is to be undone, whatever the readings are by now.
             let verdict = match undo_refused {
-                // Once something was worse it is to be undone, whatever the readings are by now.
-                Some(_) => Verdict::Worse(String::new()),
+                Some(reason) => Verdict::Worse(reason.clone()),
                 None => self.options.guard.judge(before, &after),
             };
             let at_ms = now.unix_ms;
-            let (state, event, change, reason) = match verdict {
+            let (state, event, reason) = match verdict {
                 Verdict::Better(reason) => (
                     State::Verified { at_ms, reason: reason.clone() },
                     AuditEvent::Verified,
-                    None,
                     reason,
                 ),
                 Verdict::Same(reason) => (
                     State::NoEffect { at_ms, reason: reason.clone() },
                     AuditEvent::NoEffect,
-                    None,
                     reason,
                 ),
                 Verdict::Worse(reason) => {
-                    let inverse = one.recommendation.inverse.clone();
-                    let undone = inverse
-                        .as_ref()
-                        .map_or(Ok(()), |inverse| actuator.apply(&inverse.path, &inverse.to));
-                    let before = undo_refused.clone().unwrap_or(reason);
-                    match undone {
-                        Ok(()) => (
-                            State::RolledBack { at_ms, reason: before.clone() },
-                            AuditEvent::RolledBack,
-                            inverse,
-                            before,
-                        ),
-                        Err(error) => {
-                            let refused = error.to_string();
-                            let one = self.tracked.get_mut(&id).expect("listed above");
-                            // Tried again after another window.
-                            one.applied = now.monotonic;
-                            if let State::Applied { undo_refused, .. } =
-                                &mut one.recommendation.state
-                            {
-                                undo_refused.get_or_insert(before);
-                            }
-                            self.note(now, &id, AuditEvent::UndoRefused, "", inverse, &refused);
-                            changes.push(Change { id, event: AuditEvent::UndoRefused });
-                            continue;
-                        }
+                    if let Some(change) = self.roll_back(&id, now, actuator, reason) {
+                        changes.push(change);
                     }
+                    continue;
                 }
             };
             self.end(&id, state);
             if event != AuditEvent::Verified {
                 self.cool(&id, now);
             }
-            self.note(now, &id, event, "", change, &reason);
+            self.note(now, &id, event, "", None, &reason);
             changes.push(Change { id, event });
         }
+    }
+
+    /// Undoes a change that made something worse; where that is refused, it is tried again after a window.
+    fn roll_back(
+        &mut self,
+        id: &str,
+        now: Moment,
+        actuator: &dyn Actuator,
+        reason: String,
+    ) -> Option<Change> {
+        let undone = self.take_back(id, actuator);
+        let one = self.tracked.get_mut(id)?;
+        let inverse = one.recommendation.inverse.clone();
+        let event = match undone {
+            Ok(()) => {
+                self.end(id, State::RolledBack { at_ms: now.unix_ms, reason: reason.clone() });
+                self.cool(id, now);
+                self.note(now, id, AuditEvent::RolledBack, "", inverse, &reason);
+                AuditEvent::RolledBack
+            }
+            Err(UndoError::Superseded(reason)) => {
+                self.lapse(id, now, &reason);
+                AuditEvent::Lapsed
+            }
+            Err(UndoError::Refused(error)) => {
+                one.applied = now.monotonic;
+                if let State::Applied { undo_refused, .. } = &mut one.recommendation.state {
+                    undo_refused.get_or_insert(reason);
+                }
+                let refused = error.to_string();
+                // Told once: what is refused for days would push everything else out of the audit list.
+                if refused == one.refused {
+                    return None;
+                }
+                one.refused.clone_from(&refused);
+                self.note(now, id, AuditEvent::UndoRefused, "", inverse, &refused);
+                AuditEvent::UndoRefused
+            }
+        };
+        Some(Change { id: id.to_owned(), event })
     }
 
     fn run_rules(&mut self, now: Moment, context: &AdviceContext<'_>, changes: &mut Vec<Change>) {
@@ -661,6 +818,8 @@ impl Advisor {
         }
         // What a rule that panicked would have found is not known: neither found nor missed.
         for rule in &silent {
+            self.panics = self.panics.saturating_add(1);
+            tracing::error!(rule = rule.as_str(), "an advice rule panicked");
             self.note(now, rule, AuditEvent::RulePanicked, "", None, "");
             changes.push(Change { id: rule.clone(), event: AuditEvent::RulePanicked });
         }
@@ -702,6 +861,8 @@ impl Advisor {
                 found: 1,
                 missed: 0,
                 applied: Duration::ZERO,
+                receipt: None,
+                refused: String::new(),
                 dismissed_until: None,
             };
             self.tracked.insert(id.to_owned(), tracked);
@@ -725,7 +886,7 @@ impl Advisor {
             }
             _ if one.found >= self.options.reopen_after => {
                 one.recommendation = recommend(id, rule, finding, now.unix_ms);
-                one.dismissed_until = None;
+                (one.dismissed_until, one.receipt) = (None, None);
                 Some(AuditEvent::Reopened)
             }
             _ => None,
@@ -766,7 +927,7 @@ fn recommend(id: &str, rule: String, mut finding: Finding, at_ms: i64) -> Recomm
     finding.confidence =
         if finding.confidence.is_nan() { 0.0 } else { finding.confidence.clamp(0.0, 1.0) };
     finding.expected.take_if(|expected| !(expected.from.is_finite() && expected.to.is_finite()));
-    let inverse = finding.action.as_ref().map(super::Action::inverse);
+    let inverse = finding.action.as_ref().map(Action::inverse);
     Recommendation {
         id: id.to_owned(),
         rule,

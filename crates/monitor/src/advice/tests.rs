@@ -20,26 +20,54 @@ fn at(seconds: u64) -> Moment {
     Moment { monotonic, unix_ms: 1_000 * seconds as i64 }
 }
 
-/// Keeps the settings that it is told, and refuses when told to.
+/// Keeps the settings that it is told, and refuses or panics when told to.
 #[derive(Default)]
 struct Settings {
     told: Mutex<Vec<(String, Value)>>,
     refuse: Mutex<bool>,
+    panic: Mutex<bool>,
+    /// Why no change is in force any more.
+    overtaken: Mutex<Option<&'static str>>,
+    lasting: bool,
 }
 
 impl Settings {
+    /// Of a program that writes down what it is told.
+    fn lasting() -> Self {
+        Self { lasting: true, ..Self::default() }
+    }
+
     fn last(&self) -> Option<Value> {
         self.told.lock().expect("not poisoned").last().map(|(_, value)| value.clone())
     }
-}
 
-impl Actuator for Settings {
-    fn apply(&self, path: &str, value: &Value) -> Result<(), ActuatorError> {
+    fn set(&self, path: &str, value: &Value) -> Result<(), ActuatorError> {
+        assert!(!*self.panic.lock().expect("not poisoned"), "a listener is out of order");
         if *self.refuse.lock().expect("not poisoned") {
             return Err(ActuatorError("read-only".to_owned()));
         }
         self.told.lock().expect("not poisoned").push((path.to_owned(), value.clone()));
         Ok(())
+    }
+}
+
+impl Actuator for Settings {
+    fn apply(&self, path: &str, value: &Value) -> Result<Receipt, ActuatorError> {
+        self.set(path, value)?;
+        let receipt = Receipt::new(path);
+        Ok(if self.lasting { receipt.persistent() } else { receipt })
+    }
+
+    fn undo(&self, receipt: &Receipt) -> Result<(), UndoError> {
+        if let Some(reason) = self.superseded(receipt) {
+            return Err(UndoError::Superseded(reason));
+        }
+        let path = receipt.change().as_str().expect("its own receipt");
+        Ok(self.set(path, &json!(64))?)
+    }
+
+    fn superseded(&self, _: &Receipt) -> Option<String> {
+        self.overtaken.lock().expect("not poisoned").map(str::to_owned)
     }
 }
 
@@ -143,7 +171,9 @@ fn an_undo_that_is_refused_is_tried_again() {
 fn one_change_of_a_subsystem_is_on_probation_at_a_time() {
     let (source, settings) = (Fake::default(), Settings::default());
     let mut advisor = advisor(found(&["users", "pages"]));
-    advisor.rule("sched.parallel", |_| vec![finding("")]);
+    advisor.rule("sched.parallel", |_| {
+        vec![Finding { action: Some(Action::set("sched.slots", 4, 5)), ..finding("") }]
+    });
     advisor.evaluate(at(0), &source, None, Some(&settings));
     let mut apply = |id: &str| advisor.apply(id, "ann", at(0), &source, &settings);
     assert_eq!(apply(ID), Ok(()));
@@ -264,8 +294,8 @@ fn lists_keep_their_bounds() {
 }
 
 #[test]
-fn the_state_survives_a_restart_and_a_probation_begins_anew() {
-    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+fn the_state_survives_a_restart_and_the_probation_of_a_lasting_change_begins_anew() {
+    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::lasting());
     let mut before = advisor(found(&["users", "pages"]));
     before.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
     before.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
@@ -295,7 +325,7 @@ fn the_state_survives_a_restart_and_a_probation_begins_anew() {
 
 #[test]
 fn the_metric_of_a_change_outlives_the_process_whether_or_not_its_rule_finds_it_again() {
-    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::lasting());
     let mut before = advisor(found(&["users"]));
     before.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
     before.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
@@ -324,19 +354,159 @@ const FORMER: &str = r#"{"version":1,"recommendations":[{"id":"cache.undersized:
     "event":"applied","by":"ann","change":null,"reason":""}]}"#;
 
 #[test]
-fn a_state_of_the_former_form_is_read_and_its_change_still_guarded() {
+fn a_state_of_the_former_form_is_read_and_its_change_has_ended() {
     let (source, settings) = (samples([0.7, 0.7], [0.1, 0.2]), Settings::default());
     let mut advisor = advisor(found(&[]));
     advisor.restore(serde_json::from_str(FORMER).expect("the former form"), at(20 * MINUTE));
     assert_eq!(advisor.get(ID).expect("there").finding.target_value, Some(0.8));
     advisor.evaluate(at(30 * MINUTE), &source, None, Some(&settings));
-    assert_eq!((state(&advisor, ID), settings.last()), ("rolled_back", Some(json!(64))));
+    assert_eq!((state(&advisor, ID), settings.last()), ("lapsed", None));
     let former: Value = serde_json::from_str(FORMER).expect("JSON");
     let now = serde_json::to_value(advisor.snapshot()).expect("plain data");
     let (former, now) = (&former["recommendations"][0], &now["recommendations"][0]);
     for field in ["id", "subject", "category", "evidence", "action", "inverse", "confidence"] {
         assert_eq!(former[field], now[field], "{field}");
     }
+}
+
+#[test]
+fn a_change_that_ended_with_its_process_is_not_undone_in_the_next_one() {
+    for applied_minutes in [20, 30] {
+        let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+        let mut before = advisor(found(&["users"]));
+        before.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+        before.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+        // In the second case it was to be undone, which was refused.
+        *settings.refuse.lock().expect("not poisoned") = true;
+        before.evaluate(at(applied_minutes * MINUTE), &source, None, Some(&settings));
+        assert_eq!(state(&before, ID), "applied");
+        let text = serde_json::to_string(&before.snapshot()).expect("plain data");
+
+        let settings = Settings::default();
+        let mut after = advisor(found(&["users"]));
+        after.auto_apply(|| true);
+        after.restore(serde_json::from_str(&text).expect("its own text"), at(40 * MINUTE));
+        assert_eq!(state(&after, ID), "lapsed");
+        let last = after.audit().next_back().expect("an entry");
+        assert_eq!((last.event, last.reason.contains("has ended")), (AuditEvent::Lapsed, true));
+        let refused = after.undo(ID, "ann", at(41 * MINUTE), &settings);
+        assert!(matches!(refused, Err(ApplyError::State { state: "lapsed", .. })), "{refused:?}");
+        after.evaluate(at(50 * MINUTE), &source, None, Some(&settings));
+        assert_eq!(settings.last(), None, "nothing was undone");
+        // Found again it applies itself again, unless it had made something worse.
+        let events = moves(&mut after, 55..=65, &source, &settings);
+        let again = events.iter().any(|(_, _, event)| *event == AuditEvent::Applied);
+        assert_eq!(again, applied_minutes == 20, "{events:?}");
+    }
+}
+
+#[test]
+fn what_is_verified_cannot_be_undone_by_the_next_process() {
+    let (source, settings) = (samples([0.7, 0.8], [0.1, 0.1]), Settings::default());
+    let mut before = advisor(found(&["users"]));
+    before.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+    before.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+    before.evaluate(at(30 * MINUTE), &source, None, Some(&settings));
+    let mut after = advisor(found(&[]));
+    after.restore(before.snapshot(), at(31 * MINUTE));
+    assert_eq!(state(&after, ID), "verified");
+    let refused = after.undo(ID, "ann", at(32 * MINUTE), &settings).expect_err("it has ended");
+    assert!(refused.to_string().contains("the process that made the change has ended"));
+    assert_eq!((state(&after, ID), settings.last()), ("lapsed", Some(json!(96))));
+}
+
+#[test]
+fn a_change_that_somebody_else_replaced_is_neither_judged_nor_undone() {
+    // It would be undone, verified, and without effect.
+    for hit_ratio in [[0.7, 0.5], [0.7, 0.8], [0.7, 0.7]] {
+        let (source, settings) = (samples(hit_ratio, [0.1, 0.1]), Settings::default());
+        let mut advisor = advisor(found(&["users"]));
+        advisor.auto_apply(|| true);
+        advisor.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+        advisor.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+        *settings.overtaken.lock().expect("not poisoned") = Some("bob has set it to 128");
+        let changes = advisor.evaluate(at(25 * MINUTE), &source, None, Some(&settings));
+        assert_eq!(changes, [Change { id: ID.to_owned(), event: AuditEvent::Lapsed }]);
+        let last = advisor.audit().next_back().expect("an entry");
+        assert_eq!((last.event, &*last.reason), (AuditEvent::Lapsed, "bob has set it to 128"));
+        // What bob wants is not changed by itself the same day.
+        let later = moves(&mut advisor, 30..=600, &source, &settings);
+        assert_eq!(later, [(35, ID.to_owned(), AuditEvent::Reopened)]);
+        assert_eq!(settings.last(), Some(json!(96)), "nothing was set since");
+    }
+}
+
+#[test]
+fn an_undo_by_people_of_what_somebody_else_replaced_says_so() {
+    let (source, settings) = (Fake::default(), Settings::default());
+    let mut advisor = advisor(found(&["users", "pages"]));
+    advisor.evaluate(at(0), &source, None, Some(&settings));
+    advisor.apply(ID, "ann", at(0), &source, &settings).expect("open");
+    *settings.overtaken.lock().expect("not poisoned") = Some("bob has set it");
+    let undone = advisor.undo(ID, "ann", at(60), &settings);
+    assert_eq!(undone, Err(ApplyError::Lapsed("bob has set it".to_owned())));
+    assert_eq!(state(&advisor, ID), "lapsed");
+    // And what it kept others from is free at once.
+    *settings.overtaken.lock().expect("not poisoned") = None;
+    let pages = "cache.undersized:pages";
+    advisor.apply(pages, "ann", at(60), &source, &settings).expect("nothing else is watched");
+    *settings.overtaken.lock().expect("not poisoned") = Some("bob has set it");
+    advisor.rule("cache.other", |_| vec![finding("")]);
+    advisor.evaluate(at(5 * MINUTE), &source, None, None);
+    assert_eq!(advisor.apply("cache.other", "ann", at(5 * MINUTE), &source, &settings), Ok(()));
+    assert_eq!(state(&advisor, pages), "lapsed");
+}
+
+#[test]
+fn a_setting_that_is_on_probation_is_not_changed_for_another_subsystem() {
+    let (source, settings) = (Fake::default(), Settings::default());
+    let mut advisor = advisor(found(&["users"]));
+    advisor.rule("memory.over_target", |_| vec![finding("")]);
+    advisor.rule("memory.other", |_| {
+        vec![Finding { action: Some(Action::set("memory.other", 1, 2)), ..finding("") }]
+    });
+    advisor.evaluate(at(0), &source, None, Some(&settings));
+    let mut apply = |id: &str| advisor.apply(id, "ann", at(0), &source, &settings);
+    assert_eq!(apply(ID), Ok(()));
+    assert_eq!(apply("memory.over_target"), Err(ApplyError::Busy(ID.to_owned())));
+    assert_eq!(apply("memory.other"), Ok(()));
+}
+
+#[test]
+fn an_actuator_that_panics_refuses() {
+    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+    let mut advisor = advisor(found(&["users"]));
+    advisor.auto_apply(|| true);
+    let panics = |now: bool| *settings.panic.lock().expect("not poisoned") = now;
+    panics(true);
+    assert_eq!(
+        moves(&mut advisor, 0..=15, &source, &settings),
+        [(10, ID.to_owned(), AuditEvent::ApplyRefused)]
+    );
+    let entry = advisor.audit().next_back().expect("an entry");
+    assert_eq!(entry.reason, "it panicked: a listener is out of order");
+    assert_eq!((state(&advisor, ID), advisor.panics()), ("open", 1));
+    panics(false);
+    advisor.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+    panics(true);
+    let refused = moves(&mut advisor, 30..=30, &source, &settings);
+    assert_eq!(refused, [(30, ID.to_owned(), AuditEvent::UndoRefused)]);
+    assert_eq!(advisor.panics(), 2);
+    panics(false);
+    let undone = moves(&mut advisor, 40..=40, &source, &settings);
+    assert_eq!(undone, [(40, ID.to_owned(), AuditEvent::RolledBack)]);
+}
+
+#[test]
+fn an_undo_that_is_refused_for_days_is_told_once() {
+    let (source, settings) = (samples([0.7, 0.5], [0.1, 0.1]), Settings::default());
+    let mut advisor = advisor(found(&["users"]));
+    advisor.evaluate(at(20 * MINUTE), &source, None, Some(&settings));
+    advisor.apply(ID, "ann", at(20 * MINUTE), &source, &settings).expect("open");
+    *settings.refuse.lock().expect("not poisoned") = true;
+    let refused = moves(&mut advisor, 30..=24 * 60, &source, &settings);
+    assert_eq!(refused, [(30, ID.to_owned(), AuditEvent::UndoRefused)]);
+    assert_eq!(state(&advisor, ID), "applied");
 }
 
 #[test]
@@ -347,7 +517,7 @@ fn a_metric_that_cannot_be_read_is_none_and_the_rest_of_the_state_is_there() {
     advisor.restore(serde_json::from_str(&text).expect("the rest"), at(0));
     assert_eq!(
         (state(&advisor, ID), &advisor.get(ID).expect("there").finding.target),
-        ("applied", &None)
+        ("lapsed", &None)
     );
 }
 
@@ -783,9 +953,12 @@ proptest! {
                         (Step::Evaluate, "none", "open")
                             | (Step::Evaluate, "open", "none")
                             | (Step::Evaluate, "applied", "no_effect" | "verified" | "rolled_back")
-                            | (Step::Evaluate, "no_effect" | "rolled_back" | "verified" | "dismissed", "open")
+                            | (Step::Evaluate, "no_effect" | "rolled_back" | "verified" | "dismissed" | "lapsed", "open")
                             | (Step::Apply(_), "open", "applied")
                             | (Step::Undo(_), "applied" | "no_effect" | "verified", "rolled_back")
+                            // Its change is that of another process.
+                            | (Step::Undo(_), "no_effect" | "verified", "lapsed")
+                            | (Step::Restart, "applied", "lapsed")
                             | (Step::Dismiss(..), _, "dismissed")
                     );
                 prop_assert!(allowed, "{:?}: {} became {}", step, was, is);
