@@ -13,7 +13,7 @@
 use std::error::Error;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -365,6 +365,8 @@ pub(crate) struct Counters {
     pub(crate) refreshes: Counter,
     pub(crate) stale_hits: Counter,
     pub(crate) stale_on_error: Counter,
+    /// Whether the cache was given a loader.
+    pub(crate) has_loader: AtomicBool,
     /// What a load takes of late, in milliseconds, as the bits of an `f64`.
     load_millis: AtomicU64,
 }

@@ -10,6 +10,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::cache::{Cache, Loaded};
 use crate::error::LoadError;
@@ -85,6 +86,8 @@ where
             let load = loader(key);
             Box::pin(async move { load.await.map(Into::into).map_err(Into::into) })
         };
+        // Relaxed: it is only told.
+        self.inner().counters.has_loader.store(true, Ordering::Relaxed);
         LoadingCache { cache: self.clone(), loader: Arc::new(loader) }
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -78,6 +79,10 @@ pub trait ManagedCache: sealed::Sealed + fmt::Debug + Send + Sync + 'static {
     /// Returns what was set after [`CacheBuilder::described`](crate::CacheBuilder::described), or at all
     /// where nobody called that.
     fn chosen(&self) -> Chosen;
+
+    /// Tells whether the cache was given a loader by [`Cache::loading`], without which nothing is loaded
+    /// before it is asked for.
+    fn has_loader(&self) -> bool;
 
     /// As [`Cache::reclaimable_bytes`].
     fn reclaimable_bytes(&self) -> u64;
@@ -441,6 +446,10 @@ where
 
     fn chosen(&self) -> Chosen {
         self.chosen
+    }
+
+    fn has_loader(&self) -> bool {
+        self.counters.has_loader.load(Ordering::Relaxed)
     }
 
     fn reclaimable_bytes(&self) -> u64 {
