@@ -4,13 +4,16 @@
 //! the last minutes. So that it can be tested as a table, it sees neither the handle nor the history; what
 //! it says comes with the metrics that it rests on, and those are read as its evidence. An action names a
 //! key of the configuration that takes effect at once; where a build or a key does not allow that, the
-//! finding is advice for people. Actions go the way of every change: [`UltraPerf::apply`], by `advice`.
+//! finding is advice for people. Actions go the way of every change, [`UltraPerf::apply`] and
+//! [`UltraPerf::undo`], by `advice`; they last until the process ends.
 
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use monitor::advice::{
     Action, Actuator, ActuatorError, AdviceContext, AdviceRule, AdvisorOptions, Expected, Finding,
-    GuardOptions,
+    GuardOptions, Receipt, UndoError,
 };
 use monitor::insight::{Evidence, MetricSpec};
 use monitor::score::{Score, ScoreMetric};
@@ -19,7 +22,7 @@ use serde_json::Value;
 
 use crate::config::{Config, Effect, Setting};
 use crate::watch::Itself;
-use crate::{UltraPerf, WeakUltraPerf};
+use crate::{Applied, ApplyError, UltraPerf, WeakUltraPerf};
 
 #[cfg(feature = "loadbalancer")]
 mod balancers;
@@ -247,22 +250,98 @@ fn labelled(name: &str, labels: &[(&str, &str)]) -> Selector {
 }
 
 /// Changes settings through the handle, as long as there is one.
+///
+/// A change is named by its version, and is undone as that: what others have set since stays, and a key that
+/// nobody had changed follows the level and the keys for all again.
 impl Actuator for WeakUltraPerf {
-    fn apply(&self, path: &str, value: &Value) -> Result<(), ActuatorError> {
-        set(self.upgrade(), path, value)
+    fn apply(&self, path: &str, value: &Value) -> Result<Receipt, ActuatorError> {
+        set(&handle(self.upgrade())?, path, value)
+    }
+
+    fn undo(&self, receipt: &Receipt) -> Result<(), UndoError> {
+        put_back(&handle(self.upgrade())?, receipt)
+    }
+
+    fn superseded(&self, receipt: &Receipt) -> Option<String> {
+        overtaken(&self.upgrade()?, receipt)
     }
 }
 
 impl Actuator for Itself {
-    fn apply(&self, path: &str, value: &Value) -> Result<(), ActuatorError> {
-        set(self.get(), path, value)
+    fn apply(&self, path: &str, value: &Value) -> Result<Receipt, ActuatorError> {
+        set(&handle(self.get())?, path, value)
+    }
+
+    fn undo(&self, receipt: &Receipt) -> Result<(), UndoError> {
+        put_back(&handle(self.get())?, receipt)
+    }
+
+    fn superseded(&self, receipt: &Receipt) -> Option<String> {
+        overtaken(&self.get()?, receipt)
     }
 }
 
-fn set(perf: Option<UltraPerf>, path: &str, value: &Value) -> Result<(), ActuatorError> {
-    let perf = perf.ok_or_else(|| ActuatorError("the handle is gone".to_owned()))?;
-    let applied = perf.apply([(path, value.clone())], BY);
-    applied.map(drop).map_err(|error| ActuatorError(error.to_string()))
+fn handle(perf: Option<UltraPerf>) -> Result<UltraPerf, ActuatorError> {
+    perf.ok_or_else(|| ActuatorError("the handle is gone".to_owned()))
+}
+
+fn set(perf: &UltraPerf, path: &str, value: &Value) -> Result<Receipt, ActuatorError> {
+    let setting = Setting::from((path, value.clone()));
+    let (key, before) = (setting.key().to_owned(), perf.version());
+    match catch_unwind(AssertUnwindSafe(|| perf.apply([setting], BY))) {
+        Ok(Ok(applied)) => Ok(Receipt::new(applied.version)),
+        Ok(Err(error)) => Err(ActuatorError(error.to_string())),
+        Err(panic) => {
+            // A listener's: the settings are changed before anybody is told, and nobody would watch this one.
+            let is_made =
+                |it: &Applied| it.version > before && it.by == BY && it.settings.contains_key(&key);
+            if let Some(made) = perf.changes().into_iter().rev().find(is_made) {
+                // The same listener may panic again, which says nothing new.
+                let _ = catch_unwind(AssertUnwindSafe(|| perf.undo(made.version, BY).map(drop)));
+            }
+            resume_unwind(panic)
+        }
+    }
+}
+
+fn put_back(perf: &UltraPerf, receipt: &Receipt) -> Result<(), UndoError> {
+    if let Some(reason) = overtaken(perf, receipt) {
+        return Err(UndoError::Superseded(reason));
+    }
+    let version = receipt.change().as_u64().unwrap_or_default();
+    match perf.undo(version, BY) {
+        Ok(_) => Ok(()),
+        Err(error @ (ApplyError::ChangedSince { .. } | ApplyError::UnknownVersion(_))) => {
+            Err(UndoError::Superseded(error.to_string()))
+        }
+        Err(error) => Err(ActuatorError(error.to_string()).into()),
+    }
+}
+
+/// Says who has undone a change or set one of its keys since; nothing while it is in force as it was made.
+fn overtaken(perf: &UltraPerf, receipt: &Receipt) -> Option<String> {
+    let version = receipt.change().as_u64()?;
+    let changes = perf.changes();
+    let Some(ours) = changes.iter().find(|change| change.version == version) else {
+        return Some(format!("version {version} is no longer remembered"));
+    };
+    ours.settings.keys().find_map(|key| {
+        // Whose value the key has after each change, and whose it had before.
+        let (mut whose, mut before) = (None, BTreeMap::new());
+        let mut last = ours;
+        for change in changes.iter().filter(|change| change.settings.contains_key(key)) {
+            before.insert(change.version, whose);
+            whose = match change.undoes {
+                Some(undone) => before.get(&undone).copied().flatten(),
+                None => Some(change.version),
+            };
+            last = change;
+        }
+        (whose != Some(version)).then(|| match last.undoes == Some(version) {
+            true => format!("{} has undone it by version {}", last.by, last.version),
+            false => format!("{} has set {key} since, by version {}", last.by, last.version),
+        })
+    })
 }
 
 #[cfg(test)]

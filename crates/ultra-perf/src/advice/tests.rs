@@ -11,6 +11,9 @@ use serde_json::json;
 
 use super::*;
 
+#[cfg(feature = "cache")]
+mod guard;
+
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/advice.md");
 
 fn every() -> impl Iterator<Item = &'static Rule> {
@@ -93,7 +96,12 @@ cache.undersized:users   medium   risk 1   confidence 0.9
 Applied, a change is on probation for another window. If what it is for became better, it is *verified*. If
 that, the 95th percentile, the errors or the memory became worse by more than a tenth, it is undone; memory
 that the change was known to take does not count. Of one part (what stands before the point of a rule's
-name) one change is on probation at a time, so an effect has one cause.
+name) and of one key one change is on probation at a time, so an effect has one cause.
+
+Undone is the change itself, as by `undo` with its version: a key that nobody had changed before follows the
+level and the keys for all caches again. A change that somebody else has undone, or whose key somebody has
+changed since, is *lapsed*: it is neither judged nor undone, and does not apply itself again for a day. So is one
+that was on probation when the process ended, for changes last until then; it opens again when it is found.
 
 With `advice.auto_apply`, the default of the level `extreme`, a recommendation applies itself if it was found
 three times in a row, its risk is 2 or less and its confidence 0.7 or more. What was undone, did nothing or
