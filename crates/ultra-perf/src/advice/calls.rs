@@ -49,7 +49,7 @@ pub(super) const RULES: &[Rule] = &[
 ];
 
 const OPENED: &str = "circuit_breaker_opened_total";
-const GIVEN: &str = "retry_budget_spent_total";
+const GIVEN: &str = "retry_budget_given_total";
 const REFUSED: &str = "retry_budget_refused_total";
 const HEDGED: &str = "balancer_hedges_total";
 const WON: &str = "balancer_hedges_won_total";

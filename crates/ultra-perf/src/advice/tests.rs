@@ -13,6 +13,7 @@ use super::*;
 
 #[cfg(feature = "cache")]
 mod guard;
+mod names;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/src/advice.md");
 
