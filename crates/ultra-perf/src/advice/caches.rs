@@ -22,6 +22,8 @@ const EVENTS_MIN: f64 = 100.0;
 const WATCHED_MIN: f64 = 30.0;
 /// A cache that holds this part of its capacity is full.
 const FULL: f64 = 0.9;
+/// The longest time to live that is advised.
+const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 
 pub(super) const RULES: &[Rule] = &[
     Rule {
@@ -52,7 +54,7 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         id: "cache.stampede",
         sees: "over 5 % of those who miss wait for somebody else's load of the same key",
-        does: "sets `caches.NAME.early_refresh` to 1",
+        does: "sets `caches.NAME.early_refresh` to 1 where the cache has a loader; else advice: give it one",
         risk: 1,
         check: |look| each(look, stampede, |name| vec![waiting(name)]),
     },
@@ -163,6 +165,8 @@ pub(super) struct CacheReading {
     pub(super) policy: Option<&'static str>,
     pub(super) ttl: Option<Duration>,
     pub(super) early_refresh: f64,
+    /// Whether it loads by itself, without which nothing is refreshed early.
+    pub(super) has_loader: bool,
     pub(super) negative_ttl: Option<Duration>,
     pub(super) prefetch: bool,
     /// Memory that is left below the threshold, where that is known.
@@ -372,6 +376,7 @@ fn read(look: &Look<'_>, cache: &dyn ManagedCache) -> Option<CacheReading> {
         policy: cache.policy().map(Policy::as_str),
         ttl: tuning.ttl,
         early_refresh: tuning.early_refresh,
+        has_loader: cache.has_loader(),
         negative_ttl: tuning.negative_ttl,
         prefetch: tuning.prefetch.is_some(),
         room_bytes: room(look),
@@ -544,7 +549,6 @@ fn ttl_too_short(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
     const EXPIRED: f64 = 0.2;
     /// Part of the loads that must have brought what was there.
     const UNCHANGED: f64 = 0.9;
-    const LONGEST: Duration = Duration::from_secs(7 * 86_400);
     let expired = of.expired?;
     let ttl = of.ttl?;
     let unchanged = of.unchanged.unwrap_or(0.0);
@@ -552,7 +556,7 @@ fn ttl_too_short(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
     if !enough || expired <= EXPIRED || of.unchanged.is_some_and(|part| part < UNCHANGED) {
         return None;
     }
-    let to = (ttl * 2).min(LONGEST);
+    let to = ttl.saturating_mul(2).min(LONGEST);
     if to <= ttl {
         return None;
     }
@@ -610,31 +614,43 @@ fn stampede(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
     const WAITING: f64 = 0.05;
     let all = of.loads + of.coalesced;
     let part = of.coalesced / all.max(1.0);
-    if of.loads < EVENTS_MIN || part <= WAITING || of.early_refresh > 0.0 {
+    let is_early = of.has_loader && of.early_refresh > 0.0;
+    if of.loads < EVENTS_MIN || part <= WAITING || is_early {
         return None;
     }
     let load =
         of.load_seconds.map_or_else(String::new, |it| format!(", each for up to {}", seconds(it)));
-    Some(Finding {
-        why: "A value that is asked for often is loaded anew by one caller shortly before it expires, and \
-            nobody waits."
+    let title = format!(
+        "Cache `{}`: {} of callers who miss wait for somebody else's load{load}",
+        of.name,
+        percent(part)
+    );
+    let found = |recommendation| Finding {
+        why: "A value that is asked for often is loaded anew by one caller shortly before it \
+            expires, and nobody waits."
             .to_owned(),
         current_value: Some(part),
         target_value: Some(0.01),
+        ..of.finding(Priority::Medium, title, recommendation)
+    };
+    if !of.has_loader {
+        let early = match of.early_refresh > 0.0 {
+            true => String::new(),
+            false => format!(", and set `caches.{}.early_refresh` to 1", of.name),
+        };
+        let text = format!(
+            "Give the cache a loader, `cache.loading(..)`, and ask through it{early}: without one nothing \
+                can be loaded before somebody waits for it"
+        );
+        return Some(Finding { effort: Effort::High, ..found(text) });
+    }
+    Some(Finding {
         action: Some(of.set("early_refresh", 0.0, 1.0)),
         expected: Some(aims.expected(&waiting(&of.name), part, 0.01, None)),
         target: Some(waiting(&of.name)),
         risk: 1,
         confidence: 0.7,
-        ..of.finding(
-            Priority::Medium,
-            format!(
-                "Cache `{}`: {} of callers who miss wait for somebody else's load{load}",
-                of.name,
-                percent(part)
-            ),
-            format!("Set `caches.{}.early_refresh` from 0 to 1", of.name),
-        )
+        ..found(format!("Set `caches.{}.early_refresh` from 0 to 1", of.name))
     })
 }
 
@@ -787,7 +803,10 @@ fn negative(of: &CacheReading, aims: &Aims<'_>) -> Option<Finding> {
             ..finding
         });
     };
-    let to = (ttl * 4).max(Duration::from_secs(10));
+    let to = ttl.saturating_mul(4).clamp(Duration::from_secs(10), LONGEST);
+    if to <= ttl {
+        return None;
+    }
     let recommendation = format!(
         "Raise `caches.{}.negative_ttl` from {} to {}",
         of.name,

@@ -213,6 +213,7 @@ fn a_time_to_live_is_doubled_if_what_is_loaded_again_is_the_same() {
         them unchanged";
     sets(ttl_too_short, &of(0.25, Some(0.95)), title, "caches.users.ttl", "60s", "120s");
     silent(ttl_too_short, &of(0.2, Some(0.95)));
+    silent(ttl_too_short, &CacheReading { ttl: Some(Duration::MAX), ..of(0.25, Some(0.95)) });
     silent(ttl_too_short, &of(0.25, Some(0.89)));
     let title = "Cache `users`: 25 % of misses are for keys that expired within the last 60 s";
     advises(ttl_too_short, &of(0.25, None), title);
@@ -224,13 +225,26 @@ fn a_time_to_live_is_doubled_if_what_is_loaded_again_is_the_same() {
 
 #[test]
 fn those_who_wait_for_a_load_ask_for_an_early_one() {
-    let of = |coalesced| CacheReading { coalesced, load_seconds: Some(0.03), ..users() };
+    let of = |coalesced| CacheReading {
+        coalesced,
+        load_seconds: Some(0.03),
+        has_loader: true,
+        ..users()
+    };
     let title = "Cache `users`: 9.1 % of callers who miss wait for somebody else's load, each for up to \
         30 ms";
     sets(stampede, &of(300.0), title, "caches.users.early_refresh", 0.0, 1.0);
     silent(stampede, &of(157.0));
     silent(stampede, &CacheReading { early_refresh: 1.0, ..of(300.0) });
     silent(stampede, &CacheReading { loads: 99.0, ..of(300.0) });
+    // Without a loader nothing is refreshed early, whatever the setting is.
+    for (early_refresh, is_named) in [(0.0, true), (1.0, false)] {
+        let asked = CacheReading { has_loader: false, early_refresh, ..of(300.0) };
+        advises(stampede, &asked, title);
+        let text = stampede(&asked, &aims()).expect("as above").recommendation;
+        assert!(text.starts_with("Give the cache a loader, `cache.loading(..)`"), "{text}");
+        assert_eq!(text.contains("`caches.users.early_refresh` to 1"), is_named, "{text}");
+    }
 }
 
 #[test]
@@ -296,6 +310,12 @@ fn what_is_not_found_again_and_again_is_remembered() {
     sets(negative, &short, title, "caches.users.negative_ttl", "2s", "10s");
     let long = CacheReading { negative_ttl: Some(Duration::from_secs(30)), ..of(0.2) };
     sets(negative, &long, title, "caches.users.negative_ttl", "30s", "120s");
+    let longest = Duration::from_secs(7 * 86_400);
+    let longer = CacheReading { negative_ttl: Some(longest / 2), ..of(0.2) };
+    sets(negative, &longer, title, "caches.users.negative_ttl", "302400s", "604800s");
+    for ttl in [longest, Duration::MAX] {
+        silent(negative, &CacheReading { negative_ttl: Some(ttl), ..of(0.2) });
+    }
     silent(negative, &of(0.1));
     silent(negative, &users());
 }
