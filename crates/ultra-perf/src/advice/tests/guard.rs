@@ -118,6 +118,17 @@ async fn what_an_operator_set_meanwhile_is_not_undone() {
 }
 
 #[tokio::test]
+async fn what_somebody_set_and_took_back_again_does_not_count() {
+    let world = World::with(CAPACITY, json!("256MiB"), json!("384MiB")).await;
+    world.apply_what_is_bad();
+    let theirs = world.perf.apply([(CAPACITY, json!("1GiB"))], "bob").expect("a change");
+    world.perf.undo(theirs.version, "bob").expect("nothing has changed since");
+    assert_eq!(world.capacity(), Some(384 * MIB));
+    world.minutes(10);
+    assert_eq!((world.state().name(), world.capacity()), ("rolled_back", None));
+}
+
+#[tokio::test]
 async fn two_parts_do_not_change_the_same_key_at_a_time() {
     let world = World::with(CAPACITY, json!("256MiB"), json!("384MiB")).await;
     world.apply_what_is_bad();
