@@ -20,6 +20,7 @@ use support::origin::{Origin, Reply};
 use tower::ServiceExt as _;
 use ultra_perf::monitor::advice::{
     Action, Actuator, ActuatorError, AdviceContext, AdviceRule, Category, Finding, Priority,
+    Receipt, UndoError,
 };
 use ultra_perf::monitor::{MonitorBuilder, negotiate};
 use ultra_perf::{UltraPerf, config::ConfigLoader};
@@ -230,14 +231,28 @@ async fn a_dismissed_recommendation_tells_until_when_and_why() {
 /// Makes a change of its own before each that advice makes.
 struct Busy(UltraPerf);
 
+impl Busy {
+    fn change(&self, setting: (&str, Value), by: &str) -> Result<u64, ActuatorError> {
+        let applied = self.0.apply([setting], by);
+        applied.map(|it| it.version).map_err(|error| ActuatorError(error.to_string()))
+    }
+
+    fn own(&self) -> Result<u64, ActuatorError> {
+        self.change(("balancer.choices", json!(self.0.version() + 2)), "bob")
+    }
+}
+
 impl Actuator for Busy {
-    fn apply(&self, path: &str, value: &Value) -> Result<(), ActuatorError> {
-        let choices = self.0.version() + 2;
-        let apply = |setting: (&str, Value), by| {
-            self.0.apply([setting], by).map_err(|error| ActuatorError(error.to_string()))
-        };
-        apply(("balancer.choices", json!(choices)), "bob")?;
-        apply((path, value.clone()), "advice").map(drop)
+    fn apply(&self, path: &str, value: &Value) -> Result<Receipt, ActuatorError> {
+        self.own()?;
+        self.change((path, value.clone()), "advice").map(Receipt::new)
+    }
+
+    fn undo(&self, receipt: &Receipt) -> Result<(), UndoError> {
+        self.own()?;
+        let version = receipt.change().as_u64().expect("it is a version");
+        let undone = self.0.undo(version, "advice");
+        undone.map(drop).map_err(|error| ActuatorError(error.to_string()).into())
     }
 }
 

@@ -311,9 +311,11 @@ fn put_back(perf: &UltraPerf, receipt: &Receipt) -> Result<(), UndoError> {
     let version = receipt.change().as_u64().unwrap_or_default();
     match perf.undo(version, BY) {
         Ok(_) => Ok(()),
-        Err(error @ (ApplyError::ChangedSince { .. } | ApplyError::UnknownVersion(_))) => {
-            Err(UndoError::Superseded(error.to_string()))
-        }
+        Err(
+            error @ (ApplyError::ChangedSince { .. }
+            | ApplyError::UndoneAlready(_)
+            | ApplyError::UnknownVersion(_)),
+        ) => Err(UndoError::Superseded(error.to_string())),
         Err(error) => Err(ActuatorError(error.to_string()).into()),
     }
 }

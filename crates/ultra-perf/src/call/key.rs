@@ -749,7 +749,6 @@ mod tests {
     #[derive(Debug, Clone, Serialize)]
     enum Fruit {
         Apple,
-        Named(String),
         Cut { into: u8 },
     }
 
