@@ -156,12 +156,13 @@ impl UltraPerf {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let perf = ultra_perf::UltraPerf::builder().level(ultra_perf::OptimizationLevel::Basic)
     /// #     .set("monitor.history.enabled", "false").build().await?;
-    /// use ultra_perf::loadbalancer::Backend;
+    /// use ultra_perf::loadbalancer::{Backend, Outcome, Pick};
     ///
     /// let shards = ["db-1:5432", "db-2:5432"].map(Backend::new);
     /// let balancer = perf.balancer("shards").backends(shards).build()?;
-    /// let lease = balancer.pick()?;
-    /// println!("ask {}", lease.backend().id());
+    /// let lease = balancer.acquire(&Pick::new()).await?;
+    /// println!("ask {}", lease.backend());
+    /// lease.complete(Outcome::Success);
     /// # Ok(())
     /// # }
     /// ```
