@@ -125,7 +125,7 @@ impl fmt::Debug for Slots {
 
 impl UltraPerf {
     /// Returns what this handle keeps for a site, if it has been made; costs as [`slot`](Self::slot).
-    #[cfg(feature = "cache")]
+    #[cfg(all(feature = "cache", feature = "macros"))]
     #[inline]
     pub(crate) fn found_slot<T: Send + Sync + 'static>(&self, site: &Site) -> Option<&T> {
         self.0.slots.find(site.number())
